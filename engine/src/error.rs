@@ -1,0 +1,92 @@
+//! What can go wrong in an engine, said in one line each.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+/// Which of the two RocksDB instances of a store an error comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineName {
+    Kv,
+    Log,
+}
+
+impl fmt::Display for EngineName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            EngineName::Kv => "key-value engine",
+            EngineName::Log => "raft log",
+        })
+    }
+}
+
+/// `reason` is RocksDB's own message; for a failed checksum it names the file
+/// and the offset.
+#[derive(Debug, Error)]
+pub enum EngineError {
+    #[error("cannot open the {engine} in {}: {reason}", dir.display())]
+    Open { engine: EngineName, dir: PathBuf, reason: String },
+    /// Data on disk is not what was written. The store must stop: reading on
+    /// could return wrong data.
+    #[error(
+        "the {engine} in {} is damaged, found by {action}: {reason}; \
+         take this store out of the cluster and let its replicas be rebuilt",
+        dir.display()
+    )]
+    Corruption { engine: EngineName, dir: PathBuf, action: &'static str, reason: String },
+    /// The disk or RocksDB refused. After a failed write nothing of its batch
+    /// can be relied on.
+    #[error("{action} failed in the {engine} in {}: {reason}", dir.display())]
+    Storage { engine: EngineName, dir: PathBuf, action: &'static str, reason: String },
+    #[error("the raft log of group {group} has no entry {index}")]
+    Gap { group: u64, index: u64 },
+    #[error("cannot {action} the SST file {}: {reason}", path.display())]
+    Sst { action: &'static str, path: PathBuf, reason: String },
+}
+
+impl EngineError {
+    /// Whether the stored bytes themselves are wrong, so that the store must stop.
+    pub fn is_corruption(&self) -> bool {
+        matches!(self, EngineError::Corruption { .. })
+    }
+}
+
+/// Where an engine lives; turns RocksDB's errors into ours.
+pub(crate) struct Location {
+    pub engine: EngineName,
+    pub dir: PathBuf,
+}
+
+impl Location {
+    pub fn new(engine: EngineName, dir: &Path) -> Location {
+        Location { engine, dir: dir.to_path_buf() }
+    }
+
+    pub fn open_error(&self, error: rocksdb::Error) -> EngineError {
+        EngineError::Open {
+            engine: self.engine,
+            dir: self.dir.clone(),
+            reason: error.into_string(),
+        }
+    }
+
+    /// For `map_err`: `action` says what was being done, as a noun.
+    pub fn error(&self, action: &'static str) -> impl Fn(rocksdb::Error) -> EngineError + '_ {
+        move |error| {
+            if error.kind() == rocksdb::ErrorKind::Corruption {
+                self.corruption(action, error.into_string())
+            } else {
+                self.storage(action, error.into_string())
+            }
+        }
+    }
+
+    pub fn storage(&self, action: &'static str, reason: String) -> EngineError {
+        EngineError::Storage { engine: self.engine, dir: self.dir.clone(), action, reason }
+    }
+
+    pub fn corruption(&self, action: &'static str, reason: String) -> EngineError {
+        EngineError::Corruption { engine: self.engine, dir: self.dir.clone(), action, reason }
+    }
+}

@@ -1,0 +1,57 @@
+//! Storage of one Esker store on RocksDB.
+//!
+//! # What flows in and out
+//!
+//! In: batches of changes ([`KvBatch`], [`LogBatch`]) and SST files
+//! ([`SstBuilder`] to [`SstFile`]). Out: values, iterators over consistent
+//! snapshots ([`KvSnapshot`], [`KvIter`]), and what a restart finds. This crate
+//! knows column families and groups of numbered entries; it knows no region, no
+//! raft and no transaction. It has no threads of its own: every call works on the
+//! thread of its caller, and RocksDB flushes and compacts on its own.
+//!
+//! # What it promises
+//!
+//! A store has two engines, because they promise different things:
+//!
+//! | | [`LogEngine`] | [`KvEngine`] |
+//! |---|---|---|
+//! | holds | raft entries and raft state | what the entries were applied to |
+//! | a write returns when | it is synced to disk | it is visible |
+//! | after a crash | every returned write is there | a prefix of the writes is there |
+//!
+//! So the log is the truth, one fsync carries what all groups wait for, and the
+//! applied state costs no fsync at all: [`KvEngine::get_durable`] tells how much
+//! of it would survive, and entries stay in the log until what they wrote does.
+//!
+//! Both verify the checksum of every block that they read and answer
+//! [`EngineError::Corruption`], which names the file, rather than wrong data.
+//!
+//! [`DataDir`] is the folder on disk around them: locked by one process, and
+//! marked with the cluster and store that it belongs to. With
+//! [`Environment::Memory`] the same engines run without a disk, for simulations
+//! of whole clusters with crashes.
+
+mod directory;
+mod environment;
+mod error;
+mod family;
+mod kv;
+mod log;
+mod operations;
+mod options;
+mod ranges;
+mod snapshot;
+mod sst;
+mod statistics;
+
+pub use directory::{DataDir, DirError, Ident};
+pub use environment::{Environment, MemoryEnv};
+pub use error::{EngineError, EngineName};
+pub use family::Cf;
+pub use kv::{KvBatch, KvEngine};
+pub use log::{LogBatch, LogEngine};
+pub use operations::MAX_KEY_BYTES;
+pub use options::{BlockCache, CompactionDrop, EngineOptions};
+pub use snapshot::{KvIter, KvSnapshot};
+pub use sst::{SstBuilder, SstFile};
+pub use statistics::EngineStatistics;

@@ -1,0 +1,306 @@
+//! The raft log of all groups of a store, and their raft state.
+//!
+//! Unlike the key-value engine it **has a WAL**, and [`LogEngine::write`]
+//! returns only when the batch is synced: one fsync for everything that all
+//! groups of the store want to persist. A vote or an acknowledgement may leave
+//! the store after that and not before.
+//!
+//! # Layout
+//!
+//! Keys sort by kind, group and index; numbers are big-endian. The first byte is
+//! the kind together with the version of its format: another layout of a record
+//! takes another first byte.
+//!
+//! | key                          | value                                      |
+//! |------------------------------|--------------------------------------------|
+//! | `01`                         | the store's own record                     |
+//! | `02` group (8 bytes)         | the group's raft state                     |
+//! | `03` group, index (8 bytes)  | the entry                                  |
+//!
+//! Values are the caller's bytes. RocksDB's checksums guard them: of WAL records
+//! when the engine opens, of blocks whenever one is read.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use rocksdb::{ColumnFamily, ColumnFamilyDescriptor, DB, DBRawIterator, ReadOptions, WriteOptions};
+
+use crate::error::{EngineError, EngineName, Location};
+use crate::family::Cf;
+use crate::operations::Operations;
+use crate::options::EngineOptions;
+use crate::statistics::EngineStatistics;
+
+const IDENT: u8 = 0x01;
+const STATE: u8 = 0x02;
+const ENTRY: u8 = 0x03;
+
+const STATE_KEY_BYTES: usize = 1 + 8;
+const ENTRY_KEY_BYTES: usize = 1 + 8 + 8;
+
+/// Entries up to which a deletion names each one. A range deletion is one record
+/// however long the range, but slows down every later read of its memtable.
+const MAX_POINT_DELETES: u64 = 32;
+
+/// The only family of this instance.
+const FAMILY: Cf = Cf::Default;
+
+fn state_key(group: u64) -> [u8; STATE_KEY_BYTES] {
+    let mut key = [STATE; STATE_KEY_BYTES];
+    key[1..].copy_from_slice(&group.to_be_bytes());
+    key
+}
+
+fn entry_key(group: u64, index: u64) -> [u8; ENTRY_KEY_BYTES] {
+    let mut key = [ENTRY; ENTRY_KEY_BYTES];
+    key[1..9].copy_from_slice(&group.to_be_bytes());
+    key[9..].copy_from_slice(&index.to_be_bytes());
+    key
+}
+
+/// The first key behind all entries of a group.
+fn entries_end(group: u64) -> Vec<u8> {
+    match group.checked_add(1) {
+        Some(next) => entry_key(next, 0).to_vec(),
+        None => vec![ENTRY + 1],
+    }
+}
+
+/// The number in the last eight bytes of a key.
+fn last_number(key: &[u8]) -> Option<u64> {
+    key.last_chunk().map(|bytes| u64::from_be_bytes(*bytes))
+}
+
+/// A handle on the open log; clones are the same log.
+#[derive(Clone)]
+pub struct LogEngine {
+    shared: Arc<LogShared>,
+}
+
+struct LogShared {
+    db: DB,
+    at: Location,
+}
+
+impl LogShared {
+    fn family(&self) -> &ColumnFamily {
+        match self.db.cf_handle(FAMILY.name()) {
+            Some(handle) => handle,
+            None => unreachable!("the raft log opened without its column family"),
+        }
+    }
+
+    /// An iterator over `[low, high)`.
+    fn iter(&self, low: &[u8], high: &[u8]) -> DBRawIterator<'_> {
+        let mut options = ReadOptions::default();
+        options.set_iterate_lower_bound(low);
+        options.set_iterate_upper_bound(high);
+        options.set_total_order_seek(true);
+        self.db.raw_iterator_cf_opt(self.family(), options)
+    }
+
+    fn write(&self, operations: &Operations, sync: bool) -> Result<(), EngineError> {
+        let mut options = WriteOptions::default();
+        options.set_sync(sync);
+        self.db
+            .write_opt(operations.to_write_batch(|_| self.family()), &options)
+            .map_err(self.at.error("a write"))
+    }
+}
+
+impl LogEngine {
+    /// Opens the log in `dir`, or makes an empty one there.
+    pub fn open(dir: &Path, options: &EngineOptions) -> Result<LogEngine, EngineError> {
+        let at = Location::new(EngineName::Log, dir);
+        let family = ColumnFamilyDescriptor::new(FAMILY.name(), options.log_family());
+        let db = DB::open_cf_descriptors(
+            &options.log_database(),
+            options.environment.database_path(dir),
+            [family],
+        )
+        .map_err(|error| at.open_error(error))?;
+        Ok(LogEngine { shared: Arc::new(LogShared { db, at }) })
+    }
+
+    /// Makes the batch durable, all of it or nothing. After an error the store
+    /// has to stop: what is on disk is unknown.
+    pub fn write(&self, batch: &LogBatch) -> Result<(), EngineError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let started = Instant::now();
+        self.shared.write(&batch.0, true)?;
+        metrics::histogram!("esker_engine_log_write_seconds").record(started.elapsed());
+        metrics::counter!("esker_engine_log_write_bytes_total").increment(batch.bytes() as u64);
+        Ok(())
+    }
+
+    /// The entries `[low, high)` in order, as many as fit into `max_bytes` but at
+    /// least one. A missing entry is a [`Gap`](EngineError::Gap).
+    pub fn entries(
+        &self,
+        group: u64,
+        low: u64,
+        high: u64,
+        max_bytes: usize,
+    ) -> Result<Vec<(u64, Bytes)>, EngineError> {
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        let mut iter = self.shared.iter(&entry_key(group, low), &entry_key(group, high));
+        iter.seek_to_first();
+        for index in low..high {
+            let Some((key, value)) = iter.item() else {
+                self.check(&iter)?;
+                return Err(EngineError::Gap { group, index });
+            };
+            if key != entry_key(group, index) {
+                return Err(EngineError::Gap { group, index });
+            }
+            bytes += value.len();
+            if bytes > max_bytes && !entries.is_empty() {
+                break;
+            }
+            entries.push((index, Bytes::copy_from_slice(value)));
+            iter.next();
+        }
+        Ok(entries)
+    }
+
+    pub fn entry(&self, group: u64, index: u64) -> Result<Option<Bytes>, EngineError> {
+        self.get(&entry_key(group, index))
+    }
+
+    /// The first and last index that a group has, if it has any.
+    pub fn bounds(&self, group: u64) -> Result<Option<(u64, u64)>, EngineError> {
+        let mut iter = self.shared.iter(&entry_key(group, 0), &entries_end(group));
+        iter.seek_to_first();
+        let first = iter.key().and_then(last_number);
+        self.check(&iter)?;
+        iter.seek_to_last();
+        let last = iter.key().and_then(last_number);
+        self.check(&iter)?;
+        Ok(first.zip(last))
+    }
+
+    pub fn state(&self, group: u64) -> Result<Option<Bytes>, EngineError> {
+        self.get(&state_key(group))
+    }
+
+    /// Shows every group's state, by ascending group.
+    pub fn states(&self, mut visit: impl FnMut(u64, &[u8])) -> Result<(), EngineError> {
+        let mut iter = self.shared.iter(&[STATE], &[STATE + 1]);
+        iter.seek_to_first();
+        while let Some((key, value)) = iter.item() {
+            let Some(group) = last_number(key).filter(|_| key.len() == STATE_KEY_BYTES) else {
+                let reason = format!("{} is no key of a group's state", key.escape_ascii());
+                return Err(self.shared.at.corruption("the reading of states", reason));
+            };
+            visit(group, value);
+            iter.next();
+        }
+        self.check(&iter)
+    }
+
+    /// The record that the store keeps about itself.
+    pub fn ident(&self) -> Result<Option<Bytes>, EngineError> {
+        self.get(&[IDENT])
+    }
+
+    /// Drops the entries `[from, to)`. Not synced: after a crash they may be
+    /// back, which only costs their space.
+    pub fn compact(&self, group: u64, from: u64, to: u64) -> Result<(), EngineError> {
+        let mut batch = LogBatch::new();
+        batch.cut(group, from, to);
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.shared.write(&batch.0, false)
+    }
+
+    pub fn statistics(&self) -> Result<EngineStatistics, EngineError> {
+        let shared = &self.shared;
+        EngineStatistics::read(&shared.db, &shared.at, &[shared.family()])
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        let value = self
+            .shared
+            .db
+            .get_cf(self.shared.family(), key)
+            .map_err(self.shared.at.error("a read"))?;
+        Ok(value.map(Bytes::from))
+    }
+
+    /// Whether an iterator stands nowhere because of an error.
+    fn check(&self, iter: &DBRawIterator<'_>) -> Result<(), EngineError> {
+        iter.status().map_err(self.shared.at.error("a scan"))
+    }
+}
+
+/// Changes to the logs of any number of groups, durable together. Later ones
+/// win. Plain data: the caller bounds it by [`bytes`](Self::bytes).
+#[derive(Clone, Debug, Default)]
+pub struct LogBatch(Operations);
+
+impl LogBatch {
+    pub fn new() -> LogBatch {
+        LogBatch::default()
+    }
+
+    /// Writes an entry, over one that has the index.
+    pub fn append(&mut self, group: u64, index: u64, entry: &[u8]) {
+        self.0.put(FAMILY, &entry_key(group, index), entry);
+    }
+
+    /// Deletes the entries `[from, to)`: a stale tail, or what was applied long
+    /// ago.
+    pub fn cut(&mut self, group: u64, from: u64, to: u64) {
+        if to.saturating_sub(from) > MAX_POINT_DELETES {
+            self.0.delete_range(FAMILY, &entry_key(group, from), &entry_key(group, to));
+            return;
+        }
+        for index in from..to {
+            self.0.delete(FAMILY, &entry_key(group, index));
+        }
+    }
+
+    pub fn put_state(&mut self, group: u64, state: &[u8]) {
+        self.0.put(FAMILY, &state_key(group), state);
+    }
+
+    /// Deletes a group: its state and all its entries.
+    pub fn remove(&mut self, group: u64) {
+        self.0.delete(FAMILY, &state_key(group));
+        self.0.delete_range(FAMILY, &entry_key(group, 0), &entries_end(group));
+    }
+
+    pub fn put_ident(&mut self, ident: &[u8]) {
+        self.0.put(FAMILY, &[IDENT], ident);
+    }
+
+    /// Adds the other's changes after these.
+    pub fn merge(&mut self, other: &LogBatch) {
+        self.0.append(&other.0);
+    }
+
+    /// Changes in it; a deleted range is one.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// About what it weighs in the WAL.
+    pub fn bytes(&self) -> usize {
+        self.0.bytes()
+    }
+
+    /// Empties it and keeps its memory for the next.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+}

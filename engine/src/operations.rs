@@ -1,0 +1,116 @@
+//! The changes that a batch collects, before RocksDB sees them.
+//!
+//! RocksDB's own batch needs the open engine to name a column family; a batch
+//! of ours is plain data, so it can be built, merged and reused anywhere. The
+//! price is one more copy of the bytes, which the memtable insert dwarfs.
+
+use rocksdb::{ColumnFamily, WriteBatch};
+
+use crate::family::Cf;
+
+/// An upper bound for every key: what stands for "no end" where RocksDB wants
+/// an end. Longer than any key (see [`MAX_KEY_BYTES`]).
+pub(crate) static KEYS_END: [u8; MAX_KEY_BYTES + 1] = [0xff; MAX_KEY_BYTES + 1];
+
+/// The longest key that an engine stores. The limit for users is far below it.
+pub const MAX_KEY_BYTES: usize = 8 << 10;
+
+/// What RocksDB's batch adds to each operation at most: kind, family, lengths.
+const OVERHEAD_BYTES: usize = 16;
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Put,
+    Delete,
+    DeleteRange,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Operation {
+    kind: Kind,
+    cf: Cf,
+    /// Where the key starts in the arena; the value or range end follows it.
+    at: usize,
+    key_len: usize,
+    rest_len: usize,
+}
+
+/// An ordered list of changes; later ones win over earlier ones.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Operations {
+    arena: Vec<u8>,
+    list: Vec<Operation>,
+}
+
+impl Operations {
+    pub fn put(&mut self, cf: Cf, key: &[u8], value: &[u8]) {
+        self.push(Kind::Put, cf, key, value);
+    }
+
+    pub fn delete(&mut self, cf: Cf, key: &[u8]) {
+        self.push(Kind::Delete, cf, key, &[]);
+    }
+
+    /// `end` is exclusive. An empty range is no operation: RocksDB would refuse
+    /// the whole batch for a reversed one.
+    pub fn delete_range(&mut self, cf: Cf, start: &[u8], end: &[u8]) {
+        if start < end {
+            self.push(Kind::DeleteRange, cf, start, end);
+        }
+    }
+
+    fn push(&mut self, kind: Kind, cf: Cf, key: &[u8], rest: &[u8]) {
+        assert!(
+            key.len() <= MAX_KEY_BYTES,
+            "a key of {} bytes reached the engine, which stores at most {MAX_KEY_BYTES}",
+            key.len()
+        );
+        let at = self.arena.len();
+        self.arena.extend_from_slice(key);
+        self.arena.extend_from_slice(rest);
+        self.list.push(Operation { kind, cf, at, key_len: key.len(), rest_len: rest.len() });
+    }
+
+    /// Adds the other's operations after these.
+    pub fn append(&mut self, other: &Operations) {
+        let shift = self.arena.len();
+        self.arena.extend_from_slice(&other.arena);
+        self.list.extend(
+            other.list.iter().map(|operation| Operation { at: operation.at + shift, ..*operation }),
+        );
+    }
+
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// About what the batch will weigh in RocksDB.
+    pub fn bytes(&self) -> usize {
+        self.arena.len() + self.list.len() * OVERHEAD_BYTES
+    }
+
+    /// Keeps the memory for the next batch.
+    pub fn clear(&mut self) {
+        self.arena.clear();
+        self.list.clear();
+    }
+
+    pub fn to_write_batch<'db>(&self, handle: impl Fn(Cf) -> &'db ColumnFamily) -> WriteBatch {
+        let mut batch = WriteBatch::with_capacity_bytes(self.bytes());
+        for operation in &self.list {
+            let bytes = &self.arena[operation.at..][..operation.key_len + operation.rest_len];
+            let (key, rest) = bytes.split_at(operation.key_len);
+            let cf = handle(operation.cf);
+            match operation.kind {
+                Kind::Put => batch.put_cf(cf, key, rest),
+                Kind::Delete => batch.delete_cf(cf, key),
+                Kind::DeleteRange => batch.delete_range_cf(cf, key, rest),
+            }
+        }
+        batch
+    }
+}

@@ -1,0 +1,274 @@
+//! What the leader of the placement driver holds in memory of the cluster, and
+//! what it does with each heartbeat and each tick. No I/O and no clock: the time
+//! is given, and what regions should be told is the answer.
+
+use std::ops::Bound;
+
+use bytes::Bytes;
+use tracing::{debug, info};
+
+use crate::map::{KeyRange, RegionMap, StaleReport, StoreMap};
+use crate::operator::{Operator, OperatorLimits, OperatorSet, Order};
+use crate::schedule::leaders::ScatterError;
+use crate::schedule::{ScheduleConfig, View, leaders, replicas};
+use crate::types::{Moment, PeerId, Region, RegionId, RegionReport, Traffic};
+
+/// Regions that one tick looks over, so that a tick takes a bounded time.
+const PATROL_BATCH: usize = 512;
+
+/// Draws the id of a new replica, or nothing when none is at hand.
+pub type FreshPeer<'a> = &'a mut dyn FnMut() -> Option<PeerId>;
+
+/// The cluster map and the operators on it.
+pub struct Cluster {
+    pub stores: StoreMap,
+    pub regions: RegionMap,
+    pub operators: OperatorSet,
+    pub config: ScheduleConfig,
+    /// Where the patrol goes on.
+    patrol_from: Bytes,
+}
+
+impl Cluster {
+    /// No regions yet, and the stores that are durable.
+    pub fn new(stores: StoreMap, config: ScheduleConfig, limits: OperatorLimits) -> Self {
+        Self {
+            stores,
+            regions: RegionMap::default(),
+            operators: OperatorSet::new(limits),
+            config,
+            patrol_from: Bytes::new(),
+        }
+    }
+
+    /// What the schedulers look at.
+    pub fn view(&self, now: Moment) -> View<'_> {
+        View {
+            stores: &self.stores,
+            regions: &self.regions,
+            operators: &self.operators,
+            config: &self.config,
+            now,
+        }
+    }
+
+    /// Takes in a leader's report and answers what that leader should do.
+    pub fn heartbeat(
+        &mut self,
+        report: RegionReport,
+        now: Moment,
+        fresh: FreshPeer<'_>,
+    ) -> Result<Option<Order>, StaleReport> {
+        let id = report.region.id;
+        for displaced in self.regions.report(report)? {
+            info!(region = %displaced, by = %id, "a newer region took this one's range");
+            self.operators.cancel(displaced, "another region holds its range", now);
+        }
+        Ok(self.attend(id, now, fresh))
+    }
+
+    /// Goes on with a region's operator, or plans one if it needs one.
+    fn attend(&mut self, id: RegionId, now: Moment, fresh: FreshPeer<'_>) -> Option<Order> {
+        let report = self.regions.get(id)?.clone();
+        if self.operators.get(id).is_some() {
+            let order = self.operators.on_report(&report, now);
+            if self.operators.get(id).is_some() {
+                return order;
+            }
+            self.log_end(id);
+        }
+        if self.operators.is_full() {
+            return None;
+        }
+        let proposed = replicas::check(&self.view(now), &report, fresh)?;
+        self.start(proposed, now)
+    }
+
+    fn log_end(&self, id: RegionId) {
+        if let Some(ended) = self.operators.last_finished(id) {
+            info!(region = %id, status = ?ended.status, operator = %ended.operator, "operator ended");
+        }
+    }
+
+    /// Admits what a scheduler proposes; answers its first step.
+    fn start(&mut self, operator: Operator, now: Moment) -> Option<Order> {
+        let region = operator.region;
+        let told = operator.to_string();
+        if let Err(refused) = self.operators.admit(operator) {
+            debug!(%region, %refused, operator = told, "operator not admitted");
+            return None;
+        }
+        info!(%region, operator = told, "operator starts");
+        let report = self.regions.get(region)?.clone();
+        self.operators.on_report(&report, now)
+    }
+
+    /// Looks over the next part of the regions, and balances leaders once all
+    /// of them are known: counts of half a map would move leaders to stores
+    /// that merely have not reported yet.
+    pub fn tick(&mut self, now: Moment, fresh: FreshPeer<'_>) -> Vec<Order> {
+        self.operators.expire(now);
+        let from = KeyRange { start: self.patrol_from.clone(), end: Bytes::new() };
+        let part = self.regions.scan(&from, PATROL_BATCH);
+        self.patrol_from = part.last().map_or_else(Bytes::new, |last| last.region.end.clone());
+        let mut orders: Vec<_> = part
+            .iter()
+            .filter_map(|report| self.attend(report.region.id, now, &mut *fresh))
+            .collect();
+        if self.covers_all_keys() {
+            for proposed in leaders::balance(&self.view(now)) {
+                orders.extend(self.start(proposed, now));
+            }
+        }
+        orders
+    }
+
+    /// Whether every key has a region with a known leader.
+    pub fn covers_all_keys(&self) -> bool {
+        let mut reached = Bound::Excluded(Bytes::new());
+        for report in self.regions.iter() {
+            if reached != Bound::Excluded(report.region.start.clone()) {
+                return false;
+            }
+            reached = if report.region.end.is_empty() {
+                Bound::Unbounded
+            } else {
+                Bound::Excluded(report.region.end.clone())
+            };
+        }
+        reached == Bound::Unbounded
+    }
+
+    /// Spreads a region's leader on request.
+    pub fn scatter(&mut self, id: RegionId, now: Moment) -> Result<Option<Order>, ScatterError> {
+        let proposed = leaders::scatter(&self.view(now), id)?;
+        Ok(proposed.and_then(|operator| self.start(operator, now)))
+    }
+
+    /// Takes in the outcome of a split before its regions' own heartbeats come.
+    /// The store that led the split region will, almost always, lead its parts,
+    /// so they are entered under its replicas; where that is wrong, the first
+    /// heartbeat corrects it. Without this, keys of a new part would be nobody's
+    /// for one heartbeat.
+    pub fn split_happened(&mut self, regions: Vec<Region>, now: Moment) {
+        let leader_store = regions
+            .iter()
+            .find_map(|region| self.regions.get(region.id))
+            .map(|known| known.leader.store);
+        let Some(store) = leader_store else {
+            return;
+        };
+        let parts = u64::try_from(regions.len()).unwrap_or(u64::MAX).max(1);
+        let whole = regions
+            .iter()
+            .find_map(|region| self.regions.get(region.id))
+            .map_or((0, 0), |known| (known.approximate_size, known.approximate_keys));
+        for region in regions {
+            let Some(leader) = region.peer_on(store).copied() else {
+                continue;
+            };
+            let is_known =
+                self.regions.get(region.id).is_some_and(|known| known.region.epoch == region.epoch);
+            if is_known {
+                continue;
+            }
+            let id = region.id;
+            let report = RegionReport {
+                region,
+                leader,
+                term: 0,
+                down: Vec::new(),
+                pending: Vec::new(),
+                traffic: Traffic::default(),
+                approximate_size: whole.0 / parts,
+                approximate_keys: whole.1 / parts,
+            };
+            match self.regions.report(report) {
+                Ok(displaced) => {
+                    for displaced in displaced {
+                        self.operators.cancel(displaced, "another region holds its range", now);
+                    }
+                }
+                Err(stale) => debug!(region = %id, %stale, "split is older than what is known"),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operator::Step;
+    use crate::testing::{report, stores};
+    use crate::types::{Role, StoreId};
+
+    fn cluster(count: u64) -> Cluster {
+        Cluster::new(stores(count, Moment(0)), ScheduleConfig::default(), OperatorLimits::default())
+    }
+
+    #[test]
+    fn a_heartbeat_is_answered_with_the_next_step_of_its_region() {
+        let mut cluster = cluster(3);
+        let mut next = 900;
+        let mut fresh = || {
+            next += 1;
+            Some(PeerId(next))
+        };
+        let alone = report(1, "", "").build();
+        let order = cluster.heartbeat(alone, Moment(1), &mut fresh).unwrap();
+        assert!(matches!(order.unwrap().step, Step::AddLearner(seat) if seat.store == StoreId(2)));
+        // Two of three; the checker goes on with store 3 in the same heartbeat
+        // that shows the operator before done.
+        let mut two = report(1, "", "").with(2, Role::Voter).conf_ver(3).build();
+        two.region.peers[1].id = PeerId(901);
+        let order = cluster.heartbeat(two, Moment(2), &mut fresh).unwrap();
+        assert!(matches!(order.unwrap().step, Step::AddLearner(seat) if seat.store == StoreId(3)));
+    }
+
+    #[test]
+    fn without_a_fresh_id_nothing_is_planned_and_nothing_breaks() {
+        let mut cluster = cluster(3);
+        let order = cluster.heartbeat(report(1, "", "").build(), Moment(1), &mut || None);
+        assert_eq!(order, Ok(None));
+        assert_eq!(cluster.operators.iter().count(), 0);
+    }
+
+    #[test]
+    fn leaders_are_balanced_only_when_every_key_is_accounted_for() {
+        let mut cluster = cluster(3);
+        let mut none = || None;
+        let parts = [(1, "", "b"), (2, "b", "c"), (3, "c", "")];
+        for (id, start, end) in &parts[..2] {
+            let full = report(*id, start, end).voters(&[1, 2, 3]).build();
+            cluster.heartbeat(full, Moment(1), &mut none).unwrap();
+        }
+        assert!(!cluster.covers_all_keys());
+        assert!(cluster.tick(Moment(2), &mut none).is_empty());
+        let (id, start, end) = parts[2];
+        let last = report(id, start, end).voters(&[1, 2, 3]).build();
+        cluster.heartbeat(last, Moment(3), &mut none).unwrap();
+        assert!(cluster.covers_all_keys());
+        let orders = cluster.tick(Moment(4), &mut none);
+        assert_eq!(orders.len(), 2);
+        assert!(orders.iter().all(|order| matches!(order.step, Step::TransferLeader { .. })));
+    }
+
+    #[test]
+    fn the_parts_of_a_split_are_found_before_their_first_heartbeat() {
+        let mut cluster = cluster(3);
+        let whole = report(1, "", "").voters(&[1, 2, 3]).leader(2).build();
+        cluster.heartbeat(whole, Moment(1), &mut || None).unwrap();
+        let parts = [(1, "m", ""), (2, "", "m")].map(|(id, start, end)| {
+            report(id, start, end).voters(&[1, 2, 3]).version(2).build().region
+        });
+        cluster.split_happened(parts.to_vec(), Moment(2));
+        assert!(cluster.covers_all_keys());
+        let found = cluster.regions.by_key(b"a").unwrap();
+        assert_eq!((found.region.id.0, found.leader.store.0), (2, 2));
+        // Reported twice, and late: nothing changes.
+        let newer = report(2, "", "g").voters(&[1, 2, 3]).version(3).build();
+        cluster.heartbeat(newer, Moment(3), &mut || None).unwrap();
+        cluster.split_happened(parts.to_vec(), Moment(4));
+        assert_eq!(cluster.regions.by_key(b"a").unwrap().region.epoch.version, 3);
+    }
+}

@@ -1,0 +1,279 @@
+//! One term of office of the placement driver's leader.
+//!
+//! [`office`] takes it up (loads the durable state and secures fresh windows
+//! before anything is served), keeps the windows ahead, runs the schedulers, and
+//! ends it. A [`Lead`] is what the services work with in between; it belongs to
+//! one term and is never revived.
+//!
+//! The rule behind every hand-out: first take from memory, then look whether
+//! [`ReplicatedState::lease`] still names this very term, then answer. If it
+//! does, no other member could have answered anything newer at that moment.
+
+pub mod office;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use esker_rpc::proto::pdpb;
+use parking_lot::{Mutex, RwLock};
+use thiserror::Error;
+use tokio::sync::{Notify, mpsc, watch};
+use tonic::Status;
+use tracing::{debug, warn};
+
+use crate::clock::Clock;
+use crate::cluster::Cluster;
+use crate::ids::{IdAllocator, IdError};
+use crate::operator::Order;
+use crate::server::convert;
+use crate::state::{Fact, ReplicatedState, ServiceSafePoint, StateError};
+use crate::timestamp::{Timestamp, TimestampError, TimestampOracle};
+use crate::types::{PeerId, StoreId};
+
+/// How long a request waits for a window, a lease or a new leader. Below the two
+/// seconds after which clients in the field give up on one attempt.
+pub const PATIENCE: Duration = Duration::from_millis(1_500);
+/// How often a missing lease is looked for again: nobody announces its return.
+const LEASE_POLL: Duration = Duration::from_millis(5);
+/// Attempts at one durable write whose outcome is unknown. Facts are absolute,
+/// so that writing one twice in the same term is writing it once.
+const WRITE_ATTEMPTS: usize = 3;
+
+/// The stream on which a store hears what its leaders should do.
+pub type OrderStream = mpsc::Sender<Result<pdpb::RegionHeartbeatResponse, Status>>;
+
+/// Why a leader did not answer.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum LeadError {
+    #[error("this member does not lead the placement driver in term {term} any more")]
+    Deposed { term: u64 },
+    #[error("the placement driver could not reserve more in time; ask again")]
+    Slow,
+    #[error(transparent)]
+    Ids(IdError),
+    #[error(transparent)]
+    Timestamps(TimestampError),
+}
+
+/// The two sequences; under one lock, because both only count.
+struct Counters {
+    timestamps: TimestampOracle,
+    ids: IdAllocator,
+}
+
+/// Durable facts other than stores and windows, as they were last written.
+#[derive(Debug, Default)]
+pub struct Facts {
+    pub gc_safe_point: u64,
+    pub services: HashMap<Vec<u8>, ServiceSafePoint>,
+}
+
+/// One term of office.
+pub struct Lead {
+    pub term: u64,
+    pub cluster_id: u64,
+    state: Arc<dyn ReplicatedState>,
+    pub clock: Arc<dyn Clock>,
+    counters: Mutex<Counters>,
+    /// Counts the windows that became durable.
+    windows: watch::Sender<u64>,
+    window_wanted: Notify,
+    /// The cluster map. Never held across an await.
+    pub cluster: RwLock<Cluster>,
+    /// Counts the reports taken in; lookups in a gap wait for the next one.
+    heard: watch::Sender<u64>,
+    bootstrapped: AtomicBool,
+    /// Held from the check of a durable change until memory shows it, so that
+    /// two such changes never both pass their check.
+    pub facts: tokio::sync::Mutex<Facts>,
+    streams: Mutex<HashMap<StoreId, OrderStream>>,
+    ended: watch::Sender<bool>,
+}
+
+impl Lead {
+    /// Whether this member leads in this term, right now.
+    pub fn is_current(&self) -> bool {
+        !*self.ended.borrow() && self.state.lease() == Some(self.term)
+    }
+
+    /// Waits a moment for a lease that is late; fails when the office is over.
+    pub async fn current(&self) -> Result<(), LeadError> {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while !self.is_current() {
+            if *self.ended.borrow() || tokio::time::Instant::now() >= deadline {
+                return Err(self.deposed());
+            }
+            tokio::time::sleep(LEASE_POLL).await;
+        }
+        Ok(())
+    }
+
+    fn deposed(&self) -> LeadError {
+        LeadError::Deposed { term: self.term }
+    }
+
+    /// Ends the office: whoever waits on it fails, streams close.
+    pub(crate) fn end(&self) {
+        self.ended.send_replace(true);
+        self.streams.lock().clear();
+    }
+
+    /// Completes when the office is over.
+    pub async fn ended(&self) {
+        // The sender lives as long as `self`, so the wait ends by the value.
+        let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
+    }
+
+    /// Draws `count` timestamps and answers the last.
+    pub async fn timestamps(&self, count: u32) -> Result<Timestamp, LeadError> {
+        self.draw(|counters| {
+            counters.timestamps.allocate(count, self.clock.wall_ms()).map_err(|error| match error {
+                TimestampError::WindowExhausted => None,
+                other => Some(LeadError::Timestamps(other)),
+            })
+        })
+        .await
+    }
+
+    /// Draws `count` consecutive ids and answers the last.
+    pub async fn ids(&self, count: u32) -> Result<u64, LeadError> {
+        self.draw(|counters| {
+            counters.ids.allocate(count).map_err(|error| match error {
+                IdError::WindowExhausted => None,
+                other => Some(LeadError::Ids(other)),
+            })
+        })
+        .await
+    }
+
+    /// Draws from the counters, waiting for the next window where the present
+    /// one is used up (`Err(None)`), and vouches for the result with the lease.
+    async fn draw<T>(
+        &self,
+        mut take: impl FnMut(&mut Counters) -> Result<T, Option<LeadError>>,
+    ) -> Result<T, LeadError> {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let mut windows = self.windows.subscribe();
+        loop {
+            windows.mark_unchanged();
+            let taken = take(&mut self.counters.lock());
+            match taken {
+                Ok(value) => {
+                    self.current().await?;
+                    return Ok(value);
+                }
+                Err(Some(error)) => return Err(error),
+                Err(None) => {}
+            }
+            self.window_wanted.notify_one();
+            tokio::select! {
+                changed = tokio::time::timeout_at(deadline, windows.changed()) => {
+                    if changed.is_err() {
+                        return Err(LeadError::Slow);
+                    }
+                }
+                () = self.ended() => return Err(self.deposed()),
+            }
+        }
+    }
+
+    /// An id for a new replica, if one is at hand.
+    pub fn fresh_peer(&self) -> Option<PeerId> {
+        match self.counters.lock().ids.allocate(1) {
+            Ok(id) => Some(PeerId(id)),
+            Err(_) => {
+                self.window_wanted.notify_one();
+                None
+            }
+        }
+    }
+
+    /// Whether this cluster may have handed out `id`.
+    pub fn may_have_given(&self, id: u64) -> bool {
+        self.counters.lock().ids.may_have_given(id)
+    }
+
+    /// Whether the first store and region exist.
+    pub fn is_bootstrapped(&self) -> bool {
+        self.bootstrapped.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_bootstrapped(&self) {
+        self.bootstrapped.store(true, Ordering::Release);
+    }
+
+    /// Makes facts durable in this term. When the outcome stays unknown, memory
+    /// and disk may differ, so the office ends and the next one reads the disk.
+    pub async fn commit(&self, facts: Vec<Fact>) -> Result<(), LeadError> {
+        let writes: Vec<_> = facts.into_iter().map(Fact::into_write).collect();
+        for _ in 0..WRITE_ATTEMPTS {
+            let written = tokio::select! {
+                written = self.state.write(writes.clone(), self.term) => written,
+                () = self.ended() => return Err(self.deposed()),
+            };
+            match written {
+                Ok(()) => return Ok(()),
+                Err(StateError::NotLeader { .. }) => {
+                    self.end();
+                    return Err(self.deposed());
+                }
+                Err(StateError::Unknown) => {
+                    debug!(term = self.term, "a durable write has no known outcome yet");
+                }
+            }
+        }
+        warn!(
+            term = self.term,
+            "a durable write's outcome stays unknown; the placement driver reloads its state"
+        );
+        self.end();
+        Err(self.deposed())
+    }
+
+    /// Tells everybody who waits for a lookup that the map has changed.
+    pub fn map_changed(&self) {
+        self.heard.send_modify(|count| *count += 1);
+    }
+
+    /// Sees the map change.
+    pub fn map_changes(&self) -> watch::Receiver<u64> {
+        self.heard.subscribe()
+    }
+
+    /// From now on, orders for `store` go to this stream.
+    pub fn connect(&self, store: StoreId, stream: OrderStream) {
+        let replaced = self.streams.lock().insert(store, stream);
+        debug!(%store, again = replaced.is_some(), "a store reports its regions");
+        // The end of the office clears the streams once; one that connects in
+        // that moment must not stay.
+        if *self.ended.borrow() {
+            self.streams.lock().clear();
+        }
+    }
+
+    /// Forgets a stream that closed, unless a newer one took its place.
+    pub fn disconnect(&self, store: StoreId, stream: &OrderStream) {
+        let mut streams = self.streams.lock();
+        if streams.get(&store).is_some_and(|known| known.same_channel(stream)) {
+            streams.remove(&store);
+        }
+    }
+
+    /// Sends orders to the leaders they are for. What cannot be sent is dropped:
+    /// the next report of its region brings it up again.
+    pub fn tell(&self, orders: impl IntoIterator<Item = Order>) {
+        let streams = self.streams.lock();
+        for order in orders {
+            let Some(stream) = streams.get(&order.leader.store) else {
+                debug!(region = %order.region, store = %order.leader.store, "no stream to its store");
+                continue;
+            };
+            let response = convert::order(self.cluster_id, &order);
+            if stream.try_send(Ok(response)).is_err() {
+                debug!(region = %order.region, store = %order.leader.store, "its stream is full or closed");
+            }
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! The placement driver: it decides where Esker's data lives, and hands out the
+//! cluster's ids and timestamps.
+//!
+//! **What flows in**: heartbeats of stores and of regions' leaders, lookups and
+//! requests of clients over gRPC and HTTP, and the outcome of its own group's
+//! elections. **What flows out**: answers, instructions for regions' leaders,
+//! and writes to its own replicated key space. It never touches user data.
+//!
+//! **What it promises**
+//!
+//! - Ids never repeat and timestamps never go back, across leaders, restarts and
+//!   clock steps: [`ids`], [`timestamp`].
+//! - A deposed leader answers nothing: every answer is given under a lease of the
+//!   very term whose state it comes from ([`lead`]).
+//! - A region is never left with fewer live voters than before: [`schedule`].
+//!
+//! **What it does not keep.** The map from keys to regions is not durable: the
+//! stores own that truth and a new leader learns it from their heartbeats. Until
+//! the leader of the region that holds a key has spoken (after the bootstrap, or
+//! after a change of the placement driver's leader), a lookup waits for a moment
+//! and then answers an error that clients retry, never a guess.
+//!
+//! The rooms, from the inside out:
+//!
+//! | room | what is in it | I/O |
+//! |---|---|---|
+//! | [`types`], [`map`], [`operator`], [`schedule`], [`cluster`] | the cluster as known, and what to do about it | none, the time is an argument |
+//! | [`ids`], [`timestamp`] | sequences with a durable window | none |
+//! | [`state`] | what is durable, and the key space that it is in | behind a trait |
+//! | [`lead`] | one term of office: loads, keeps windows, schedules, ends | yes |
+//! | [`server`] | gRPC and HTTP | yes |
+
+pub mod clock;
+pub mod cluster;
+pub mod ids;
+pub mod lead;
+pub mod map;
+pub mod operator;
+pub mod schedule;
+pub mod server;
+pub mod state;
+pub mod timestamp;
+pub mod types;
+
+#[cfg(test)]
+mod testing;
+
+pub use clock::{Clock, SystemClock};
+pub use operator::OperatorLimits;
+pub use schedule::ScheduleConfig;
+pub use server::{MemberInfo, PlacementConfig, PlacementServer};
+pub use state::{DamagedState, Leadership, ReplicatedState, StateError, StateWrite};
+pub use types::MemberId;

@@ -1,0 +1,17 @@
+//! The cluster map: which stores exist and how they are, and which region holds
+//! which keys and who leads it.
+//!
+//! Flows in: what stores and leaders report, and the time. Flows out: lookups,
+//! and the view that the schedulers decide on. Stores are durable (the caller
+//! writes them to the replicated state first); regions are not: the stores own
+//! that truth, and a new leader of the placement driver learns it from their
+//! heartbeats within one round.
+
+mod regions;
+mod stores;
+
+pub use regions::{Gap, KeyRange, RegionMap, StaleReport, StoreLoad};
+pub use stores::{
+    Label, Liveness, PutStoreError, Store, StoreConfig, StoreDescriptor, StoreHealth, StoreMap,
+    StoreState, StoreStats,
+};

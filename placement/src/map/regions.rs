@@ -1,0 +1,446 @@
+//! The map from keys to regions, made of what leaders report.
+//!
+//! Reports arrive late, twice and out of order, from leaders that were deposed
+//! and from before splits. Epochs put them in order: a report with an older
+//! epoch than what is known about its region, or whose range is held by a
+//! region with a newer version, is refused; an accepted one displaces every
+//! region that its range overlaps. Displaced and never reported ranges are
+//! gaps: nobody knows who holds them until a leader speaks.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use thiserror::Error;
+
+use crate::types::{Epoch, RegionId, RegionReport, StoreId};
+
+/// A half-open range of keys; an empty end means no upper bound.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyRange {
+    pub start: Bytes,
+    pub end: Bytes,
+}
+
+/// A report that is older than what the map knows.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error(
+    "region {region} reports epoch {reported}, but region {known_region} is known with {known}"
+)]
+pub struct StaleReport {
+    pub region: RegionId,
+    pub reported: Epoch,
+    pub known_region: RegionId,
+    pub known: Epoch,
+}
+
+/// A part of an asked range that no known region covers.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("no region is known for the keys from {}", from.escape_ascii())]
+pub struct Gap {
+    pub from: Bytes,
+}
+
+/// What lies on one store, counted over the whole map.
+#[derive(Clone, Debug, Default)]
+pub struct StoreLoad {
+    pub leaders: BTreeSet<RegionId>,
+    pub replicas: BTreeSet<RegionId>,
+    /// Bytes of all replicas, as their leaders estimate them.
+    pub size: u64,
+}
+
+/// All known regions, by id and by start key. They never overlap.
+#[derive(Debug, Default)]
+pub struct RegionMap {
+    by_id: HashMap<RegionId, Arc<RegionReport>>,
+    by_start: BTreeMap<Bytes, RegionId>,
+    loads: BTreeMap<StoreId, StoreLoad>,
+}
+
+impl RegionMap {
+    /// Takes in what a leader reports; answers the regions that it displaced.
+    pub fn report(&mut self, report: RegionReport) -> Result<Vec<RegionId>, StaleReport> {
+        let region = &report.region;
+        if let Some(known) = self.by_id.get(&region.id) {
+            let (old, new) = (known.region.epoch, region.epoch);
+            let is_older = new.version < old.version || new.conf_ver < old.conf_ver;
+            // At one epoch only the term tells a deposed leader from its successor.
+            let is_deposed =
+                new == old && report.term != 0 && known.term != 0 && report.term < known.term;
+            if is_older || is_deposed {
+                return Err(self.stale(&report, region.id));
+            }
+        }
+        let overlapping = self.overlapping(&region.start, &region.end);
+        for id in &overlapping {
+            if self.by_id[id].region.epoch.version > region.epoch.version {
+                return Err(self.stale(&report, *id));
+            }
+        }
+        // Also when its range moved: an id is in the map at most once.
+        self.remove(region.id);
+        let displaced: Vec<_> =
+            overlapping.into_iter().filter(|id| *id != report.region.id).collect();
+        for id in &displaced {
+            self.remove(*id);
+        }
+        self.insert(report);
+        Ok(displaced)
+    }
+
+    fn stale(&self, report: &RegionReport, known: RegionId) -> StaleReport {
+        StaleReport {
+            region: report.region.id,
+            reported: report.region.epoch,
+            known_region: known,
+            known: self.by_id[&known].region.epoch,
+        }
+    }
+
+    fn insert(&mut self, report: RegionReport) {
+        let id = report.region.id;
+        for peer in &report.region.peers {
+            let load = self.loads.entry(peer.store).or_default();
+            load.replicas.insert(id);
+            load.size += report.approximate_size;
+        }
+        self.loads.entry(report.leader.store).or_default().leaders.insert(id);
+        self.by_start.insert(report.region.start.clone(), id);
+        self.by_id.insert(id, Arc::new(report));
+    }
+
+    fn remove(&mut self, id: RegionId) {
+        let Some(known) = self.by_id.remove(&id) else {
+            return;
+        };
+        self.by_start.remove(&known.region.start);
+        for peer in &known.region.peers {
+            if let Some(load) = self.loads.get_mut(&peer.store) {
+                load.replicas.remove(&id);
+                load.size -= known.approximate_size;
+            }
+        }
+        if let Some(load) = self.loads.get_mut(&known.leader.store) {
+            load.leaders.remove(&id);
+        }
+    }
+
+    /// Ids of the regions that share a key with `[start, end)`, in key order.
+    fn overlapping(&self, start: &[u8], end: &[u8]) -> Vec<RegionId> {
+        self.starting_at(start)
+            .take_while(|report| end.is_empty() || report.region.start.as_ref() < end)
+            .map(|report| report.region.id)
+            .collect()
+    }
+
+    /// Regions in key order, from the one that holds `key` or, in a gap, the
+    /// next one.
+    fn starting_at<'a>(&'a self, key: &'a [u8]) -> impl Iterator<Item = &'a Arc<RegionReport>> {
+        let holder = self.by_key(key);
+        let after = holder
+            .map_or(Bound::Included(key), |holder| Bound::Excluded(holder.region.start.as_ref()));
+        holder.into_iter().chain(
+            self.by_start
+                .range::<[u8], _>((after, Bound::Unbounded))
+                .map(|(_, id)| &self.by_id[id]),
+        )
+    }
+
+    /// The region with this id.
+    pub fn get(&self, id: RegionId) -> Option<&Arc<RegionReport>> {
+        self.by_id.get(&id)
+    }
+
+    /// The region that holds `key`.
+    pub fn by_key(&self, key: &[u8]) -> Option<&Arc<RegionReport>> {
+        let (_, id) =
+            self.by_start.range::<[u8], _>((Bound::Unbounded, Bound::Included(key))).next_back()?;
+        let report = &self.by_id[id];
+        report.region.contains(key).then_some(report)
+    }
+
+    /// The region that ends where the region that holds `key` starts. Nothing
+    /// when either is unknown: clients ask with a region's start key and rely on
+    /// getting its direct neighbour.
+    pub fn previous(&self, key: &[u8]) -> Option<&Arc<RegionReport>> {
+        let holder = self.by_key(key)?;
+        let (_, id) = self
+            .by_start
+            .range::<[u8], _>((Bound::Unbounded, Bound::Excluded(holder.region.start.as_ref())))
+            .next_back()?;
+        let previous = &self.by_id[id];
+        (previous.region.end == holder.region.start).then_some(previous)
+    }
+
+    /// Up to `limit` regions that share a key with `range`, in key order. Gaps
+    /// are stepped over.
+    pub fn scan(&self, range: &KeyRange, limit: usize) -> Vec<Arc<RegionReport>> {
+        self.starting_at(&range.start)
+            .take_while(|report| range.end.is_empty() || report.region.start < range.end)
+            .take(limit)
+            .cloned()
+            .collect()
+    }
+
+    /// Up to `limit` regions that share a key with any of `ranges`, which the
+    /// caller gives in key order; one that serves two ranges is answered once.
+    /// With `need_all`, a gap before the limit is an error.
+    pub fn scan_ranges(
+        &self,
+        ranges: &[KeyRange],
+        limit: usize,
+        need_all: bool,
+    ) -> Result<Vec<Arc<RegionReport>>, Gap> {
+        let mut found: Vec<Arc<RegionReport>> = Vec::new();
+        for range in ranges {
+            if found.len() >= limit {
+                break;
+            }
+            let room = limit - found.len();
+            // One more than there is room for: the last region found may come
+            // first again.
+            let mut part = self.scan(range, room.saturating_add(1));
+            let last = found.last().map(|report| report.region.id);
+            let again =
+                usize::from(part.first().is_some_and(|first| Some(first.region.id) == last));
+            if need_all {
+                covers(range, &part, room.saturating_add(again))?;
+            }
+            found.extend(part.drain(..).skip(again).take(room));
+        }
+        Ok(found)
+    }
+
+    /// What lies on `store`.
+    pub fn load(&self, store: StoreId) -> Option<&StoreLoad> {
+        self.loads.get(&store)
+    }
+
+    /// How many regions `store` leads.
+    pub fn leader_count(&self, store: StoreId) -> usize {
+        self.loads.get(&store).map_or(0, |load| load.leaders.len())
+    }
+
+    /// How many replicas `store` holds.
+    pub fn replica_count(&self, store: StoreId) -> usize {
+        self.loads.get(&store).map_or(0, |load| load.replicas.len())
+    }
+
+    /// Every region in key order.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<RegionReport>> {
+        self.by_start.values().map(|id| &self.by_id[id])
+    }
+
+    /// How many regions are known.
+    pub fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// Whether no leader has reported yet.
+    pub fn is_empty(&self) -> bool {
+        self.by_id.is_empty()
+    }
+}
+
+/// Whether `found`, which was cut at `limit`, covers `range` up to the cut.
+fn covers(range: &KeyRange, found: &[Arc<RegionReport>], limit: usize) -> Result<(), Gap> {
+    let mut reached = range.start.clone();
+    for (index, report) in found.iter().enumerate() {
+        if report.region.start > reached {
+            return Err(Gap { from: reached });
+        }
+        if report.region.end.is_empty() || index + 1 >= limit {
+            return Ok(());
+        }
+        reached = report.region.end.clone();
+    }
+    if range.end.is_empty() || reached < range.end {
+        return Err(Gap { from: reached });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::report;
+    use proptest::prelude::*;
+
+    fn ids(found: &[Arc<RegionReport>]) -> Vec<u64> {
+        found.iter().map(|report| report.region.id.0).collect()
+    }
+
+    fn range(start: &'static str, end: &'static str) -> KeyRange {
+        KeyRange {
+            start: Bytes::from_static(start.as_bytes()),
+            end: Bytes::from_static(end.as_bytes()),
+        }
+    }
+
+    /// `1: ..d`, `2: d..h`, a gap `h..m`, `3: m..`.
+    fn map_with_a_gap() -> RegionMap {
+        let mut map = RegionMap::default();
+        map.report(report(1, "", "d").build()).unwrap();
+        map.report(report(2, "d", "h").build()).unwrap();
+        map.report(report(3, "m", "").build()).unwrap();
+        map
+    }
+
+    #[test]
+    fn a_key_is_found_in_its_half_open_range_and_not_in_a_gap() {
+        let map = map_with_a_gap();
+        let of = |key: &str| map.by_key(key.as_bytes()).map(|found| found.region.id.0);
+        assert_eq!(of(""), Some(1));
+        assert_eq!(of("czzz"), Some(1));
+        assert_eq!(of("d"), Some(2));
+        assert_eq!(of("h"), None);
+        assert_eq!(of("zzz"), Some(3));
+    }
+
+    #[test]
+    fn the_previous_region_is_the_direct_neighbour_or_nothing() {
+        let map = map_with_a_gap();
+        let of = |key: &str| map.previous(key.as_bytes()).map(|found| found.region.id.0);
+        assert_eq!(of("d"), Some(1));
+        assert_eq!(of("g"), Some(1));
+        assert_eq!(of("a"), None);
+        assert_eq!(of("i"), None, "the key lies in a gap");
+        assert_eq!(of("m"), None, "a gap lies between");
+    }
+
+    #[test]
+    fn a_scan_starts_at_the_holder_steps_over_gaps_and_keeps_its_limit() {
+        let map = map_with_a_gap();
+        assert_eq!(ids(&map.scan(&range("", ""), 10)), [1, 2, 3]);
+        assert_eq!(ids(&map.scan(&range("e", "m"), 10)), [2]);
+        assert_eq!(ids(&map.scan(&range("e", "m1"), 10)), [2, 3]);
+        assert_eq!(ids(&map.scan(&range("i", "j"), 10)), [] as [u64; 0]);
+        assert_eq!(ids(&map.scan(&range("", ""), 2)), [1, 2]);
+    }
+
+    #[test]
+    fn ranges_that_share_a_region_get_it_once() {
+        let map = map_with_a_gap();
+        let ranges = [range("a", "b"), range("c", "e"), range("f", "g"), range("n", "o")];
+        assert_eq!(ids(&map.scan_ranges(&ranges, 10, true).unwrap()), [1, 2, 3]);
+        assert_eq!(ids(&map.scan_ranges(&ranges, 2, true).unwrap()), [1, 2]);
+    }
+
+    #[test]
+    fn a_gap_is_an_error_only_for_who_needs_the_whole_range() {
+        let map = map_with_a_gap();
+        assert_eq!(ids(&map.scan_ranges(&[range("e", "")], 10, false).unwrap()), [2, 3]);
+        let gap = map.scan_ranges(&[range("e", "")], 10, true).unwrap_err();
+        assert_eq!(gap.from, Bytes::from_static(b"h"));
+        // The limit is reached before the gap.
+        assert_eq!(ids(&map.scan_ranges(&[range("a", "")], 2, true).unwrap()), [1, 2]);
+        assert!(map.scan_ranges(&[range("i", "j")], 10, true).is_err());
+    }
+
+    #[test]
+    fn a_report_from_before_a_split_is_refused() {
+        let mut map = RegionMap::default();
+        map.report(report(1, "", "m").version(2).build()).unwrap();
+        map.report(report(2, "m", "").version(2).build()).unwrap();
+        let stale = map.report(report(1, "", "").version(1).build());
+        assert_eq!(stale.unwrap_err().known_region, RegionId(1));
+        // A region that is not known itself, but whose range is.
+        let stale = map.report(report(9, "a", "z").version(1).build());
+        assert!(stale.is_err());
+        assert_eq!(map.len(), 2);
+    }
+
+    #[test]
+    fn a_newer_version_displaces_what_it_overlaps() {
+        let mut map = map_with_a_gap();
+        let displaced = map.report(report(2, "c", "n").version(7).build()).unwrap();
+        assert_eq!(displaced, [RegionId(1), RegionId(3)]);
+        assert_eq!(ids(&map.scan(&range("", ""), 10)), [2]);
+        assert_eq!(map.leader_count(StoreId(1)), 1);
+    }
+
+    #[test]
+    fn a_deposed_leaders_report_does_not_replace_its_successors() {
+        let mut map = RegionMap::default();
+        let at = |leader, term| report(1, "", "").voters(&[1, 2, 3]).leader(leader).term(term);
+        map.report(at(1, 5).build()).unwrap();
+        map.report(at(2, 6).build()).unwrap();
+        assert!(map.report(at(1, 5).build()).is_err());
+        assert_eq!(map.get(RegionId(1)).unwrap().leader.store, StoreId(2));
+        assert_eq!(map.leader_count(StoreId(1)), 0);
+        assert_eq!(map.replica_count(StoreId(3)), 1);
+    }
+
+    /// Keys are single letters, so that a model can hold one entry per letter.
+    const LETTERS: u8 = 8;
+
+    fn letter(n: u8) -> Bytes {
+        if n == 0 || n >= LETTERS { Bytes::new() } else { Bytes::from(vec![b'a' + n]) }
+    }
+
+    proptest! {
+        #[test]
+        fn the_map_equals_a_brute_force_model(
+            reports in proptest::collection::vec(
+                (1u64..6, 0..LETTERS, 1..=LETTERS, 1u64..6, 1u64..3, 1u64..4), 1..60)
+        ) {
+            let mut map = RegionMap::default();
+            // The model: all live regions in a list, compared with everything.
+            let mut model: Vec<(u64, u8, u8, u64, u64, u64)> = Vec::new();
+            for (id, start, length, version, conf_ver, leader) in reports {
+                let end = (start + length).min(LETTERS);
+                let refused = model.iter().any(|known| {
+                    let same = known.0 == id && (known.3 > version || known.4 > conf_ver);
+                    same || (known.1 < end && start < known.2 && known.3 > version)
+                });
+                if !refused {
+                    model.retain(|known| known.0 != id && !(known.1 < end && start < known.2));
+                    model.push((id, start, end, version, conf_ver, leader));
+                }
+                let mut sent = report(id, "", "").version(version).conf_ver(conf_ver)
+                    .voters(&[1, 2, 3]).leader(leader).build();
+                sent.region.start = letter(start);
+                sent.region.end = letter(end);
+                prop_assert_eq!(map.report(sent).is_err(), refused);
+
+                model.sort_by_key(|known| known.1);
+                let everything = KeyRange { start: Bytes::new(), end: Bytes::new() };
+                let expected: Vec<u64> = model.iter().map(|known| known.0).collect();
+                prop_assert_eq!(ids(&map.scan(&everything, usize::MAX)), expected);
+                for key in 0..LETTERS {
+                    let holder = model.iter().position(|known| known.1 <= key && key < known.2);
+                    let bytes = letter(key);
+                    prop_assert_eq!(
+                        map.by_key(&bytes).map(|found| found.region.id.0),
+                        holder.map(|at| model[at].0)
+                    );
+                    let previous = holder.filter(|at| *at > 0 && model[at - 1].2 == model[*at].1);
+                    prop_assert_eq!(
+                        map.previous(&bytes).map(|found| found.region.id.0),
+                        previous.map(|at| model[at - 1].0)
+                    );
+                    for until in key + 1..=LETTERS {
+                        let asked = KeyRange { start: letter(key), end: letter(until) };
+                        let inside: Vec<_> = model.iter()
+                            .filter(|known| known.1 < until && key < known.2).collect();
+                        let expected: Vec<u64> = inside.iter().map(|known| known.0).collect();
+                        prop_assert_eq!(ids(&map.scan(&asked, usize::MAX)), expected.clone());
+                        let whole = (key..until).all(|letter| {
+                            inside.iter().any(|known| known.1 <= letter && letter < known.2)
+                        });
+                        let ranges = [asked];
+                        let answer = map.scan_ranges(&ranges, usize::MAX, true);
+                        prop_assert_eq!(answer.is_ok(), whole);
+                    }
+                }
+                for store in 1..4 {
+                    let led = model.iter().filter(|known| known.5 == store).count();
+                    prop_assert_eq!(map.leader_count(StoreId(store)), led);
+                    prop_assert_eq!(map.replica_count(StoreId(store)), model.len());
+                }
+            }
+        }
+    }
+}

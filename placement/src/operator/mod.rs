@@ -1,0 +1,177 @@
+//! Operators: what the placement driver wants of a region, step by step.
+//!
+//! A scheduler proposes an [`Operator`]; [`OperatorSet`] admits it when its
+//! region has none and its stores have room, and from then on every heartbeat
+//! of the region is compared with the present step: done, to be sent, to be
+//! waited for, or no longer possible. Nothing is remembered of what was sent;
+//! only what leaders report counts, so that a lost message is sent again and a
+//! step that somebody else took is not taken twice.
+//!
+//! Flows in: operators, reports, the time. Flows out: instructions for regions'
+//! leaders, and how operators ended.
+
+mod set;
+mod step;
+
+pub use set::{Admission, Finished, OperatorLimits, OperatorSet, Order};
+pub use step::{Progress, Seat, Step};
+
+use std::fmt;
+
+use crate::types::{Moment, RegionId, RegionReport, StoreId};
+
+/// Why an operator exists, as far as limits and timeouts are concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OperatorKind {
+    /// Repairs the set of replicas; may copy a region's data.
+    Replica,
+    /// Spreads leaders.
+    Leader,
+    /// Asked for by a client or an admin.
+    Scatter,
+}
+
+impl OperatorKind {
+    /// Milliseconds after which an operator is given up. A replica may have to
+    /// be copied by a snapshot over a limited line; a leader moves at once.
+    pub fn timeout_ms(self) -> u64 {
+        match self {
+            Self::Replica => 10 * 60_000,
+            Self::Leader | Self::Scatter => 10_000,
+        }
+    }
+}
+
+impl fmt::Display for OperatorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Replica => "replica",
+            Self::Leader => "leader",
+            Self::Scatter => "scatter",
+        })
+    }
+}
+
+/// How an operator stands or ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Status {
+    Running,
+    Success,
+    Timeout,
+    /// What it was planned for is no longer so.
+    Cancelled(String),
+}
+
+/// Steps that bring one region from what it is to what it should be.
+#[derive(Clone, Debug)]
+pub struct Operator {
+    pub region: RegionId,
+    pub kind: OperatorKind,
+    /// For a person: why, and from where to where.
+    pub reason: String,
+    /// The version of the region's range that it was planned for.
+    pub version: u64,
+    pub created: Moment,
+    steps: Vec<Step>,
+    current: usize,
+}
+
+impl Operator {
+    /// Plans `steps` for the region as `report` shows it.
+    ///
+    /// # Panics
+    /// Without a step: a scheduler that wants nothing proposes nothing.
+    pub fn plan(
+        report: &RegionReport,
+        kind: OperatorKind,
+        reason: String,
+        steps: Vec<Step>,
+        now: Moment,
+    ) -> Self {
+        assert!(!steps.is_empty(), "an operator has at least one step");
+        Self {
+            region: report.region.id,
+            kind,
+            reason,
+            version: report.region.epoch.version,
+            created: now,
+            steps,
+            current: 0,
+        }
+    }
+
+    /// All steps, and the number of those that are done.
+    pub fn steps(&self) -> (&[Step], usize) {
+        (&self.steps, self.current)
+    }
+
+    /// Stores that it burdens, once each.
+    pub fn stores(&self) -> Vec<StoreId> {
+        let mut stores: Vec<_> = self.steps.iter().flat_map(Step::stores).collect();
+        stores.sort_unstable();
+        stores.dedup();
+        stores
+    }
+
+    /// Where its last transfer moves the leader, if it has one that is not done.
+    pub fn moves_leader_to(&self) -> Option<StoreId> {
+        self.steps[self.current..].iter().rev().find_map(|step| match step {
+            Step::TransferLeader { to, .. } => Some(to.store),
+            _ => None,
+        })
+    }
+
+    /// Where it is about to add a replica.
+    pub fn adds_replica_on(&self) -> Option<StoreId> {
+        self.steps[self.current..].iter().find_map(|step| match step {
+            Step::AddLearner(seat) => Some(seat.store),
+            _ => None,
+        })
+    }
+
+    /// Judges the operator by what the region's leader reports: passes over the
+    /// steps that are done and answers what is next.
+    pub(crate) fn advance(&mut self, report: &RegionReport, now: Moment) -> Advance {
+        if report.region.epoch.version != self.version {
+            return Advance::Ended(Status::Cancelled(format!(
+                "the range changed: version {} became {}",
+                self.version, report.region.epoch.version
+            )));
+        }
+        while let Some(step) = self.steps.get(self.current) {
+            match step.progress(report) {
+                Progress::Done => self.current += 1,
+                Progress::Impossible(why) => return Advance::Ended(Status::Cancelled(why)),
+                _ if self.is_late(now) => return Advance::Ended(Status::Timeout),
+                Progress::Wait => return Advance::Wait,
+                Progress::Send => return Advance::Send(step.clone()),
+            }
+        }
+        Advance::Ended(Status::Success)
+    }
+
+    /// Whether its time is over.
+    pub fn is_late(&self, now: Moment) -> bool {
+        now.since(self.created) >= self.kind.timeout_ms()
+    }
+}
+
+impl fmt::Display for Operator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:", self.reason)?;
+        for (index, step) in self.steps.iter().enumerate() {
+            let mark = if index < self.current { "done " } else { "" };
+            let comma = if index == 0 { "" } else { "," };
+            write!(f, "{comma} {mark}{step}")?;
+        }
+        Ok(())
+    }
+}
+
+/// What comes next for an operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Advance {
+    Send(Step),
+    Wait,
+    Ended(Status),
+}

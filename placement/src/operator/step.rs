@@ -1,0 +1,155 @@
+//! One step of an operator: what a region's leader is told to do, and how a
+//! later report shows that it was done.
+
+use std::fmt;
+
+use crate::types::{PeerId, RegionReport, Role, StoreId};
+
+/// A replica's identity and place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seat {
+    pub peer: PeerId,
+    pub store: StoreId,
+}
+
+impl fmt::Display for Seat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} on store {}", self.peer, self.store)
+    }
+}
+
+/// One instruction for a region's leader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// A new replica, without a vote until it has caught up.
+    AddLearner(Seat),
+    /// A caught-up learner becomes a voter.
+    Promote(Seat),
+    /// A caught-up learner becomes a voter and a voter becomes a learner, in
+    /// one joint change: at no moment are there fewer voters than before.
+    Swap { promote: Seat, demote: Seat },
+    /// Out of the joint configuration, where the group did not leave by itself.
+    LeaveJoint,
+    /// A replica goes away.
+    Remove(Seat),
+    /// Another voter leads.
+    TransferLeader { from: StoreId, to: Seat },
+}
+
+/// How a step stands by the last report.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    Done,
+    /// The leader should be told.
+    Send,
+    /// It would be told too early.
+    Wait,
+    /// What the step was planned for is no longer so.
+    Impossible(String),
+}
+
+impl Step {
+    /// Stores that the step burdens.
+    pub(crate) fn stores(&self) -> Vec<StoreId> {
+        match self {
+            Self::AddLearner(seat) | Self::Promote(seat) | Self::Remove(seat) => vec![seat.store],
+            Self::Swap { promote, demote } => vec![promote.store, demote.store],
+            Self::LeaveJoint => Vec::new(),
+            Self::TransferLeader { from, to } => vec![*from, to.store],
+        }
+    }
+
+    /// Judges the step by what the region's leader reports.
+    pub fn progress(&self, report: &RegionReport) -> Progress {
+        let region = &report.region;
+        match self {
+            Self::AddLearner(seat) => match region.peer_on(seat.store) {
+                Some(peer) if peer.id == seat.peer => Progress::Done,
+                Some(peer) => Progress::Impossible(format!(
+                    "store {} already holds replica {}",
+                    seat.store, peer.id
+                )),
+                None if region.in_joint() => Progress::Wait,
+                None => Progress::Send,
+            },
+            Self::Promote(seat) => match region.peer(seat.peer).map(|peer| peer.role) {
+                None => gone(seat),
+                Some(Role::Voter) => Progress::Done,
+                Some(Role::Learner) if report.is_caught_up(seat.peer) && !region.in_joint() => {
+                    Progress::Send
+                }
+                Some(_) => Progress::Wait,
+            },
+            Self::Swap { promote, demote } => swap_progress(report, promote, demote),
+            Self::LeaveJoint if region.in_joint() => Progress::Send,
+            Self::LeaveJoint => Progress::Done,
+            Self::Remove(seat) => match region.peer(seat.peer) {
+                None => Progress::Done,
+                Some(_) if report.leader.id == seat.peer => {
+                    Progress::Impossible(format!("replica {seat} leads the region"))
+                }
+                Some(_) if region.in_joint() => Progress::Wait,
+                Some(_) => Progress::Send,
+            },
+            Self::TransferLeader { from, to } => {
+                if report.leader.id == to.peer {
+                    Progress::Done
+                } else if report.leader.store != *from {
+                    Progress::Impossible(format!(
+                        "store {} leads instead of store {from}",
+                        report.leader.store
+                    ))
+                } else {
+                    match region.peer(to.peer).map(|peer| peer.role) {
+                        None => gone(to),
+                        Some(Role::Voter) if report.is_caught_up(to.peer) => Progress::Send,
+                        Some(_) => Progress::Wait,
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn swap_progress(report: &RegionReport, promote: &Seat, demote: &Seat) -> Progress {
+    let Some(incoming) = report.region.peer(promote.peer) else {
+        return gone(promote);
+    };
+    let outgoing = report.region.peer(demote.peer).map(|peer| peer.role);
+    let has_vote = matches!(incoming.role, Role::Voter | Role::IncomingVoter);
+    let has_lost_vote = !matches!(outgoing, Some(Role::Voter | Role::IncomingVoter));
+    if has_vote && has_lost_vote {
+        Progress::Done
+    } else if has_vote {
+        Progress::Impossible(format!(
+            "replica {promote} votes already, and replica {demote} still does"
+        ))
+    } else if has_lost_vote {
+        Progress::Impossible(format!("replica {demote} lost its vote in another change"))
+    } else if report.leader.id == demote.peer {
+        Progress::Impossible(format!("replica {demote} leads the region"))
+    } else if report.is_caught_up(promote.peer) && !report.region.in_joint() {
+        Progress::Send
+    } else {
+        Progress::Wait
+    }
+}
+
+fn gone(seat: &Seat) -> Progress {
+    Progress::Impossible(format!("replica {seat} is gone"))
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AddLearner(seat) => write!(f, "add learner {seat}"),
+            Self::Promote(seat) => write!(f, "promote {seat}"),
+            Self::Swap { promote, demote } => write!(f, "promote {promote} and demote {demote}"),
+            Self::LeaveJoint => f.write_str("leave the joint configuration"),
+            Self::Remove(seat) => write!(f, "remove {seat}"),
+            Self::TransferLeader { from, to } => {
+                write!(f, "move the leader from store {from} to {to}")
+            }
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! The schedulers: pure functions from a view of the cluster to operators.
+//!
+//! - [`replicas`] brings every region to its number of healthy replicas.
+//! - [`leaders`] spreads leaders over the stores, and scatters on request.
+//!
+//! They read nothing but the view and change nothing; whoever calls them admits
+//! what they propose, or does not.
+
+pub mod leaders;
+pub mod replicas;
+
+use crate::map::{RegionMap, Store, StoreConfig, StoreHealth, StoreMap, StoreState};
+use crate::operator::{OperatorKind, OperatorSet};
+use crate::types::{Moment, StoreId};
+
+/// What the schedulers strive for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScheduleConfig {
+    /// Voters that every region should have.
+    pub max_replicas: usize,
+    pub stores: StoreConfig,
+    /// A difference in leaders between two stores that is worth a transfer. At
+    /// least 2, or one leader would go to and fro for ever.
+    pub leader_difference: usize,
+    /// A region's leader is not moved again by balance for this long, in
+    /// milliseconds, because each move costs its clients a retry.
+    pub leader_rest_ms: u64,
+    /// Transfers that one round of balance proposes at most.
+    pub leader_batch: usize,
+}
+
+impl Default for ScheduleConfig {
+    fn default() -> Self {
+        Self {
+            max_replicas: 3,
+            stores: StoreConfig::default(),
+            leader_difference: 2,
+            leader_rest_ms: 10_000,
+            leader_batch: 8,
+        }
+    }
+}
+
+/// Everything that a scheduler may look at.
+pub struct View<'a> {
+    pub stores: &'a StoreMap,
+    pub regions: &'a RegionMap,
+    pub operators: &'a OperatorSet,
+    pub config: &'a ScheduleConfig,
+    pub now: Moment,
+}
+
+impl View<'_> {
+    /// What a replica on `store` is worth.
+    pub fn health(&self, store: StoreId) -> StoreHealth {
+        self.stores.health(store, &self.config.stores, self.now)
+    }
+
+    /// Stores that take new leaders and replicas.
+    pub fn good_stores(&self) -> impl Iterator<Item = &Store> {
+        self.stores.iter().filter(|store| {
+            store.descriptor.state == StoreState::Up
+                && self.health(store.descriptor.id) == StoreHealth::Good
+        })
+    }
+
+    /// Whether the limits leave room for one more operator at `store`.
+    pub fn has_room(&self, store: StoreId, kind: OperatorKind) -> bool {
+        self.operators.has_room(store, kind)
+    }
+}

@@ -1,0 +1,97 @@
+//! Every request and response carries a header; these traits reach it.
+
+use esker_rpc::proto::{keyspacepb, pdpb};
+
+/// A request that says which cluster it is for.
+pub(crate) trait RequestWithHeader: Send + 'static {
+    fn header(&self) -> Option<&pdpb::RequestHeader>;
+}
+
+/// A response that says which cluster answers, or what went wrong.
+pub(crate) trait ResponseWithHeader: Default + Send + 'static {
+    fn set_header(&mut self, header: pdpb::ResponseHeader);
+}
+
+macro_rules! requests {
+    ($($package:ident::$name:ident),* $(,)?) => {$(
+        impl RequestWithHeader for $package::$name {
+            fn header(&self) -> Option<&pdpb::RequestHeader> {
+                self.header.as_ref()
+            }
+        }
+    )*};
+}
+
+macro_rules! responses {
+    ($($package:ident::$name:ident),* $(,)?) => {$(
+        impl ResponseWithHeader for $package::$name {
+            fn set_header(&mut self, header: pdpb::ResponseHeader) {
+                self.header = Some(header);
+            }
+        }
+    )*};
+}
+
+requests![
+    keyspacepb::GetAllKeyspacesRequest,
+    keyspacepb::LoadKeyspaceByIdRequest,
+    keyspacepb::LoadKeyspaceRequest,
+    keyspacepb::LookupKeyspaceRequest,
+    keyspacepb::UpdateKeyspaceStateRequest,
+    pdpb::AllocIdRequest,
+    pdpb::AskBatchSplitRequest,
+    pdpb::AskSplitRequest,
+    pdpb::BatchScanRegionsRequest,
+    pdpb::BootstrapRequest,
+    pdpb::GetAllStoresRequest,
+    pdpb::GetClusterConfigRequest,
+    pdpb::GetGcSafePointRequest,
+    pdpb::GetMinTsRequest,
+    pdpb::GetOperatorRequest,
+    pdpb::GetRegionByIdRequest,
+    pdpb::GetRegionRequest,
+    pdpb::GetStoreRequest,
+    pdpb::IsBootstrappedRequest,
+    pdpb::PutClusterConfigRequest,
+    pdpb::PutStoreRequest,
+    pdpb::ReportBatchSplitRequest,
+    pdpb::ScanRegionsRequest,
+    pdpb::ScatterRegionRequest,
+    pdpb::StoreHeartbeatRequest,
+    pdpb::UpdateGcSafePointRequest,
+    pdpb::UpdateServiceGcSafePointRequest,
+];
+
+responses![
+    keyspacepb::GetAllKeyspacesResponse,
+    keyspacepb::LoadKeyspaceResponse,
+    keyspacepb::LookupKeyspaceResponse,
+    keyspacepb::UpdateKeyspaceStateResponse,
+    keyspacepb::WatchKeyspacesResponse,
+    pdpb::AllocIdResponse,
+    pdpb::AskBatchSplitResponse,
+    pdpb::AskSplitResponse,
+    pdpb::BatchScanRegionsResponse,
+    pdpb::BootstrapResponse,
+    pdpb::GetAllStoresResponse,
+    pdpb::GetClusterConfigResponse,
+    pdpb::GetClusterInfoResponse,
+    pdpb::GetGcSafePointResponse,
+    pdpb::GetMembersResponse,
+    pdpb::GetMinTsResponse,
+    pdpb::GetOperatorResponse,
+    pdpb::GetRegionResponse,
+    pdpb::GetStoreResponse,
+    pdpb::IsBootstrappedResponse,
+    pdpb::PutClusterConfigResponse,
+    pdpb::PutStoreResponse,
+    pdpb::QueryRegionResponse,
+    pdpb::RegionHeartbeatResponse,
+    pdpb::ReportBatchSplitResponse,
+    pdpb::ScanRegionsResponse,
+    pdpb::ScatterRegionResponse,
+    pdpb::StoreHeartbeatResponse,
+    pdpb::TsoResponse,
+    pdpb::UpdateGcSafePointResponse,
+    pdpb::UpdateServiceGcSafePointResponse,
+];

@@ -1,0 +1,263 @@
+//! The placement driver on the wire: the gRPC services `pdpb.PD` and
+//! `keyspacepb.Keyspace`, and the HTTP pages that tools read.
+//!
+//! A member that does not lead answers `GetMembers` with the leader's address,
+//! and everything else with gRPC `UNAVAILABLE` after a short wait: clients then
+//! look up the leader again. The wait matters, because clients in the field
+//! retry at once a small number of times, but look up at most once a second.
+//!
+//! A request for another cluster is an error in the response's header, on a
+//! connection that stays.
+
+pub(crate) mod convert;
+mod headers;
+mod http;
+mod keyspace;
+mod pd;
+mod regions;
+mod stores;
+mod streams;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use esker_rpc::proto::keyspacepb::keyspace_server::KeyspaceServer;
+use esker_rpc::proto::pdpb;
+use esker_rpc::proto::pdpb::pd_server::PdServer;
+use tokio::sync::watch;
+use tonic::{Response, Status};
+
+use self::headers::ResponseWithHeader;
+use crate::clock::Clock;
+use crate::lead::{Lead, LeadError, PATIENCE, office};
+use crate::operator::OperatorLimits;
+use crate::schedule::ScheduleConfig;
+use crate::state::{DamagedState, ReplicatedState};
+use crate::types::MemberId;
+
+pub use keyspace::KeyspaceService;
+pub use pd::PdService;
+
+/// How long a member that does not lead waits for a leader before it refuses.
+/// Ten refusals in a row, which is what clients try, last longer than the second
+/// for which they do not look up the leader again.
+const REFUSAL_PATIENCE: Duration = Duration::from_millis(250);
+
+/// One member of the placement driver, as all members are configured to know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberInfo {
+    pub id: MemberId,
+    pub name: String,
+    /// `host:port`, without a scheme.
+    pub address: String,
+}
+
+/// How a member of the placement driver runs.
+#[derive(Clone, Debug)]
+pub struct PlacementConfig {
+    pub name: String,
+    pub member_id: MemberId,
+    /// All members, this one too.
+    pub members: Vec<MemberInfo>,
+    pub schedule: ScheduleConfig,
+    pub limits: OperatorLimits,
+    /// How often regions are patrolled and leaders balanced.
+    pub schedule_interval: Duration,
+}
+
+impl PlacementConfig {
+    /// A member among `members`, with everything else at its default.
+    pub fn new(name: impl Into<String>, member_id: MemberId, members: Vec<MemberInfo>) -> Self {
+        Self {
+            name: name.into(),
+            member_id,
+            members,
+            schedule: ScheduleConfig::default(),
+            limits: OperatorLimits::default(),
+            schedule_interval: Duration::from_millis(500),
+        }
+    }
+}
+
+/// What the services, the pages and the background task of a member share.
+pub(crate) struct Shared {
+    pub config: PlacementConfig,
+    pub state: Arc<dyn ReplicatedState>,
+    pub clock: Arc<dyn Clock>,
+    /// Zero until it is known.
+    cluster_id: AtomicU64,
+    pub lead: watch::Sender<Option<Arc<Lead>>>,
+}
+
+impl Shared {
+    pub fn cluster_id(&self) -> Option<u64> {
+        match self.cluster_id.load(Ordering::Acquire) {
+            0 => None,
+            id => Some(id),
+        }
+    }
+
+    pub fn set_cluster_id(&self, id: u64) {
+        self.cluster_id.store(id, Ordering::Release);
+    }
+
+    /// This member's office; waits a moment for one that is about to begin, and
+    /// for a lease that is late.
+    pub async fn lead(&self) -> Result<Arc<Lead>, Status> {
+        let mut leads = self.lead.subscribe();
+        let patience =
+            if self.state.leadership().borrow().is_self { PATIENCE } else { REFUSAL_PATIENCE };
+        let lead = tokio::time::timeout(patience, leads.wait_for(Option::is_some))
+            .await
+            .ok()
+            .and_then(Result::ok)
+            .and_then(|lead| lead.clone());
+        let Some(lead) = lead else {
+            return Err(self.not_leader());
+        };
+        match lead.current().await {
+            Ok(()) => Ok(lead),
+            Err(_) => Err(self.not_leader()),
+        }
+    }
+
+    /// The refusal that makes a client look up the leader again.
+    pub fn not_leader(&self) -> Status {
+        let leader = self.leader();
+        Status::unavailable(leader.map_or_else(
+            || "not leader; no leader is known".to_owned(),
+            |leader| format!("not leader; {} at {} is", leader.name, leader.address),
+        ))
+    }
+
+    /// The member that leads, as far as this one knows.
+    pub fn leader(&self) -> Option<&MemberInfo> {
+        let leader = self.state.leadership().borrow().leader?;
+        self.config.members.iter().find(|member| member.id == leader)
+    }
+
+    /// Gives a response its header.
+    pub fn answer<R: ResponseWithHeader>(
+        &self,
+        answer: Result<R, Refusal>,
+    ) -> Result<Response<R>, Status> {
+        let (mut response, error) = match answer {
+            Ok(response) => (response, None),
+            Err(Refusal::Header(error)) => (R::default(), Some(error)),
+            Err(Refusal::Status(status)) => return Err(status),
+        };
+        response
+            .set_header(pdpb::ResponseHeader { cluster_id: self.cluster_id().unwrap_or(0), error });
+        Ok(Response::new(response))
+    }
+
+    /// Whether a request is meant for this cluster.
+    pub fn check_cluster(
+        &self,
+        lead: &Lead,
+        header: Option<&pdpb::RequestHeader>,
+    ) -> Result<(), Refusal> {
+        let asked = header.map_or(0, |header| header.cluster_id);
+        if asked == lead.cluster_id {
+            return Ok(());
+        }
+        Err(Refusal::header(
+            pdpb::ErrorType::Unknown,
+            format!("the request is for cluster {asked}, but this is cluster {}", lead.cluster_id),
+        ))
+    }
+}
+
+/// Why a request gets no answer: in the response's header, or instead of it.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    Header(pdpb::Error),
+    Status(Status),
+}
+
+impl Refusal {
+    pub fn header(kind: pdpb::ErrorType, message: impl Into<String>) -> Self {
+        Self::Header(pdpb::Error { r#type: kind.into(), message: message.into() })
+    }
+
+    /// A request that says something impossible.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::header(pdpb::ErrorType::InvalidValue, message)
+    }
+}
+
+impl From<LeadError> for Refusal {
+    fn from(error: LeadError) -> Self {
+        match error {
+            LeadError::Deposed { .. } => {
+                Self::Status(Status::unavailable(format!("not leader; {error}")))
+            }
+            LeadError::Slow => Self::Status(Status::unavailable(error.to_string())),
+            LeadError::Ids(_) | LeadError::Timestamps(_) => Self::invalid(error.to_string()),
+        }
+    }
+}
+
+/// One member of the placement driver.
+#[derive(Clone)]
+pub struct PlacementServer {
+    shared: Arc<Shared>,
+}
+
+impl PlacementServer {
+    /// A member that keeps its state in `state`. It serves nothing before
+    /// [`PlacementServer::run`] is running.
+    pub fn new(
+        config: PlacementConfig,
+        state: Arc<dyn ReplicatedState>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                config,
+                state,
+                clock,
+                cluster_id: AtomicU64::new(0),
+                lead: watch::Sender::new(None),
+            }),
+        }
+    }
+
+    /// The service `pdpb.PD`.
+    pub fn pd_service(&self) -> PdServer<PdService> {
+        PdServer::new(PdService::new(Arc::clone(&self.shared)))
+    }
+
+    /// The service `keyspacepb.Keyspace`; clients expect it at the same address.
+    pub fn keyspace_service(&self) -> KeyspaceServer<KeyspaceService> {
+        KeyspaceServer::new(KeyspaceService::new(Arc::clone(&self.shared)))
+    }
+
+    /// The HTTP pages under `/pd/api/v1`, for the same address.
+    pub fn http(&self) -> Router {
+        http::router(Arc::clone(&self.shared))
+    }
+
+    /// The background task: follows elections and serves while this member
+    /// leads. Ends when the group of members ends, or with an error when its
+    /// stored state cannot be read; the node should stop then.
+    pub fn run(&self) -> impl Future<Output = Result<(), DamagedState>> + Send + 'static {
+        office::run(Arc::clone(&self.shared))
+    }
+
+    /// Completes once this member leads and serves; for those that start it in
+    /// their own process.
+    pub async fn serving(&self) {
+        let mut leads = self.shared.lead.subscribe();
+        // The sender lives in `self`, so the wait ends by the value.
+        let _ = leads.wait_for(Option::is_some).await;
+    }
+
+    /// The cluster's id, once this member knows it.
+    pub fn cluster_id(&self) -> Option<u64> {
+        self.shared.cluster_id()
+    }
+}

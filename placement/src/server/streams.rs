@@ -1,0 +1,246 @@
+//! The streams: timestamps, heartbeats of regions, and lookups in bulk.
+//!
+//! Each belongs to one term of office and ends with it, with an error that
+//! makes the client look up the leader again.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use esker_rpc::proto::pdpb;
+use futures_util::stream;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::codegen::BoxStream;
+use tonic::{Status, Streaming};
+use tracing::{debug, warn};
+
+use super::headers::ResponseWithHeader;
+use super::{Refusal, Shared, convert};
+use crate::lead::{Lead, OrderStream};
+use crate::types::{RegionId, StoreId};
+
+/// Orders that wait for one store. One for each of its regions is the most that
+/// makes sense; what does not fit comes again with the region's next report.
+const MAX_WAITING_ORDERS: usize = 1_024;
+/// Keys and ids that one message of a bulk lookup may name.
+const MAX_QUERIES: usize = 16_384;
+
+/// The next message of a client, or why there is none: nothing when the client
+/// closed or hung up, an error when the office ended.
+async fn next<T>(
+    shared: &Shared,
+    lead: &Lead,
+    messages: &mut Streaming<T>,
+) -> Result<Option<T>, Status> {
+    tokio::select! {
+        message = messages.message() => match message {
+            Ok(message) => Ok(message),
+            Err(error) => {
+                debug!(%error, "a client hung up");
+                Ok(None)
+            }
+        },
+        () = lead.ended() => Err(shared.not_leader()),
+    }
+}
+
+/// Puts an answer under its header; an error in place of an answer ends the
+/// stream only when it is this member that cannot go on.
+fn reply<R: ResponseWithHeader>(shared: &Shared, answer: Result<R, Refusal>) -> Result<R, Status> {
+    shared.answer(answer).map(tonic::Response::into_inner)
+}
+
+/// Answers messages one by one, in order, only as fast as the client reads.
+fn answer_each<Q, R, F>(
+    shared: Arc<Shared>,
+    lead: Arc<Lead>,
+    messages: Streaming<Q>,
+    answer: impl Fn(Arc<Shared>, Arc<Lead>, Q) -> F + Send + 'static,
+) -> BoxStream<R>
+where
+    Q: Send + 'static,
+    R: ResponseWithHeader,
+    F: Future<Output = Result<R, Refusal>> + Send + 'static,
+{
+    let state = Some((shared, lead, messages, answer));
+    Box::pin(stream::unfold(state, |state| async move {
+        let (shared, lead, mut messages, answer) = state?;
+        let message = match next(&shared, &lead, &mut messages).await {
+            Ok(message) => message?,
+            Err(status) => return Some((Err(status), None)),
+        };
+        let answered = answer(Arc::clone(&shared), Arc::clone(&lead), message).await;
+        match reply(&shared, answered) {
+            Ok(response) => Some((Ok(response), Some((shared, lead, messages, answer)))),
+            Err(status) => Some((Err(status), None)),
+        }
+    }))
+}
+
+/// Batches of timestamps: one answer for each request, in their order, which is
+/// how clients tell them apart.
+pub fn timestamps(
+    shared: Arc<Shared>,
+    lead: Arc<Lead>,
+    requests: Streaming<pdpb::TsoRequest>,
+) -> BoxStream<pdpb::TsoResponse> {
+    answer_each(shared, lead, requests, |shared, lead, request: pdpb::TsoRequest| async move {
+        shared.check_cluster(&lead, request.header.as_ref())?;
+        if request.count == 0 {
+            return Err(Refusal::invalid("a request for no timestamps"));
+        }
+        let last = lead.timestamps(request.count).await?;
+        Ok(pdpb::TsoResponse {
+            count: request.count,
+            timestamp: Some(convert::timestamp_message(last)),
+            ..Default::default()
+        })
+    })
+}
+
+/// Lookups by key and by id, many in one message.
+pub fn region_queries(
+    shared: Arc<Shared>,
+    lead: Arc<Lead>,
+    requests: Streaming<pdpb::QueryRegionRequest>,
+) -> BoxStream<pdpb::QueryRegionResponse> {
+    answer_each(
+        shared,
+        lead,
+        requests,
+        |shared, lead, request: pdpb::QueryRegionRequest| async move {
+            shared.check_cluster(&lead, request.header.as_ref())?;
+            lead.current().await?;
+            query_regions(&lead, &request)
+        },
+    )
+}
+
+/// Zero stands for a region that is not known.
+fn query_regions(
+    lead: &Lead,
+    request: &pdpb::QueryRegionRequest,
+) -> Result<pdpb::QueryRegionResponse, Refusal> {
+    let count = request.keys.len() + request.prev_keys.len() + request.ids.len();
+    if count > MAX_QUERIES {
+        return Err(Refusal::invalid(format!(
+            "{count} lookups in one message: at most {MAX_QUERIES} are answered"
+        )));
+    }
+    let cluster = lead.cluster.read();
+    let mut regions_by_id = HashMap::new();
+    let mut take = |report: Option<&Arc<crate::types::RegionReport>>| {
+        let Some(report) = report else {
+            return 0;
+        };
+        let id = report.region.id.0;
+        regions_by_id.insert(
+            id,
+            pdpb::RegionResponse {
+                region: Some(convert::region_message(&report.region)),
+                leader: Some(convert::peer_message(&report.leader)),
+                down_peers: convert::down_messages(report),
+                pending_peers: convert::pending_messages(report),
+            },
+        );
+        id
+    };
+    let regions = &cluster.regions;
+    let key_id_map = request.keys.iter().map(|key| take(regions.by_key(key)));
+    let key_id_map = key_id_map.collect();
+    let prev_key_id_map = request.prev_keys.iter().map(|key| take(regions.previous(key))).collect();
+    for id in &request.ids {
+        take(regions.get(RegionId(*id)));
+    }
+    Ok(pdpb::QueryRegionResponse {
+        key_id_map,
+        prev_key_id_map,
+        regions_by_id,
+        ..Default::default()
+    })
+}
+
+/// Reports come in, orders go out; the two are not paired, because an order may
+/// be born of a scheduler's tick.
+pub fn region_heartbeats(
+    shared: Arc<Shared>,
+    lead: Arc<Lead>,
+    reports: Streaming<pdpb::RegionHeartbeatRequest>,
+) -> BoxStream<pdpb::RegionHeartbeatResponse> {
+    let (orders, waiting) = mpsc::channel(MAX_WAITING_ORDERS);
+    tokio::spawn(take_reports(shared, lead, reports, orders));
+    Box::pin(ReceiverStream::new(waiting))
+}
+
+async fn take_reports(
+    shared: Arc<Shared>,
+    lead: Arc<Lead>,
+    mut reports: Streaming<pdpb::RegionHeartbeatRequest>,
+    orders: OrderStream,
+) {
+    let mut connected: Option<StoreId> = None;
+    loop {
+        let report = tokio::select! {
+            report = next(&shared, &lead, &mut reports) => report,
+            () = orders.closed() => break,
+        };
+        match report {
+            Ok(Some(report)) => {
+                if let Err(refusal) = take_report(&shared, &lead, report, &orders, &mut connected) {
+                    let refused = reply::<pdpb::RegionHeartbeatResponse>(&shared, Err(refusal));
+                    let is_over = refused.is_err();
+                    if orders.send(refused).await.is_err() || is_over {
+                        break;
+                    }
+                }
+            }
+            Ok(None) => break,
+            Err(status) => {
+                // The client may not be reading any more.
+                let _ = orders.try_send(Err(status));
+                break;
+            }
+        }
+    }
+    if let Some(store) = connected {
+        lead.disconnect(store, &orders);
+    }
+}
+
+fn take_report(
+    shared: &Shared,
+    lead: &Lead,
+    message: pdpb::RegionHeartbeatRequest,
+    orders: &OrderStream,
+    connected: &mut Option<StoreId>,
+) -> Result<(), Refusal> {
+    shared.check_cluster(lead, message.header.as_ref())?;
+    if !lead.is_bootstrapped() {
+        return Err(super::stores::not_bootstrapped());
+    }
+    let report = convert::report(message).map_err(|error| {
+        warn!(%error, "a heartbeat makes no sense");
+        Refusal::invalid(error.to_string())
+    })?;
+    let store = report.leader.store;
+    if *connected != Some(store) {
+        if let Some(before) = connected.replace(store) {
+            lead.disconnect(before, orders);
+        }
+        lead.connect(store, orders.clone());
+    }
+    let now = lead.clock.now();
+    let heard = lead.cluster.write().heartbeat(report, now, &mut || lead.fresh_peer());
+    match heard {
+        Ok(order) => {
+            lead.map_changed();
+            // Without a lease the map may learn, but nobody is told anything.
+            if lead.is_current() {
+                lead.tell(order);
+            }
+        }
+        // Late reports are daily business; the sender finds out by itself.
+        Err(stale) => debug!(%stale, "a late heartbeat"),
+    }
+    Ok(())
+}

@@ -1,0 +1,118 @@
+//! Short ways to write reports and stores in this crate's tests.
+
+use bytes::Bytes;
+
+use crate::map::{StoreDescriptor, StoreMap};
+use crate::types::{
+    DownPeer, Epoch, Moment, Peer, PeerId, Region, RegionId, RegionReport, Role, StoreId, Traffic,
+};
+
+/// The peer of region `region` on store `store` has this id in tests.
+pub fn peer_id(region: u64, store: u64) -> PeerId {
+    PeerId(region * 100 + store)
+}
+
+/// A report under construction; one voter on store 1, which leads.
+pub struct ReportBuilder {
+    report: RegionReport,
+}
+
+/// A report of region `id` over `[start, end)`.
+pub fn report(id: u64, start: &str, end: &str) -> ReportBuilder {
+    let leader = peer(id, 1, Role::Voter);
+    ReportBuilder {
+        report: RegionReport {
+            region: Region {
+                id: RegionId(id),
+                start: Bytes::copy_from_slice(start.as_bytes()),
+                end: Bytes::copy_from_slice(end.as_bytes()),
+                epoch: Epoch { conf_ver: 1, version: 1 },
+                peers: vec![leader],
+            },
+            leader,
+            term: 0,
+            down: Vec::new(),
+            pending: Vec::new(),
+            traffic: Traffic::default(),
+            approximate_size: 10,
+            approximate_keys: 1,
+        },
+    }
+}
+
+fn peer(region: u64, store: u64, role: Role) -> Peer {
+    Peer { id: peer_id(region, store), store: StoreId(store), role, witness: false }
+}
+
+impl ReportBuilder {
+    fn id(&self) -> u64 {
+        self.report.region.id.0
+    }
+
+    pub fn version(mut self, version: u64) -> Self {
+        self.report.region.epoch.version = version;
+        self
+    }
+
+    pub fn conf_ver(mut self, conf_ver: u64) -> Self {
+        self.report.region.epoch.conf_ver = conf_ver;
+        self
+    }
+
+    pub fn term(mut self, term: u64) -> Self {
+        self.report.term = term;
+        self
+    }
+
+    pub fn voters(mut self, stores: &[u64]) -> Self {
+        let id = self.id();
+        self.report.region.peers =
+            stores.iter().map(|store| peer(id, *store, Role::Voter)).collect();
+        self.report.leader = self.report.region.peers[0];
+        self
+    }
+
+    pub fn with(mut self, store: u64, role: Role) -> Self {
+        let added = peer(self.id(), store, role);
+        self.report.region.peers.push(added);
+        self
+    }
+
+    pub fn leader(mut self, store: u64) -> Self {
+        self.report.leader =
+            *self.report.region.peer_on(StoreId(store)).expect("the leader is one of the peers");
+        self
+    }
+
+    pub fn pending(mut self, store: u64) -> Self {
+        let id = peer_id(self.id(), store);
+        self.report.pending.push(id);
+        self
+    }
+
+    pub fn down(mut self, store: u64, seconds: u64) -> Self {
+        let peer = peer_id(self.id(), store);
+        self.report.down.push(DownPeer { peer, seconds });
+        self
+    }
+
+    pub fn build(self) -> RegionReport {
+        self.report
+    }
+}
+
+/// Stores `1..=count`, all up and just heard from.
+pub fn stores(count: u64, now: Moment) -> StoreMap {
+    let mut stores = StoreMap::default();
+    for id in 1..=count {
+        stores.put(
+            StoreDescriptor {
+                id: StoreId(id),
+                address: format!("store-{id}:20160"),
+                ..StoreDescriptor::default()
+            },
+            now,
+        );
+    }
+    stores
+}

@@ -1,0 +1,337 @@
+//! Leading: proposals, replication and the commit rule (Raft §5.3, §5.4.2).
+
+use bytes::Bytes;
+use thiserror::Error;
+
+use super::role::{Leader, Role};
+use super::{Group, SnapshotOutcome, StepError};
+use crate::config::Config;
+use crate::configuration::ConfigError;
+use crate::log::{LogReadError, LogReader};
+use crate::message::{AppendOutcome, Message, MessageBody, Stamp};
+use crate::progress::{FlowLimits, Follow, ProgressState};
+use crate::quorum;
+use crate::read::ReadRounds;
+use crate::types::{Entry, LogIndex, Payload, PeerId, Term, Time};
+
+/// Why a proposal was refused. Nothing was appended.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum ProposeError {
+    /// Only the leader proposes.
+    #[error("peer {peer} does not lead; the leader is {leader:?}")]
+    NotLeader {
+        /// This peer.
+        peer: PeerId,
+        /// Whom to ask instead.
+        leader: Option<PeerId>,
+    },
+    /// The next leader should not have to catch up without end.
+    #[error("leadership is being handed to peer {target}")]
+    TransferInProgress {
+        /// The next leader.
+        target: PeerId,
+    },
+    /// The group commits more slowly than it is asked to.
+    #[error("{bytes} bytes of proposals are not committed yet")]
+    UncommittedFull {
+        /// How many.
+        bytes: usize,
+    },
+    /// One change of members at a time.
+    #[error("a change of members up to entry {index} is not applied yet")]
+    ChangePending {
+        /// Where it lies, or may lie.
+        index: LogIndex,
+    },
+    /// The change does not fit the configuration.
+    #[error(transparent)]
+    InvalidChange(#[from] ConfigError),
+}
+
+impl<R: LogReader> Group<R> {
+    /// Appends a command if this peer leads. Whether it is ever committed shows
+    /// when it comes out of a Ready with this index **and** this term.
+    ///
+    /// # Errors
+    /// See [`ProposeError`].
+    pub fn propose(&mut self, now: Time, command: Bytes) -> Result<(LogIndex, Term), ProposeError> {
+        self.advance(now);
+        let limit = self.config.max_uncommitted_bytes;
+        let leader = self.proposer()?;
+        let bytes = leader.uncommitted_bytes;
+        if bytes > 0 && bytes.saturating_add(command.len()) > limit {
+            return Err(ProposeError::UncommittedFull { bytes });
+        }
+        Ok(self.append_own(Payload::Command(command)))
+    }
+
+    /// The leader that may propose now.
+    pub(super) fn proposer(&mut self) -> Result<&mut Leader, ProposeError> {
+        let (peer, known) = (self.config.id, self.leader());
+        match &mut self.role {
+            Role::Leader(leader) => match &leader.transfer {
+                Some(transfer) => Err(ProposeError::TransferInProgress { target: transfer.target }),
+                None => Ok(leader),
+            },
+            _ => Err(ProposeError::NotLeader { peer, leader: known }),
+        }
+    }
+
+    pub(super) fn append_own(&mut self, payload: Payload) -> (LogIndex, Term) {
+        let Role::Leader(leader) = &mut self.role else {
+            panic!("only a leader appends entries of its own");
+        };
+        let entry = Entry { term: self.term, index: self.log.last_index().next(), payload };
+        leader.uncommitted_bytes += entry.bytes();
+        leader.replicate = true;
+        let at = (entry.index, entry.term);
+        self.log.append(entry);
+        at
+    }
+
+    pub(super) fn become_leader(&mut self) {
+        let (now, last) = (self.now, self.log.last_index());
+        let follow = |peer| (peer, Follow::new(last.next(), now));
+        let leader = Leader {
+            follows: self.configuration.peers().map(follow).collect(),
+            term_start: last.next(),
+            // Anything in the tail may be a change of members.
+            pending_change: last,
+            uncommitted_bytes: 0,
+            round: 0,
+            reads: ReadRounds::default(),
+            heartbeat_due: now + self.config.heartbeat_interval,
+            quorum_due: now + self.config.election_timeout,
+            transfer: None,
+            lease_void: false,
+            replicate: true,
+        };
+        self.drop_role(Role::Leader(Box::new(leader)));
+        // Entries of earlier terms commit only behind one of this term (§5.4.2),
+        // so the term begins with one.
+        self.append_own(Payload::Noop);
+        self.count_own_log();
+    }
+
+    /// The leader's disk counts towards the quorum like any other, so only for
+    /// what it holds durably.
+    pub(super) fn count_own_log(&mut self) {
+        let Role::Leader(leader) = &mut self.role else { return };
+        let (persisted, last) = (self.log.persisted(), self.log.last_index());
+        if let Some(follow) = leader.follow_mut(self.config.id) {
+            follow.own_log(persisted, last);
+        }
+        self.commit_what_a_quorum_has();
+    }
+
+    pub(super) fn commit_what_a_quorum_has(&mut self) {
+        let Role::Leader(leader) = &mut self.role else { return };
+        let index = quorum::reached(&self.configuration, |peer| {
+            leader.follow(peer).map_or(LogIndex(0), Follow::match_index)
+        });
+        let before = self.log.commit();
+        // Everything from the first entry of this term on is of this term:
+        // nothing older is committed by counting (Raft §5.4.2, figure 8).
+        if index >= leader.term_start && index > before {
+            self.log.commit_to(index);
+            let freed = self.log.bytes_between(before.max(leader.term_start.prev()), index);
+            leader.uncommitted_bytes = leader.uncommitted_bytes.saturating_sub(freed);
+            leader.replicate = true;
+        }
+    }
+
+    pub(super) fn on_append_reply(
+        &mut self,
+        from: PeerId,
+        outcome: AppendOutcome,
+        stamp: Stamp,
+    ) -> Result<(), StepError> {
+        let Role::Leader(leader) = &mut self.role else { return Ok(()) };
+        let Some(follow) = leader.follow_mut(from) else { return Ok(()) };
+        match outcome {
+            AppendOutcome::Accepted { match_index } => {
+                let last = self.log.last_index();
+                if match_index > last {
+                    return Err(StepError::ImpossibleAck { from, index: match_index, last });
+                }
+                follow.heard(self.now, stamp);
+                if follow.accepted(match_index, self.log.first_index()) {
+                    self.commit_what_a_quorum_has();
+                }
+            }
+            AppendOutcome::Rejected { prev_index, hint_index, hint_term } => {
+                follow.heard(self.now, stamp);
+                let (agreed, _) = self.log.last_at_most(hint_index, hint_term)?;
+                follow.rejected(prev_index, agreed.min(hint_index));
+            }
+        }
+        self.serve_again();
+        self.confirm_reads();
+        self.hand_over_if_caught_up();
+        Ok(())
+    }
+
+    pub(super) fn on_heartbeat_reply(&mut self, from: PeerId, stamp: Stamp) {
+        let limits = self.flow_limits();
+        let Role::Leader(leader) = &mut self.role else { return };
+        let Some(follow) = leader.follow_mut(from) else { return };
+        follow.heard(self.now, stamp);
+        follow.nudged(self.log.first_index(), self.log.last_index(), limits);
+        self.serve_again();
+        self.confirm_reads();
+    }
+
+    fn serve_again(&mut self) {
+        if let Role::Leader(leader) = &mut self.role {
+            leader.replicate = true;
+        }
+    }
+
+    fn flow_limits(&self) -> FlowLimits {
+        let Config { max_inflight_messages, max_inflight_bytes, .. } = &self.config;
+        FlowLimits { messages: *max_inflight_messages, bytes: *max_inflight_bytes }
+    }
+
+    /// The driver could not reach a peer: what was in flight may be lost.
+    pub fn unreachable(&mut self, peer: PeerId) {
+        if let Role::Leader(leader) = &mut self.role
+            && let Some(follow) = leader.follow_mut(peer)
+        {
+            follow.lost();
+        }
+    }
+
+    /// How sending the snapshot that [`crate::Ready::snapshots_wanted`] asked for
+    /// ended. Appends to `to` resume only after this, or after its answer.
+    pub fn snapshot_sent(&mut self, to: PeerId, outcome: SnapshotOutcome) {
+        let Role::Leader(leader) = &mut self.role else { return };
+        let Some(follow) = leader.follow_mut(to) else { return };
+        match outcome {
+            SnapshotOutcome::Delivered => follow.snapshot_delivered(),
+            SnapshotOutcome::Failed => follow.snapshot_failed(),
+        }
+    }
+
+    pub(super) fn send_heartbeats(&mut self) {
+        let (from, term, sent) = (self.config.id, self.term, self.now);
+        let Role::Leader(leader) = &mut self.role else { return };
+        let stamp = Stamp { round: leader.round, sent };
+        for (to, follow) in leader.follows.iter_mut().filter(|(to, _)| *to != from) {
+            // Beyond what this follower is known to share, its log may be another.
+            let commit = self.log.commit().min(follow.match_index());
+            follow.told_commit(commit);
+            let body = MessageBody::Heartbeat { commit, stamp };
+            self.outbox.send(Message { from, to: *to, term, body });
+        }
+    }
+
+    /// Sends every follower what it may be sent. Called once per Ready, so that
+    /// all that was proposed and acknowledged since the last goes out together.
+    pub(super) fn replicate(&mut self) {
+        let limits = self.flow_limits();
+        let Role::Leader(leader) = &mut self.role else { return };
+        if !std::mem::take(&mut leader.replicate) {
+            return;
+        }
+        let stamp = Stamp { round: leader.round, sent: self.now };
+        let own = self.config.id;
+        let mut replication = Replication {
+            log: &self.log,
+            limits,
+            max_bytes: self.config.max_append_bytes,
+            from: own,
+            term: self.term,
+            stamp,
+            outbox: &mut self.outbox,
+        };
+        for (to, follow) in leader.follows.iter_mut().filter(|(to, _)| *to != own) {
+            match replication.serve(*to, follow) {
+                Ok(()) => {}
+                Err(LogReadError::Compacted { .. }) => {
+                    follow.needs_snapshot();
+                    replication.outbox.want_snapshot(*to);
+                }
+                Err(failure) => replication.outbox.log_failed(failure),
+            }
+        }
+        if let Some(follow) = leader.follow_mut(own) {
+            follow.own_log(self.log.persisted(), self.log.last_index());
+        }
+    }
+
+    /// Until when this leader may answer reads from its own state without asking
+    /// anybody; `None` if it may not.
+    ///
+    /// A quorum that answered something sent at time T has promised to elect
+    /// nobody else for one election timeout from T, measured by clocks that may
+    /// run faster than ours. The driver must stop believing an earlier answer
+    /// **before** it sends the messages of the next Ready.
+    #[must_use]
+    pub fn lease_until(&self) -> Option<Time> {
+        let Role::Leader(leader) = &self.role else { return None };
+        let blocked = leader.lease_void || leader.transfer.is_some() || !self.config.check_quorum;
+        // Before that it may not even know what is committed (Raft §8).
+        if blocked || self.log.commit() < leader.term_start {
+            return None;
+        }
+        let own = self.config.id;
+        let sent = quorum::reached(&self.configuration, |peer| {
+            if peer == own {
+                return Some(self.now);
+            }
+            leader.follow(peer).and_then(Follow::acked_sent)
+        })?;
+        Some(sent + self.config.lease())
+    }
+}
+
+/// What all followers are served from.
+struct Replication<'a, R> {
+    log: &'a crate::log::Log<R>,
+    limits: FlowLimits,
+    max_bytes: usize,
+    from: PeerId,
+    term: Term,
+    stamp: Stamp,
+    outbox: &'a mut super::output::Outbox,
+}
+
+impl<R: LogReader> Replication<'_, R> {
+    fn serve(&mut self, to: PeerId, follow: &mut Follow) -> Result<(), LogReadError> {
+        // Sending takes a probe's turn, fills a pipeline or reaches the log's
+        // end, so this ends.
+        while follow.may_send(self.limits) {
+            let probing = follow.state() == ProgressState::Probe;
+            if !probing && follow.next_index() > self.log.last_index() {
+                break;
+            }
+            self.append_to(to, follow, self.max_bytes)?;
+        }
+        if follow.lacks_commit(self.log.commit()) || follow.take_ping() {
+            self.append_to(to, follow, 0)?;
+        }
+        Ok(())
+    }
+
+    /// One append of at most about `max_bytes`; without entries if that is zero.
+    fn append_to(
+        &mut self,
+        to: PeerId,
+        follow: &mut Follow,
+        max_bytes: usize,
+    ) -> Result<(), LogReadError> {
+        let next = follow.next_index();
+        let prev_index = next.prev();
+        let compacted = LogReadError::Compacted { index: prev_index };
+        let prev_term = self.log.term(prev_index)?.ok_or(compacted)?;
+        let high = if max_bytes == 0 { next } else { self.log.last_index().next() };
+        let entries = self.log.slice(next, high, max_bytes)?;
+        let bytes = entries.iter().map(Entry::bytes).sum();
+        let commit = self.log.commit();
+        follow.sent(entries.last().map(|entry| entry.index), bytes, commit);
+        let stamp = self.stamp;
+        let body = MessageBody::Append { prev_index, prev_term, entries, commit, stamp };
+        self.outbox.send(Message { from: self.from, to, term: self.term, body });
+        Ok(())
+    }
+}

@@ -1,0 +1,140 @@
+//! Changes of members.
+//!
+//! A configuration takes effect when its entry is **applied**, not when it is
+//! appended, so that the driver can veto it and that no configuration ever has
+//! to be taken back. Three rules make that safe:
+//!
+//! 1. A leader proposes a change only when everything up to the one before is
+//!    applied here, and a new leader takes its whole unapplied tail for one.
+//! 2. So an append that carries change k+1 says that change k is committed: who
+//!    has k+1 in its log knows that k is committed, because entries and commit
+//!    index are written together.
+//! 3. No peer campaigns that knows of a committed change it has not applied.
+//!
+//! A candidate is therefore at most one change behind any leader there can be,
+//! and majorities of neighbouring configurations always share a voter. A voter
+//! consults no configuration at all: a learner that was promoted and has not
+//! heard of it yet still gives its vote.
+
+use super::Group;
+use super::leader::ProposeError;
+use super::role::Role;
+use crate::configuration::{ConfigError, Configuration};
+use crate::log::LogReader;
+use crate::message::MessageBody;
+use crate::progress::Follow;
+use crate::types::{ConfChange, LogIndex, Payload, Term, Time};
+
+impl<R: LogReader> Group<R> {
+    /// Appends a change of members if this peer leads and no other is pending.
+    ///
+    /// # Errors
+    /// See [`ProposeError`].
+    pub fn propose_change(
+        &mut self,
+        now: Time,
+        change: ConfChange,
+    ) -> Result<(LogIndex, Term), ProposeError> {
+        self.advance(now);
+        let applied = self.log.applied();
+        let leader = self.proposer()?;
+        if leader.pending_change > applied {
+            return Err(ProposeError::ChangePending { index: leader.pending_change });
+        }
+        self.configuration.changed(&change)?;
+        Ok(self.append_change(change))
+    }
+
+    fn append_change(&mut self, change: ConfChange) -> (LogIndex, Term) {
+        let at = self.append_own(Payload::Change(change));
+        if let Role::Leader(leader) = &mut self.role {
+            leader.pending_change = at.0;
+        }
+        at
+    }
+
+    /// Whether a change may lie in the log that is not applied here.
+    #[must_use]
+    pub fn has_pending_change(&self) -> bool {
+        let end = match &self.role {
+            Role::Leader(leader) => leader.pending_change,
+            _ => self.log.change_horizon(),
+        };
+        end > self.log.applied()
+    }
+
+    /// The driver applies the entry with this change; it reports the index as
+    /// [`Group::applied`] afterwards. Returns the members from now on.
+    ///
+    /// # Errors
+    /// If the change does not fit, which the leader that proposed it has checked;
+    /// the members stay as they are.
+    pub fn apply_change(
+        &mut self,
+        now: Time,
+        change: &ConfChange,
+    ) -> Result<Configuration, ConfigError> {
+        self.advance(now);
+        self.configuration = self.configuration.changed(change)?;
+        self.follow_members();
+        Ok(self.configuration.clone())
+    }
+
+    /// The driver skips the entry with a change, on every peer alike. Returns the
+    /// members, which stay as they are.
+    pub fn ignore_change(&mut self) -> Configuration {
+        self.configuration.clone()
+    }
+
+    /// Brings a leader's records in line with the members.
+    fn follow_members(&mut self) {
+        let (now, next) = (self.now, self.log.last_index().next());
+        let own = self.config.id;
+        let Role::Leader(leader) = &mut self.role else { return };
+        let members = &self.configuration;
+        leader.follows.retain(|(peer, _)| members.contains(*peer) || *peer == own);
+        for peer in members.peers() {
+            if leader.follow(peer).is_none() {
+                leader.follows.push((peer, Follow::new(next, now)));
+            }
+        }
+        leader.replicate = true;
+        if let Some(transfer) = &leader.transfer
+            && !members.voters.contains(&transfer.target)
+        {
+            leader.transfer = None;
+        }
+        if members.is_voter(own) {
+            // A smaller quorum may already have what a larger one was missing.
+            self.commit_what_a_quorum_has();
+            self.confirm_reads();
+        } else {
+            self.resign();
+        }
+    }
+
+    /// Ends a joint configuration that was to end by itself, once it is applied.
+    pub(super) fn leave_joint_if_due(&mut self) {
+        let Role::Leader(leader) = &self.role else { return };
+        let due = self.configuration.is_joint()
+            && self.configuration.auto_leave
+            && leader.pending_change <= self.log.applied();
+        if due {
+            self.append_change(ConfChange::default());
+        }
+    }
+
+    /// A leader that is no longer a voter tells everybody how far the log is
+    /// committed, hands over to the voter that is furthest, and steps down
+    /// (dissertation §4.2.2).
+    fn resign(&mut self) {
+        self.replicate();
+        let Role::Leader(leader) = &mut self.role else { return };
+        leader.lease_void = true;
+        if let Some(heir) = self.best_successor() {
+            let message = self.message(heir, MessageBody::TimeoutNow);
+            self.outbox.send(message);
+        }
+        self.become_follower(self.term, None);
+    }
+}

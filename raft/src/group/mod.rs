@@ -1,0 +1,331 @@
+//! One peer of one group: the state machine that everything else serves.
+//!
+//! Inputs are methods that return at once; what they lead to is collected and
+//! comes out of [`Group::ready`]. The rooms: `step` sorts messages by term,
+//! `election` campaigns and votes, `follower` takes what a leader sends,
+//! `leader` replicates and commits, `membership`, `transfer` and `reads` do what
+//! their names say, `timing` owns the deadlines, `output` makes the Ready.
+
+mod election;
+mod follower;
+mod leader;
+mod membership;
+mod output;
+mod reads;
+mod role;
+mod step;
+mod timing;
+mod transfer;
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+pub use leader::ProposeError;
+pub use step::StepError;
+pub use transfer::TransferError;
+
+use self::output::Outbox;
+use self::role::{Follower, Role};
+use crate::config::Config;
+use crate::configuration::{ConfigError, Configuration};
+use crate::log::{Log, LogReader};
+use crate::message::{Message, MessageBody};
+use crate::progress::{Progress, ProgressState};
+use crate::random::Random;
+use crate::ready::{ReadyNumber, RoleChange, RoleKind};
+use crate::types::{HardState, LogIndex, PeerId, SnapshotMeta, Term, Time};
+
+/// What the driver found on its disk.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Restored {
+    /// The last one written.
+    pub hard_state: HardState,
+    /// The members as of `applied`.
+    pub configuration: Configuration,
+    /// The last index that the log no longer has, and its term.
+    pub compacted: (LogIndex, Term),
+    /// The last index of the log, and its term; `compacted` if the log is empty.
+    pub last: (LogIndex, Term),
+    /// How far the state machine has come.
+    pub applied: LogIndex,
+}
+
+/// How sending a snapshot ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SnapshotOutcome {
+    /// All of it is at the receiver, which will answer when it is installed.
+    Delivered,
+    /// It was lost; it will be wanted again.
+    Failed,
+}
+
+/// A snapshot that the driver is installing. Until it has, the log is frozen.
+#[derive(Debug)]
+struct Installing {
+    meta: SnapshotMeta,
+    /// Taken by the Ready that asks for it.
+    data: Option<Bytes>,
+}
+
+/// One peer of one group. See the crate's documentation for how to drive it.
+#[derive(Debug)]
+pub struct Group<R> {
+    config: Config,
+    log: Log<R>,
+    /// As of the applied index.
+    configuration: Configuration,
+    term: Term,
+    vote: Option<PeerId>,
+    role: Role,
+    /// The time of the latest input.
+    now: Time,
+    /// Until then this peer has promised a live leader to elect no other: what
+    /// that leader's lease rests on. Not part of the role, so that no change of
+    /// role forgets it.
+    loyal_until: Time,
+    random: Random,
+    /// Names the batches of reads passed on to leaders.
+    next_batch: u64,
+    installing: Option<Installing>,
+    outbox: Outbox,
+    last_ready: ReadyNumber,
+    reported_state: HardState,
+    reported_role: RoleChange,
+    /// Terms and votes that are being written.
+    vote_writes: VecDeque<(ReadyNumber, Term, Option<PeerId>)>,
+    durable_vote: (Term, Option<PeerId>),
+}
+
+impl<R: LogReader> Group<R> {
+    /// A peer that has run before. Because it may have promised a leader, before
+    /// it stopped, to elect no other, it gives no vote for one election timeout.
+    ///
+    /// # Errors
+    /// If the settings or what was restored contradict themselves.
+    pub fn new(
+        config: Config,
+        reader: R,
+        restored: Restored,
+        now: Time,
+    ) -> Result<Self, ConfigError> {
+        // The only voter, with nothing left to apply that could add another,
+        // can have promised nothing to anybody.
+        let alone = restored.configuration.voters.len() == 1
+            && restored.configuration.is_voter(config.id)
+            && !restored.configuration.is_joint()
+            && restored.applied == restored.last.0;
+        let mut group = Self::create(config, reader, restored, now)?;
+        if !alone && group.term > Term(0) {
+            group.loyal_until = now + group.config.election_timeout;
+        } else if let (true, Role::Follower(follower)) = (alone, &mut group.role) {
+            follower.deadline = now;
+        }
+        Ok(group)
+    }
+
+    /// A peer that never ran, on any disk: nothing was promised, and it may vote
+    /// and campaign at once.
+    ///
+    /// # Errors
+    /// If the settings or what was restored contradict themselves.
+    pub fn create(
+        config: Config,
+        reader: R,
+        restored: Restored,
+        now: Time,
+    ) -> Result<Self, ConfigError> {
+        config.validate()?;
+        let Restored { hard_state, configuration, compacted, last, applied } = restored;
+        let beyond = [
+            ("applied index", applied),
+            ("commit index", hard_state.commit),
+            ("compacted index", compacted.0),
+        ];
+        for (what, index) in beyond {
+            if index > last.0 {
+                let peer = config.id;
+                return Err(ConfigError::BeyondLog { peer, what, index, last: last.0 });
+            }
+        }
+        if applied < compacted.0 {
+            let peer = config.id;
+            return Err(ConfigError::AppliedBehindLog { peer, applied, compacted: compacted.0 });
+        }
+        if hard_state.term < last.1 {
+            let (peer, term) = (config.id, hard_state.term);
+            return Err(ConfigError::TermBehindLog { peer, term, last: last.1 });
+        }
+        // A commit index alone need not be synced, so it may lag behind what it led to.
+        let commit = hard_state.commit.max(applied);
+        let log = Log::new(reader, compacted, last, commit, applied, config.max_entry_cache_bytes);
+        let seed = config.seed ^ config.id.0.rotate_left(32) ^ now.0.rotate_left(17);
+        let mut random = Random::new(seed);
+        // An answer that was under way when this peer stopped must not be taken
+        // for the answer to a batch that it asks for now.
+        let next_batch = random.next() >> 1;
+        let HardState { term, vote, .. } = hard_state;
+        let mut group = Group {
+            log,
+            configuration,
+            term,
+            vote,
+            role: Role::Follower(Follower::new(None, now)),
+            now,
+            loyal_until: now,
+            random,
+            next_batch,
+            installing: None,
+            outbox: Outbox::default(),
+            last_ready: ReadyNumber(0),
+            reported_state: hard_state,
+            reported_role: RoleChange { role: RoleKind::Follower, term, leader: None },
+            vote_writes: VecDeque::new(),
+            durable_vote: (term, vote),
+            config,
+        };
+        let deadline = group.election_deadline();
+        group.role = Role::Follower(Follower::new(None, deadline));
+        Ok(group)
+    }
+
+    /// Ready `ready` and all before it are durable.
+    pub fn persisted(&mut self, now: Time, ready: ReadyNumber) {
+        self.advance(now);
+        self.log.write_finished(ready.0);
+        while self.vote_writes.front().is_some_and(|(number, ..)| *number <= ready) {
+            if let Some((_, term, vote)) = self.vote_writes.pop_front() {
+                self.durable_vote = (term, vote);
+            }
+        }
+        self.count_own_vote();
+        self.count_own_log();
+    }
+
+    /// The driver has applied everything up to `index`.
+    pub fn applied(&mut self, index: LogIndex) {
+        self.log.applied_to(index);
+        self.leave_joint_if_due();
+        self.campaign_if_asked();
+    }
+
+    /// The driver has dropped the log up to `index`, whose entry had `term`.
+    pub fn compacted(&mut self, index: LogIndex, term: Term) {
+        self.log.compact(index, term);
+    }
+
+    /// This peer.
+    #[must_use]
+    pub fn id(&self) -> PeerId {
+        self.config.id
+    }
+
+    /// What this peer is.
+    #[must_use]
+    pub fn role(&self) -> RoleKind {
+        self.role.kind()
+    }
+
+    /// The latest term it has seen.
+    #[must_use]
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    /// Whom it takes for the leader of that term.
+    #[must_use]
+    pub fn leader(&self) -> Option<PeerId> {
+        match &self.role {
+            Role::Follower(follower) => follower.leader,
+            Role::Candidate(_) => None,
+            Role::Leader(_) => Some(self.config.id),
+        }
+    }
+
+    /// The highest index it knows to be committed.
+    #[must_use]
+    pub fn commit_index(&self) -> LogIndex {
+        self.log.commit()
+    }
+
+    /// The highest index reported as applied.
+    #[must_use]
+    pub fn applied_index(&self) -> LogIndex {
+        self.log.applied()
+    }
+
+    /// The highest index known to be durable here.
+    #[must_use]
+    pub fn persisted_index(&self) -> LogIndex {
+        self.log.persisted()
+    }
+
+    /// The end of the log, durable or not.
+    #[must_use]
+    pub fn last_index(&self) -> LogIndex {
+        self.log.last_index()
+    }
+
+    /// The first index that the log still has.
+    #[must_use]
+    pub fn first_index(&self) -> LogIndex {
+        self.log.first_index()
+    }
+
+    /// The members as of the applied index.
+    #[must_use]
+    pub fn configuration(&self) -> &Configuration {
+        &self.configuration
+    }
+
+    /// The driver's log, as it was lent.
+    #[must_use]
+    pub fn reader(&self) -> &R {
+        self.log.reader()
+    }
+
+    /// What must be remembered, durable or not.
+    #[must_use]
+    pub fn hard_state(&self) -> HardState {
+        HardState { term: self.term, vote: self.vote, commit: self.log.commit() }
+    }
+
+    /// A leader's view of every member, itself included; nothing elsewhere.
+    pub fn progress(&self) -> impl Iterator<Item = (PeerId, Progress)> + '_ {
+        let follows = match &self.role {
+            Role::Leader(leader) => leader.follows.as_slice(),
+            _ => &[],
+        };
+        follows.iter().map(|(peer, follow)| {
+            let own = *peer == self.config.id;
+            let last_ack = if own { self.now } else { follow.last_ack() };
+            let progress = Progress {
+                match_index: follow.match_index(),
+                next_index: follow.next_index(),
+                state: if own { ProgressState::Replicate } else { follow.state() },
+                last_ack,
+                recently_active: self.now - last_ack < self.config.election_timeout,
+            };
+            (*peer, progress)
+        })
+    }
+
+    /// Gives back memory that a group at rest does not need.
+    pub fn shrink(&mut self) {
+        self.log.shrink();
+        if self.vote_writes.is_empty() {
+            self.vote_writes = VecDeque::new();
+        }
+        if let Role::Leader(leader) = &mut self.role {
+            leader.follows.iter_mut().for_each(|(_, follow)| follow.shrink());
+        }
+    }
+
+    fn advance(&mut self, now: Time) {
+        self.now = self.now.max(now);
+    }
+
+    fn message(&self, to: PeerId, body: MessageBody) -> Message {
+        Message { from: self.config.id, to, term: self.term, body }
+    }
+}

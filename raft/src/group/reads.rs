@@ -1,0 +1,105 @@
+//! ReadIndex on both sides; see [`crate::read`] for the idea.
+
+use super::Group;
+use super::role::Role;
+use crate::log::LogReader;
+use crate::message::MessageBody;
+use crate::progress::Follow;
+use crate::quorum;
+use crate::read::{ReadError, Reader};
+use crate::types::{LogIndex, PeerId, Time};
+
+impl<R: LogReader> Group<R> {
+    /// Asks for the index that a linearizable read has to wait for. It comes in
+    /// [`crate::Ready::reads`] under this `id`, or the id comes in
+    /// [`crate::Ready::failed_reads`] when leadership is lost or nobody answers.
+    ///
+    /// # Errors
+    /// If there is nobody to ask, or too many reads wait.
+    pub fn read_index(&mut self, now: Time, id: u64) -> Result<(), ReadError> {
+        self.advance(now);
+        let peer = self.config.id;
+        match &mut self.role {
+            Role::Leader(leader) if leader.reads.is_full() => Err(ReadError::TooMany { peer }),
+            Role::Leader(leader) => {
+                leader.reads.add(Reader::Here(id));
+                Ok(())
+            }
+            Role::Follower(follower) if follower.leader.is_some() => {
+                if follower.reads.is_full() {
+                    return Err(ReadError::TooMany { peer });
+                }
+                follower.reads.add(id);
+                Ok(())
+            }
+            Role::Follower(_) | Role::Candidate(_) => Err(ReadError::NoLeader { peer }),
+        }
+    }
+
+    pub(super) fn on_read_index(&mut self, peer: PeerId, batch: u64) {
+        if let Role::Leader(leader) = &mut self.role
+            && !leader.reads.is_full()
+        {
+            leader.reads.add(Reader::There { peer, batch });
+        }
+    }
+
+    pub(super) fn on_read_index_reply(&mut self, from: PeerId, batch: u64, index: LogIndex) {
+        let Role::Follower(follower) = &mut self.role else { return };
+        if follower.leader == Some(from) {
+            for id in follower.reads.answered(batch) {
+                self.outbox.answer_read(id, index);
+            }
+        }
+    }
+
+    /// Begins a round for the leader's waiting reads, or passes a follower's on.
+    /// Called once per Ready, so that reads that came together go together.
+    pub(super) fn serve_reads(&mut self) {
+        match &mut self.role {
+            Role::Leader(leader) => {
+                // Before its own first entry is committed, a leader's commit index
+                // may be behind what earlier leaders acknowledged (Raft §8).
+                if !leader.reads.may_begin() || self.log.commit() < leader.term_start {
+                    return;
+                }
+                leader.round += 1;
+                leader.reads.begin(leader.round, self.log.commit());
+                self.send_heartbeats();
+                self.confirm_reads();
+            }
+            Role::Follower(follower) => {
+                let Some(leader) = follower.leader.filter(|_| follower.reads.has_waiting()) else {
+                    return;
+                };
+                self.next_batch += 1;
+                let batch = self.next_batch;
+                follower.reads.begin(batch, self.now + self.config.election_timeout);
+                let request = self.message(leader, MessageBody::ReadIndex { batch });
+                self.outbox.send(request);
+            }
+            Role::Candidate(_) => {}
+        }
+    }
+
+    /// Answers the rounds that a quorum has answered.
+    pub(super) fn confirm_reads(&mut self) {
+        let (own, term) = (self.config.id, self.term);
+        let Role::Leader(leader) = &mut self.role else { return };
+        if leader.reads.is_idle() {
+            return;
+        }
+        let round = leader.round;
+        let confirmed = quorum::reached(&self.configuration, |peer| {
+            if peer == own { round } else { leader.follow(peer).map_or(0, Follow::acked_round) }
+        });
+        let outbox = &mut self.outbox;
+        leader.reads.confirmed(confirmed, |reader, index| match reader {
+            Reader::Here(id) => outbox.answer_read(id, index),
+            Reader::There { peer, batch } => {
+                let body = MessageBody::ReadIndexReply { batch, index };
+                outbox.send(crate::Message { from: own, to: peer, term, body });
+            }
+        });
+    }
+}

@@ -1,0 +1,197 @@
+//! Messages, sorted by term before anything else looks at them (Raft §5.1).
+
+use std::cmp::Ordering;
+
+use thiserror::Error;
+
+use super::Group;
+use super::role::Role;
+use crate::log::{LogReadError, LogReader};
+use crate::message::{Message, MessageBody, Stamp};
+use crate::types::{LogIndex, PeerId, Term, Time};
+
+/// Why a message was not taken. Those that no correct peer sends mean that data
+/// or a disk is damaged somewhere.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum StepError {
+    /// Delivered to the wrong peer.
+    #[error("a message for peer {to} was given to peer {here}")]
+    WrongRecipient {
+        /// This peer.
+        here: PeerId,
+        /// The one it was for.
+        to: PeerId,
+    },
+    /// A peer does not write to itself.
+    #[error("peer {here} was given a message from itself")]
+    FromItself {
+        /// This peer.
+        here: PeerId,
+    },
+    /// Entries that are no continuation of each other, or of a future term.
+    #[error("peer {from} sent a malformed {what}")]
+    Malformed {
+        /// The sender.
+        from: PeerId,
+        /// The kind of message.
+        what: &'static str,
+    },
+    /// Election safety is broken.
+    #[error("peer {from} claims to lead term {term}, but peer {leader} does")]
+    TwoLeaders {
+        /// The sender.
+        from: PeerId,
+        /// The leader known before.
+        leader: PeerId,
+        /// In this term.
+        term: Term,
+    },
+    /// State machine safety is broken.
+    #[error("leader {from} has another entry at {index}, which peer {here} has committed")]
+    CommittedConflict {
+        /// This peer.
+        here: PeerId,
+        /// The leader.
+        from: PeerId,
+        /// Where they differ.
+        index: LogIndex,
+    },
+    /// An acknowledgement of what was never sent.
+    #[error("peer {from} acknowledges entry {index}, but the log ends at {last}")]
+    ImpossibleAck {
+        /// The sender.
+        from: PeerId,
+        /// What it acknowledges.
+        index: LogIndex,
+        /// Where the leader's log ends.
+        last: LogIndex,
+    },
+    /// The driver's log could not be read; it must stop the store.
+    #[error(transparent)]
+    Log(#[from] LogReadError),
+}
+
+impl<R: LogReader> Group<R> {
+    /// Takes a message from another peer.
+    ///
+    /// # Errors
+    /// See [`StepError`]. The message then had no effect beyond, at most, the term.
+    pub fn step(&mut self, now: Time, message: Message) -> Result<(), StepError> {
+        self.advance(now);
+        let here = self.config.id;
+        if message.to != here {
+            return Err(StepError::WrongRecipient { here, to: message.to });
+        }
+        if message.from == here {
+            return Err(StepError::FromItself { here });
+        }
+        match message.term.cmp(&self.term) {
+            Ordering::Less => {
+                self.answer_older_term(&message);
+                Ok(())
+            }
+            Ordering::Equal => self.dispatch(message),
+            Ordering::Greater => {
+                if self.enter_term_of(&message) {
+                    self.dispatch(message)
+                } else {
+                    Ok(())
+                }
+            }
+        }
+    }
+
+    /// A message of an older term has no effect, but its sender may need to hear
+    /// that it is behind: a leader that was deposed without noticing would go on
+    /// forever where no follower is in its term any more.
+    fn answer_older_term(&mut self, message: &Message) {
+        let body = match message.body {
+            MessageBody::Append { .. }
+            | MessageBody::Heartbeat { .. }
+            | MessageBody::InstallSnapshot { .. } => {
+                MessageBody::HeartbeatReply { stamp: Stamp::default() }
+            }
+            MessageBody::PreVote { .. } => {
+                MessageBody::PreVoteReply { granted: false, commit: self.commit_point() }
+            }
+            MessageBody::Vote { .. } => {
+                MessageBody::VoteReply { granted: false, commit: self.commit_point() }
+            }
+            _ => return,
+        };
+        let reply = self.message(message.from, body);
+        self.outbox.send(reply);
+    }
+
+    /// Moves to a newer term if the message proves that it has begun. Returns
+    /// whether the message deserves a look.
+    fn enter_term_of(&mut self, message: &Message) -> bool {
+        match message.body {
+            // These carry a term that may never come.
+            MessageBody::PreVote { .. } | MessageBody::PreVoteReply { granted: true, .. } => true,
+            // A live leader is not deposed by a peer that merely cannot hear it,
+            // or that was removed: not even by way of the term (dissertation §4.2.3).
+            MessageBody::Vote { transfer: false, .. } if self.is_loyal() => false,
+            MessageBody::Append { .. }
+            | MessageBody::Heartbeat { .. }
+            | MessageBody::InstallSnapshot { .. } => {
+                self.become_follower(message.term, Some(message.from));
+                true
+            }
+            _ => {
+                self.become_follower(message.term, None);
+                true
+            }
+        }
+    }
+
+    fn dispatch(&mut self, message: Message) -> Result<(), StepError> {
+        let Message { from, term, body, .. } = message;
+        match body {
+            MessageBody::PreVote { last_index, last_term, commit } => {
+                self.learn_commit(commit)?;
+                self.on_pre_vote(from, term, (last_term, last_index));
+            }
+            MessageBody::PreVoteReply { granted, commit } => {
+                self.learn_commit(commit)?;
+                self.on_pre_vote_reply(from, term, granted);
+            }
+            MessageBody::Vote { last_index, last_term, transfer, commit } => {
+                self.learn_commit(commit)?;
+                self.on_vote(from, (last_term, last_index), transfer);
+            }
+            MessageBody::VoteReply { granted, commit } => {
+                self.learn_commit(commit)?;
+                self.on_vote_reply(from, granted);
+            }
+            MessageBody::Append { prev_index, prev_term, entries, commit, stamp } => {
+                self.hear_leader(from)?;
+                self.on_append(from, (prev_index, prev_term), entries, commit, stamp)?;
+            }
+            MessageBody::AppendReply { outcome, stamp } => {
+                self.on_append_reply(from, outcome, stamp)?;
+            }
+            MessageBody::Heartbeat { commit, stamp } => {
+                self.hear_leader(from)?;
+                self.on_heartbeat(from, commit, stamp);
+            }
+            MessageBody::HeartbeatReply { stamp } => self.on_heartbeat_reply(from, stamp),
+            MessageBody::InstallSnapshot { meta, data } => {
+                self.hear_leader(from)?;
+                self.on_install_snapshot(from, meta, data)?;
+            }
+            MessageBody::TimeoutNow => self.on_timeout_now(from),
+            MessageBody::ReadIndex { batch } => self.on_read_index(from, batch),
+            MessageBody::ReadIndexReply { batch, index } => {
+                self.on_read_index_reply(from, batch, index);
+            }
+            MessageBody::TransferRequest { target } => {
+                // A wish: whoever made it looks at the leader to see it granted.
+                if matches!(self.role, Role::Leader(_)) {
+                    let _ = self.transfer_leader(self.now, Some(target));
+                }
+            }
+        }
+        Ok(())
+    }
+}

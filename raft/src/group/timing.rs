@@ -1,0 +1,103 @@
+//! What happens when nothing happens: every deadline of a peer.
+
+use super::Group;
+use super::role::Role;
+use crate::log::LogReader;
+use crate::quorum;
+use crate::types::Time;
+
+impl<R: LogReader> Group<R> {
+    /// Tells the time. May be called at any rate; only deadlines matter.
+    pub fn tick(&mut self, now: Time) {
+        self.advance(now);
+        match &self.role {
+            Role::Follower(_) => self.tick_follower(),
+            Role::Candidate(candidate) => {
+                if self.now >= candidate.deadline {
+                    self.become_follower(self.term, None);
+                    self.campaign_or_wait();
+                }
+            }
+            Role::Leader(_) => self.tick_leader(),
+        }
+    }
+
+    /// When [`Group::tick`] will next have something to do; `None` if only an
+    /// input can change anything.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Time> {
+        match &self.role {
+            Role::Follower(follower) => {
+                let election = self.is_candidate_material().then_some(follower.deadline);
+                [election, follower.reads.deadline()].into_iter().flatten().min()
+            }
+            Role::Candidate(candidate) => Some(candidate.deadline),
+            Role::Leader(leader) => {
+                let transfer = leader.transfer.as_ref().map(|transfer| transfer.deadline);
+                let quorum = self.config.check_quorum.then_some(leader.quorum_due);
+                let heartbeat = Some(leader.heartbeat_due);
+                [transfer, quorum, heartbeat].into_iter().flatten().min()
+            }
+        }
+    }
+
+    fn tick_follower(&mut self) {
+        let Role::Follower(follower) = &mut self.role else { return };
+        if follower.reads.deadline().is_some_and(|deadline| deadline <= self.now) {
+            self.outbox.fail_reads(follower.reads.expired(self.now).into_iter());
+        }
+        if self.now >= follower.deadline && self.is_candidate_material() {
+            self.campaign_or_wait();
+        }
+    }
+
+    fn campaign_or_wait(&mut self) {
+        let deadline = if self.is_loyal() {
+            self.loyal_until
+        } else if self.is_electable() {
+            return self.start_campaign();
+        } else {
+            // A change of members or a snapshot is being applied: try again soon.
+            self.now + self.config.heartbeat_interval
+        };
+        if let Role::Follower(follower) = &mut self.role {
+            follower.deadline = deadline;
+        }
+    }
+
+    fn tick_leader(&mut self) {
+        // First, so that a leader that was suspended says nothing as a leader.
+        if !self.check_quorum() {
+            return;
+        }
+        let Role::Leader(leader) = &mut self.role else { return };
+        if leader.transfer.as_ref().is_some_and(|transfer| transfer.deadline <= self.now) {
+            leader.transfer = None;
+        }
+        if self.now >= leader.heartbeat_due {
+            leader.heartbeat_due = self.now + self.config.heartbeat_interval;
+            self.send_heartbeats();
+        }
+    }
+
+    /// Steps down if no quorum was heard from for an election timeout: clients
+    /// then look elsewhere instead of waiting for a leader that can decide
+    /// nothing (dissertation §6.2). Returns whether this peer still leads.
+    fn check_quorum(&mut self) -> bool {
+        let Role::Leader(leader) = &mut self.role else { return false };
+        if !self.config.check_quorum || self.now < leader.quorum_due {
+            return true;
+        }
+        let (own, now) = (self.config.id, self.now);
+        let heard = quorum::reached(&self.configuration, |peer| {
+            if peer == own { now } else { leader.follow(peer).map_or(Time(0), |f| f.last_ack()) }
+        });
+        let due = heard + self.config.election_timeout;
+        if due <= now {
+            self.become_follower(self.term, None);
+            return false;
+        }
+        leader.quorum_due = due;
+        true
+    }
+}

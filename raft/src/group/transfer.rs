@@ -1,0 +1,137 @@
+//! Handing leadership over (dissertation §3.10): the leader takes no more
+//! proposals, brings the target up to date, gives up its lease, and tells the
+//! target to campaign at once.
+
+use thiserror::Error;
+
+use super::Group;
+use super::role::{Role, Transfer};
+use crate::log::LogReader;
+use crate::message::MessageBody;
+use crate::types::{PeerId, Time};
+
+/// Why leadership is not handed over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum TransferError {
+    /// Nobody to hand it over, or to ask for that.
+    #[error("peer {peer} knows no leader that could hand over")]
+    NoLeader {
+        /// This peer.
+        peer: PeerId,
+    },
+    /// It is there already.
+    #[error("peer {peer} leads already")]
+    AlreadyLeader {
+        /// The leader.
+        peer: PeerId,
+    },
+    /// Learners, witnesses and strangers cannot lead.
+    #[error("peer {peer} is no voter that can lead")]
+    NotElectable {
+        /// The target.
+        peer: PeerId,
+    },
+    /// One at a time.
+    #[error("leadership is being handed to peer {target}")]
+    InProgress {
+        /// The other target.
+        target: PeerId,
+    },
+    /// There is no other voter that can lead.
+    #[error("no other peer can lead")]
+    NoTarget,
+}
+
+impl<R: LogReader> Group<R> {
+    /// Hands leadership to `to`, or to the best successor; gives up after an
+    /// election timeout. On a follower it passes the wish on to the leader, and
+    /// `None` means the follower itself.
+    ///
+    /// The lease ends with this call: see [`Group::lease_until`].
+    ///
+    /// # Errors
+    /// See [`TransferError`].
+    pub fn transfer_leader(
+        &mut self,
+        now: Time,
+        to: Option<PeerId>,
+    ) -> Result<PeerId, TransferError> {
+        self.advance(now);
+        let own = self.config.id;
+        let Some(leader) = self.leader() else {
+            return Err(TransferError::NoLeader { peer: own });
+        };
+        if leader != own {
+            let target = to.unwrap_or(own);
+            if target == leader {
+                return Err(TransferError::AlreadyLeader { peer: target });
+            }
+            let wish = self.message(leader, MessageBody::TransferRequest { target });
+            self.outbox.send(wish);
+            return Ok(target);
+        }
+        let target = match to {
+            Some(target) => target,
+            None => self.best_successor().ok_or(TransferError::NoTarget)?,
+        };
+        self.begin_transfer(target)?;
+        Ok(target)
+    }
+
+    /// Whom this leader is handing over to.
+    #[must_use]
+    pub fn transfer_target(&self) -> Option<PeerId> {
+        match &self.role {
+            Role::Leader(leader) => leader.transfer.as_ref().map(|transfer| transfer.target),
+            _ => None,
+        }
+    }
+
+    fn begin_transfer(&mut self, target: PeerId) -> Result<(), TransferError> {
+        if target == self.config.id {
+            return Err(TransferError::AlreadyLeader { peer: target });
+        }
+        let members = &self.configuration;
+        if !members.voters.contains(&target) || members.is_witness(target) {
+            return Err(TransferError::NotElectable { peer: target });
+        }
+        let deadline = self.now + self.config.election_timeout;
+        let Role::Leader(leader) = &mut self.role else { return Ok(()) };
+        match &leader.transfer {
+            Some(transfer) if transfer.target == target => return Ok(()),
+            Some(transfer) => return Err(TransferError::InProgress { target: transfer.target }),
+            None => leader.transfer = Some(Transfer { target, deadline, told: false }),
+        }
+        leader.replicate = true;
+        self.hand_over_if_caught_up();
+        Ok(())
+    }
+
+    /// Tells the target to campaign as soon as it has everything.
+    pub(super) fn hand_over_if_caught_up(&mut self) {
+        let last = self.log.last_index();
+        let Role::Leader(leader) = &mut self.role else { return };
+        let Some(Transfer { target, told: false, .. }) = leader.transfer else { return };
+        if leader.follow(target).is_none_or(|follow| follow.match_index() < last) {
+            return;
+        }
+        // From here on the promises that a lease rests on are void, and they stay
+        // so: the message may be delivered long after the transfer was given up.
+        leader.lease_void = true;
+        if let Some(transfer) = &mut leader.transfer {
+            transfer.told = true;
+        }
+        let message = self.message(target, MessageBody::TimeoutNow);
+        self.outbox.send(message);
+    }
+
+    /// The voter that was heard from and whose log is the furthest.
+    pub(super) fn best_successor(&self) -> Option<PeerId> {
+        let members = &self.configuration;
+        let fit = |peer: &PeerId| {
+            *peer != self.config.id && members.voters.contains(peer) && !members.is_witness(*peer)
+        };
+        let known = self.progress().filter(|(peer, _)| fit(peer));
+        known.max_by_key(|(_, p)| (p.recently_active, p.match_index)).map(|(peer, _)| peer)
+    }
+}

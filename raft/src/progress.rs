@@ -1,0 +1,285 @@
+//! What a leader knows about one other peer's log, and how much it may send.
+//!
+//! A peer is *probed* with one append at a time until its log is found to agree
+//! somewhere; then appends are *replicated* in a pipeline, without waiting for
+//! answers, up to a number of messages and bytes; and when it needs entries that
+//! are gone, it waits for a *snapshot*.
+
+use std::collections::VecDeque;
+
+use crate::message::Stamp;
+use crate::types::{LogIndex, Time};
+
+/// A leader's view of one peer, for drivers and operators.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Progress {
+    /// The end of the prefix that is durable there and equal to the leader's log.
+    pub match_index: LogIndex,
+    /// The next index to send.
+    pub next_index: LogIndex,
+    /// How it is being served.
+    pub state: ProgressState,
+    /// When the leader last heard from it in this term, or the term's beginning.
+    pub last_ack: Time,
+    /// Whether that is less than an election timeout ago.
+    pub recently_active: bool,
+}
+
+/// How a peer is being served.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ProgressState {
+    /// One append at a time, to find where the logs agree.
+    Probe,
+    /// Appends in a pipeline.
+    Replicate,
+    /// Waiting for a snapshot.
+    Snapshot,
+}
+
+#[derive(Clone, Debug)]
+enum State {
+    Probe { waiting: bool },
+    Replicate { inflight: Inflight },
+    Snapshot { delivered: bool },
+}
+
+/// Appends that have not been answered: their last indexes and sizes.
+#[derive(Clone, Debug, Default)]
+struct Inflight {
+    messages: VecDeque<(LogIndex, usize)>,
+    bytes: usize,
+}
+
+/// What a peer's progress is allowed to have in flight.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FlowLimits {
+    pub messages: usize,
+    pub bytes: usize,
+}
+
+/// The leader's record of one peer, itself included.
+#[derive(Clone, Debug)]
+pub(crate) struct Follow {
+    match_index: LogIndex,
+    next_index: LogIndex,
+    state: State,
+    /// The commit index that the peer is known to have been told.
+    commit_sent: LogIndex,
+    last_ack: Time,
+    /// The send time of the latest message that it answered: what leases count.
+    acked_sent: Option<Time>,
+    /// And its round: what ReadIndex counts.
+    acked_round: u64,
+    /// An append without entries is due, which would reveal that earlier ones
+    /// were lost.
+    ping: bool,
+}
+
+impl Follow {
+    pub fn new(next_index: LogIndex, now: Time) -> Self {
+        Follow {
+            match_index: LogIndex(0),
+            next_index,
+            state: State::Probe { waiting: false },
+            commit_sent: LogIndex(0),
+            last_ack: now,
+            acked_sent: None,
+            acked_round: 0,
+            ping: false,
+        }
+    }
+
+    pub fn match_index(&self) -> LogIndex {
+        self.match_index
+    }
+
+    pub fn next_index(&self) -> LogIndex {
+        self.next_index
+    }
+
+    pub fn last_ack(&self) -> Time {
+        self.last_ack
+    }
+
+    pub fn acked_sent(&self) -> Option<Time> {
+        self.acked_sent
+    }
+
+    pub fn acked_round(&self) -> u64 {
+        self.acked_round
+    }
+
+    pub fn state(&self) -> ProgressState {
+        match self.state {
+            State::Probe { .. } => ProgressState::Probe,
+            State::Replicate { .. } => ProgressState::Replicate,
+            State::Snapshot { .. } => ProgressState::Snapshot,
+        }
+    }
+
+    /// The peer answered something that bore this stamp; an answer to nothing in
+    /// particular bears the default one, which proves nothing about its age.
+    pub fn heard(&mut self, now: Time, stamp: Stamp) {
+        self.last_ack = self.last_ack.max(now);
+        if stamp != Stamp::default() {
+            // An echo is not believed beyond what it can know.
+            self.acked_sent = self.acked_sent.max(Some(stamp.sent.min(now)));
+            self.acked_round = self.acked_round.max(stamp.round);
+        }
+    }
+
+    /// The leader's own disk, which counts like any other.
+    pub fn own_log(&mut self, persisted: LogIndex, last: LogIndex) {
+        self.match_index = self.match_index.max(persisted);
+        self.next_index = last.next();
+    }
+
+    pub fn may_send(&self, limits: FlowLimits) -> bool {
+        match &self.state {
+            State::Probe { waiting } => !waiting,
+            State::Replicate { inflight } => {
+                inflight.messages.len() < limits.messages && inflight.bytes < limits.bytes
+            }
+            State::Snapshot { .. } => false,
+        }
+    }
+
+    /// Entries up to `last` (or none, if it is `None`) were put into a message.
+    pub fn sent(&mut self, last: Option<LogIndex>, bytes: usize, commit: LogIndex) {
+        match &mut self.state {
+            State::Probe { waiting } => *waiting = true,
+            State::Replicate { inflight } => {
+                if let Some(last) = last {
+                    inflight.messages.push_back((last, bytes));
+                    inflight.bytes += bytes;
+                    self.next_index = last.next();
+                }
+                // A probe may be refused, and would have told nothing.
+                self.told_commit(commit.min(self.next_index.prev()));
+            }
+            State::Snapshot { .. } => {}
+        }
+    }
+
+    pub fn told_commit(&mut self, commit: LogIndex) {
+        self.commit_sent = self.commit_sent.max(commit);
+    }
+
+    /// Whether a pipelined peer has not been told of a commit that concerns it.
+    pub fn lacks_commit(&self, commit: LogIndex) -> bool {
+        matches!(self.state, State::Replicate { .. })
+            && commit.min(self.next_index.prev()) > self.commit_sent
+    }
+
+    /// The peer's log agrees up to `index`. Returns whether that is news.
+    pub fn accepted(&mut self, index: LogIndex, first_index: LogIndex) -> bool {
+        let news = index > self.match_index;
+        self.match_index = self.match_index.max(index);
+        self.next_index = self.next_index.max(self.match_index.next());
+        match &mut self.state {
+            State::Probe { .. } => {
+                self.next_index = self.match_index.next();
+                self.state = State::Replicate { inflight: Inflight::default() };
+            }
+            State::Replicate { inflight } => inflight.answered(index),
+            State::Snapshot { .. } => {
+                // However it came by them, it now has what the log still follows.
+                if self.match_index.next() >= first_index {
+                    self.next_index = self.match_index.next();
+                    self.state = State::Replicate { inflight: Inflight::default() };
+                }
+            }
+        }
+        news
+    }
+
+    /// The peer refused an append after `prev`; the logs may agree at `hint`.
+    /// Returns whether the refusal is not an old one.
+    pub fn rejected(&mut self, prev: LogIndex, hint: LogIndex) -> bool {
+        match &mut self.state {
+            State::Replicate { .. } if prev <= self.match_index => return false,
+            State::Probe { .. } if prev != self.next_index.prev() => return false,
+            State::Snapshot { .. } => return false,
+            _ => {}
+        }
+        let lower = prev.min(hint.next());
+        self.next_index = lower.max(self.match_index.next());
+        self.state = State::Probe { waiting: false };
+        true
+    }
+
+    /// A heartbeat was answered: whatever was waited for may be lost.
+    pub fn nudged(&mut self, first_index: LogIndex, last: LogIndex, limits: FlowLimits) {
+        match &mut self.state {
+            State::Probe { waiting } => *waiting = false,
+            State::Replicate { inflight } => {
+                if !(inflight.messages.len() < limits.messages && inflight.bytes < limits.bytes) {
+                    inflight.free_first();
+                }
+                self.ping = self.match_index < last;
+            }
+            State::Snapshot { delivered: true } => self.probe(first_index),
+            State::Snapshot { delivered: false } => {}
+        }
+    }
+
+    /// Whether an append without entries is due, once.
+    pub fn take_ping(&mut self) -> bool {
+        std::mem::take(&mut self.ping) && matches!(self.state, State::Replicate { .. })
+    }
+
+    /// An append was lost or the peer went away: stop the pipeline.
+    pub fn lost(&mut self) {
+        if matches!(self.state, State::Replicate { .. }) {
+            self.next_index = self.match_index.next();
+            self.state = State::Probe { waiting: false };
+        }
+    }
+
+    pub fn needs_snapshot(&mut self) {
+        self.state = State::Snapshot { delivered: false };
+    }
+
+    /// The snapshot arrived: its installation will be answered like an append.
+    pub fn snapshot_delivered(&mut self) {
+        if let State::Snapshot { delivered } = &mut self.state {
+            *delivered = true;
+        }
+    }
+
+    /// The snapshot was lost. The next answer to a heartbeat tries again, so a
+    /// peer that cannot take one does not cost more than one per heartbeat.
+    pub fn snapshot_failed(&mut self) {
+        if matches!(self.state, State::Snapshot { .. }) {
+            self.next_index = self.match_index.next();
+            self.state = State::Probe { waiting: true };
+        }
+    }
+
+    fn probe(&mut self, first_index: LogIndex) {
+        self.next_index = self.match_index.next().max(first_index);
+        self.state = State::Probe { waiting: false };
+    }
+
+    pub fn shrink(&mut self) {
+        if let State::Replicate { inflight } = &mut self.state
+            && inflight.messages.is_empty()
+        {
+            inflight.messages = VecDeque::new();
+        }
+    }
+}
+
+impl Inflight {
+    fn answered(&mut self, index: LogIndex) {
+        while self.messages.front().is_some_and(|(last, _)| *last <= index) {
+            self.free_first();
+        }
+    }
+
+    fn free_first(&mut self) {
+        if let Some((_, bytes)) = self.messages.pop_front() {
+            self.bytes -= bytes;
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! ReadIndex: reads that are linearizable without a clock and without an entry
+//! (dissertation §6.4).
+//!
+//! A leader notes its commit index, asks every follower once whether it still
+//! follows, and when a quorum has said so the index is as fresh as the read. All
+//! reads that wait share a round; a read that comes while a round is under way
+//! waits for the next, because the answers of this one may be older than it.
+//! Followers pass their reads on, also in batches.
+
+use std::collections::VecDeque;
+
+use thiserror::Error;
+
+use crate::types::{LogIndex, PeerId, Time};
+
+/// Reads that may wait for one group.
+pub const MAX_PENDING_READS: usize = 1 << 16;
+
+/// Rounds that may be under way at once.
+pub const MAX_READ_ROUNDS: usize = 8;
+
+/// Why a read was refused at once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum ReadError {
+    /// Nobody to ask.
+    #[error("peer {peer} knows no leader to confirm a read with")]
+    NoLeader {
+        /// The peer.
+        peer: PeerId,
+    },
+    /// Too many are waiting.
+    #[error("{MAX_PENDING_READS} reads are waiting at peer {peer} already")]
+    TooMany {
+        /// The peer.
+        peer: PeerId,
+    },
+}
+
+/// Who waits for an index.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Reader {
+    /// The driver, under its own id.
+    Here(u64),
+    /// A batch of a follower's.
+    There { peer: PeerId, batch: u64 },
+}
+
+#[derive(Debug)]
+struct Round {
+    number: u64,
+    index: LogIndex,
+    readers: Vec<Reader>,
+}
+
+/// The leader's side.
+#[derive(Debug, Default)]
+pub(crate) struct ReadRounds {
+    waiting: Vec<Reader>,
+    rounds: VecDeque<Round>,
+    pending: usize,
+}
+
+impl ReadRounds {
+    pub fn is_full(&self) -> bool {
+        self.pending >= MAX_PENDING_READS
+    }
+
+    pub fn add(&mut self, reader: Reader) {
+        self.pending += 1;
+        self.waiting.push(reader);
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.pending == 0
+    }
+
+    /// Whether a new round is wanted and may begin.
+    pub fn may_begin(&self) -> bool {
+        !self.waiting.is_empty() && self.rounds.len() < MAX_READ_ROUNDS
+    }
+
+    pub fn begin(&mut self, number: u64, index: LogIndex) {
+        let readers = std::mem::take(&mut self.waiting);
+        self.rounds.push_back(Round { number, index, readers });
+    }
+
+    /// A quorum has answered round `number`, and so every earlier one.
+    pub fn confirmed(&mut self, number: u64, mut answer: impl FnMut(Reader, LogIndex)) {
+        while self.rounds.front().is_some_and(|round| round.number <= number) {
+            if let Some(round) = self.rounds.pop_front() {
+                self.pending -= round.readers.len();
+                round.readers.into_iter().for_each(|reader| answer(reader, round.index));
+            }
+        }
+    }
+
+    /// The ids of this peer's reads, when leadership is lost.
+    pub fn into_ids(self) -> impl Iterator<Item = u64> {
+        let under_way = self.rounds.into_iter().flat_map(|round| round.readers);
+        under_way.chain(self.waiting).filter_map(|reader| match reader {
+            Reader::Here(id) => Some(id),
+            Reader::There { .. } => None,
+        })
+    }
+}
+
+#[derive(Debug)]
+struct Batch {
+    number: u64,
+    expires: Time,
+    ids: Vec<u64>,
+}
+
+/// The follower's side.
+#[derive(Debug, Default)]
+pub(crate) struct ForwardedReads {
+    waiting: Vec<u64>,
+    batches: VecDeque<Batch>,
+    pending: usize,
+}
+
+impl ForwardedReads {
+    pub fn is_full(&self) -> bool {
+        self.pending >= MAX_PENDING_READS
+    }
+
+    pub fn add(&mut self, id: u64) {
+        self.pending += 1;
+        self.waiting.push(id);
+    }
+
+    pub fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    pub fn begin(&mut self, number: u64, expires: Time) {
+        let ids = std::mem::take(&mut self.waiting);
+        self.batches.push_back(Batch { number, expires, ids });
+    }
+
+    /// The ids that batch `number` stood for; none if it was answered before.
+    pub fn answered(&mut self, number: u64) -> Vec<u64> {
+        let Some(at) = self.batches.iter().position(|batch| batch.number == number) else {
+            return Vec::new();
+        };
+        let ids = self.batches.remove(at).map_or(Vec::new(), |batch| batch.ids);
+        self.pending -= ids.len();
+        ids
+    }
+
+    /// When the oldest batch is given up.
+    pub fn deadline(&self) -> Option<Time> {
+        self.batches.front().map(|batch| batch.expires)
+    }
+
+    /// The ids of batches whose request or answer must have been lost.
+    pub fn expired(&mut self, now: Time) -> Vec<u64> {
+        let mut ids = Vec::new();
+        while self.batches.front().is_some_and(|batch| batch.expires <= now) {
+            ids.extend(self.batches.pop_front().map_or(Vec::new(), |batch| batch.ids));
+        }
+        self.pending -= ids.len();
+        ids
+    }
+
+    /// Every id, when there is no longer a leader to answer.
+    pub fn take_all(&mut self) -> impl Iterator<Item = u64> {
+        let all = std::mem::take(self);
+        all.batches.into_iter().flat_map(|batch| batch.ids).chain(all.waiting)
+    }
+}

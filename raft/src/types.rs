@@ -1,0 +1,189 @@
+//! The words of the protocol: ids, terms, indexes, instants, log entries and
+//! the little state that a peer must remember across a crash.
+
+use std::fmt;
+use std::ops::{Add, Sub};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::configuration::Configuration;
+
+/// One replica of a group. Never reused: a replica that was removed and added
+/// again comes back under a new id.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct PeerId(pub u64);
+
+/// The reign of at most one leader (Raft §5.1).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Term(pub u64);
+
+/// A position in the log. The first entry has index 1; 0 means "before it".
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct LogIndex(pub u64);
+
+/// An instant in nanoseconds on the caller's monotonic clock. Only differences
+/// between instants of the same process mean anything.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Time(pub u64);
+
+impl fmt::Display for PeerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+impl fmt::Display for Term {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+impl fmt::Display for LogIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+impl Term {
+    /// The term after this one.
+    #[must_use]
+    pub fn next(self) -> Term {
+        Term(self.0.saturating_add(1))
+    }
+
+    /// The term before this one.
+    #[must_use]
+    pub fn prev(self) -> Term {
+        Term(self.0.saturating_sub(1))
+    }
+}
+
+impl LogIndex {
+    /// The index after this one.
+    #[must_use]
+    pub fn next(self) -> LogIndex {
+        LogIndex(self.0.saturating_add(1))
+    }
+
+    /// The index before this one.
+    #[must_use]
+    pub fn prev(self) -> LogIndex {
+        LogIndex(self.0.saturating_sub(1))
+    }
+}
+
+impl Add<Duration> for Time {
+    type Output = Time;
+
+    fn add(self, duration: Duration) -> Time {
+        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        Time(self.0.saturating_add(nanos))
+    }
+}
+
+impl Sub for Time {
+    type Output = Duration;
+
+    /// Zero when `earlier` is in fact later.
+    fn sub(self, earlier: Time) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// One slot of the replicated log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Entry {
+    /// The term of the leader that appended it.
+    pub term: Term,
+    /// Its position.
+    pub index: LogIndex,
+    /// What it says.
+    pub payload: Payload,
+}
+
+impl Entry {
+    /// What the entry costs in a message, in memory and in the uncommitted
+    /// budget: its payload and a fixed share for its header.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        const HEADER: usize = 32;
+        HEADER
+            + match &self.payload {
+                Payload::Noop => 0,
+                Payload::Command(command) => command.len(),
+                Payload::Change(change) => change.steps.len() * 16 + change.context.len(),
+            }
+    }
+}
+
+/// What an entry says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Payload {
+    /// The first entry of every new leader: committing it commits everything
+    /// before it (Raft §8).
+    Noop,
+    /// A command of the driver, opaque here.
+    Command(Bytes),
+    /// A change of the group's members.
+    Change(ConfChange),
+}
+
+/// A change of members. One step that touches at most one voter takes effect
+/// directly; anything larger goes through a joint configuration (Raft §4.3 of
+/// Ongaro's dissertation). Without steps it *leaves* the joint configuration.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ConfChange {
+    /// What changes, all at once.
+    pub steps: Vec<ChangeStep>,
+    /// Who ends the joint configuration that these steps may lead into.
+    pub leave: LeaveJoint,
+    /// The driver's own data, carried along.
+    pub context: Bytes,
+}
+
+/// One step of a change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ChangeStep {
+    /// A peer that votes and campaigns; promotes a learner.
+    AddVoter(PeerId),
+    /// A peer that only receives the log; demotes a voter.
+    AddLearner(PeerId),
+    /// A peer that votes but never campaigns, because it stores no data.
+    AddWitness(PeerId),
+    /// Takes a peer out, whatever it was.
+    Remove(PeerId),
+}
+
+/// Who proposes the end of a joint configuration.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum LeaveJoint {
+    /// The leader, as soon as it has applied the joint configuration.
+    #[default]
+    Auto,
+    /// The driver, with a [`ConfChange`] without steps.
+    Explicit,
+}
+
+/// What a peer must never forget: written with the entries of the same
+/// [`crate::Ready`], in one atomic write.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct HardState {
+    /// The latest term this peer has seen.
+    pub term: Term,
+    /// Whom it voted for in that term.
+    pub vote: Option<PeerId>,
+    /// The highest index it knows to be committed.
+    pub commit: LogIndex,
+}
+
+/// The point in the log that a snapshot stands for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SnapshotMeta {
+    /// The last index whose effect the snapshot contains.
+    pub index: LogIndex,
+    /// The term of the entry at that index.
+    pub term: Term,
+    /// The members as of that index.
+    pub configuration: Configuration,
+}

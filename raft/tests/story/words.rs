@@ -1,0 +1,141 @@
+//! How a story says things: `3@2` is the entry at index 3 of term 2.
+
+use std::collections::BTreeSet;
+
+use esker_raft::{
+    AppendOutcome, ChangeStep, Configuration, Entry, Group, LogReader, Message, MessageBody,
+    Payload, PeerId, Progress, RoleKind,
+};
+
+use crate::cluster::Event;
+
+pub fn entry(entry: &Entry) -> String {
+    format!("{}@{}:{}", entry.index, entry.term, payload(&entry.payload))
+}
+
+fn payload(payload: &Payload) -> String {
+    match payload {
+        Payload::Noop => "(begin)".into(),
+        Payload::Command(command) => String::from_utf8_lossy(command).into_owned(),
+        Payload::Change(change) if change.steps.is_empty() => "(leave)".into(),
+        Payload::Change(change) => {
+            let steps: Vec<_> = change.steps.iter().map(step).collect();
+            format!("({})", steps.join(","))
+        }
+    }
+}
+
+fn step(step: &ChangeStep) -> String {
+    match step {
+        ChangeStep::AddVoter(peer) => format!("+{peer}"),
+        ChangeStep::AddLearner(peer) => format!("~{peer}"),
+        ChangeStep::AddWitness(peer) => format!("?{peer}"),
+        ChangeStep::Remove(peer) => format!("-{peer}"),
+    }
+}
+
+fn set(peers: &BTreeSet<PeerId>) -> String {
+    let peers: Vec<_> = peers.iter().map(PeerId::to_string).collect();
+    peers.join(" ")
+}
+
+pub fn members(members: &Configuration) -> String {
+    let mut text = format!("voters {}", set(&members.voters));
+    let more = [
+        (" and ", &members.voters_outgoing),
+        (", learners ", &members.learners),
+        (", learners next ", &members.learners_next),
+        (", witnesses ", &members.witnesses),
+    ];
+    for (label, peers) in more.into_iter().filter(|(_, peers)| !peers.is_empty()) {
+        text += label;
+        text += &set(peers);
+    }
+    text
+}
+
+pub fn status<R: LogReader>(group: &Group<R>) -> String {
+    let leader = group.leader().map_or("nobody".into(), |leader| leader.to_string());
+    format!(
+        "{}: {} in term {}, leader {leader}, log {}..{}, durable {}, committed {}, applied {}",
+        group.id(),
+        role(group.role()),
+        group.term(),
+        group.first_index(),
+        group.last_index(),
+        group.persisted_index(),
+        group.commit_index(),
+        group.applied_index()
+    )
+}
+
+fn role(role: RoleKind) -> &'static str {
+    match role {
+        RoleKind::Follower => "follower",
+        RoleKind::PreCandidate => "pre-candidate",
+        RoleKind::Candidate => "candidate",
+        RoleKind::Leader => "leader",
+    }
+}
+
+pub fn progress(peer: PeerId, progress: &Progress) -> String {
+    let Progress { match_index, next_index, state, recently_active, .. } = progress;
+    let silent = if *recently_active { "" } else { ", silent" };
+    format!("{peer}: {state:?}, has {match_index}, next {next_index}{silent}").to_lowercase()
+}
+
+pub fn event(id: PeerId, event: &Event) -> Option<String> {
+    Some(match event {
+        Event::Role(change) if change.role == RoleKind::Follower => match change.leader {
+            Some(leader) => format!("{id} follows {leader} in term {}", change.term),
+            None => format!("{id} follows nobody in term {}", change.term),
+        },
+        Event::Role(change) => format!("{id} is {} in term {}", role(change.role), change.term),
+        Event::Appended(_) => return None,
+        Event::Applied(applied) => format!("{id} applies {}", entry(applied)),
+        Event::Read(read, index) => format!("{id} may serve read {read} at {index}"),
+        Event::ReadFailed(read) => format!("{id} gives up read {read}"),
+        Event::SnapshotWanted(peer) => format!("{id} sends a snapshot to {peer}"),
+        Event::Installed(index) => format!("{id} has installed the snapshot at {index}"),
+    })
+}
+
+fn granted(granted: bool) -> &'static str {
+    if granted { "yes" } else { "no" }
+}
+
+pub fn message(message: &Message) -> String {
+    let Message { from, to, term, body } = message;
+    let said = match body {
+        MessageBody::PreVote { last_index, last_term, .. } => {
+            format!("would you vote for me? My log ends at {last_index}@{last_term}")
+        }
+        MessageBody::Vote { last_index, last_term, transfer, .. } => {
+            let by = if *transfer { ", by order of the leader" } else { "" };
+            format!("vote for me! My log ends at {last_index}@{last_term}{by}")
+        }
+        MessageBody::PreVoteReply { granted: vote, .. } => format!("I would: {}", granted(*vote)),
+        MessageBody::VoteReply { granted: vote, .. } => format!("my vote: {}", granted(*vote)),
+        MessageBody::Append { prev_index, prev_term, entries, commit, .. } => {
+            let entries: Vec<_> = entries.iter().map(entry).collect();
+            let entries = if entries.is_empty() { "nothing".into() } else { entries.join(" ") };
+            format!("append {entries} after {prev_index}@{prev_term}, committed {commit}")
+        }
+        MessageBody::AppendReply { outcome, .. } => match outcome {
+            AppendOutcome::Accepted { match_index } => format!("accepted up to {match_index}"),
+            AppendOutcome::Rejected { prev_index, hint_index, hint_term } => {
+                format!("rejected after {prev_index}, try {hint_index}@{hint_term}")
+            }
+        },
+        MessageBody::Heartbeat { commit, .. } => format!("heartbeat, committed {commit}"),
+        MessageBody::HeartbeatReply { .. } => "still with you".into(),
+        MessageBody::InstallSnapshot { meta, .. } => {
+            format!("snapshot at {}@{}", meta.index, meta.term)
+        }
+        MessageBody::TimeoutNow => "campaign now!".into(),
+        MessageBody::ReadIndex { .. } => "from which index may I read?".into(),
+        MessageBody::ReadIndexReply { index, .. } => format!("read at {index}"),
+        MessageBody::TransferRequest { target } => format!("make {target} the leader"),
+    };
+    format!("  {from} → {to} [{term}] {said}")
+}

@@ -1,0 +1,385 @@
+//! Applying: committed entries become writes of the key-value engine.
+//!
+//! An apply worker takes what waits for all its regions and merges it into few
+//! engine writes. Each entry is applied exactly once: the applied index is
+//! written in the batch that holds the entry's effects. Whoever waits for a
+//! command is answered when that batch is written and not before, and every
+//! command is checked again against the region as it is at this entry.
+
+mod admin;
+
+pub(crate) use admin::complete_installation;
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, Sender};
+use esker_engine::{Cf, KvBatch, KvEngine};
+use esker_raft::{Entry, Payload, PeerId, SnapshotMeta};
+use esker_rpc::proto::esker::command::{CompareAndSwap, Mutation, RaftCommand, mutation::Kind};
+use esker_rpc::proto::metapb::Region;
+use prost::Message as _;
+
+use crate::config::{APPLY_BATCH_BYTES, APPLY_TURN};
+use crate::error::{RequestError, StoreError};
+use crate::ids::RegionId;
+use crate::message::{
+    AdminResult, AppliedNotice, ApplyTask, Notice, Proposal, Reply, SwapResult, Waiters,
+    WriteResult,
+};
+use crate::raw_value::RawValue;
+use crate::region::{RegionExt, same_range};
+use crate::router::worker_of;
+use crate::snapshot::RegionSnapshotSource;
+use crate::state::{self, Applied};
+
+/// A region as far as its entries are applied.
+struct Progress {
+    region: Region,
+    peer: PeerId,
+    generation: u64,
+    applied: Applied,
+    /// The applied index is behind what the batch holds.
+    dirty: bool,
+}
+
+/// Answers that wait for the batch to be written.
+enum Answer {
+    Write(Reply<WriteResult>, Result<WriteResult, RequestError>),
+    Admin(Reply<AdminResult>, Result<AdminResult, RequestError>),
+}
+
+pub struct Applier {
+    kv: KvEngine,
+    tasks: Receiver<ApplyTask>,
+    notices: Vec<Sender<Notice>>,
+    regions: HashMap<RegionId, Progress>,
+    batch: KvBatch,
+    answers: Vec<Answer>,
+    /// Regions with entries in the batch whose workers have not been told.
+    touched: Vec<AppliedNotice>,
+}
+
+impl Applier {
+    pub fn new(kv: KvEngine, tasks: Receiver<ApplyTask>, notices: Vec<Sender<Notice>>) -> Self {
+        Applier {
+            kv,
+            tasks,
+            notices,
+            regions: HashMap::new(),
+            batch: KvBatch::new(),
+            answers: Vec::new(),
+            touched: Vec::new(),
+        }
+    }
+
+    pub(crate) fn channel(&self) -> &Receiver<ApplyTask> {
+        &self.tasks
+    }
+
+    /// Applies all that waits; tells whether there was anything.
+    ///
+    /// # Errors
+    /// When the disk fails, or an entry cannot be read: the store must stop.
+    pub fn turn(&mut self) -> Result<bool, StoreError> {
+        match self.tasks.try_recv() {
+            Ok(first) => self.apply_with(first).map(|()| true),
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// Applies `first` and what waits behind it.
+    pub fn apply_with(&mut self, first: ApplyTask) -> Result<(), StoreError> {
+        self.take(first)?;
+        for _ in 1..APPLY_TURN {
+            let Ok(task) = self.tasks.try_recv() else { break };
+            self.take(task)?;
+        }
+        self.flush()
+    }
+
+    fn take(&mut self, task: ApplyTask) -> Result<(), StoreError> {
+        match task {
+            ApplyTask::Register { region, peer, generation, applied } => {
+                let id = region.region_id();
+                self.regions
+                    .insert(id, Progress { region, peer, generation, applied, dirty: false });
+            }
+            ApplyTask::Entries { region, generation, entries, proposals } => {
+                self.apply_entries(region, generation, entries, proposals)?;
+            }
+            ApplyTask::TakeSnapshot { region, generation, to } => {
+                self.flush()?;
+                self.take_snapshot(region, generation, to);
+            }
+            ApplyTask::Install { region, generation, meta, descriptor, files } => {
+                self.flush()?;
+                self.install(region, generation, meta, descriptor, &files)?;
+            }
+            ApplyTask::Destroy { region, generation, tombstone_conf_ver } => {
+                self.flush()?;
+                self.destroy(region, generation, tombstone_conf_ver)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn tell(&self, region: RegionId, notice: Notice) {
+        // A worker that is gone is stopping, and so is this one.
+        let _ = self.notices[worker_of(region, self.notices.len())].send(notice);
+    }
+
+    /// Writes the batch; then answers, and tells the workers.
+    fn flush(&mut self) -> Result<(), StoreError> {
+        self.write_batch()?;
+        for answer in self.answers.drain(..) {
+            // A caller who has gone needs no answer.
+            match answer {
+                Answer::Write(reply, result) => {
+                    let _ = reply.send(result);
+                }
+                Answer::Admin(reply, result) => {
+                    let _ = reply.send(result);
+                }
+            }
+        }
+        for notice in std::mem::take(&mut self.touched) {
+            self.tell(notice.region, Notice::Applied(notice));
+        }
+        Ok(())
+    }
+
+    fn write_batch(&mut self) -> Result<(), StoreError> {
+        for notice in &self.touched {
+            if let Some(progress) = self.regions.get_mut(&notice.region)
+                && progress.dirty
+            {
+                state::put_applied(&mut self.batch, notice.region, progress.applied);
+                progress.dirty = false;
+            }
+        }
+        if !self.batch.is_empty() {
+            let began = std::time::Instant::now();
+            self.kv.write(&self.batch)?;
+            metrics::histogram!("esker_apply_write_seconds").record(began.elapsed());
+            self.batch.clear();
+        }
+        Ok(())
+    }
+
+    fn apply_entries(
+        &mut self,
+        region: RegionId,
+        generation: u64,
+        entries: Vec<Entry>,
+        proposals: Vec<Proposal>,
+    ) -> Result<(), StoreError> {
+        let Some(mut progress) =
+            self.regions.remove(&region).filter(|p| p.generation == generation)
+        else {
+            return Ok(());
+        };
+        let mut notice = AppliedNotice {
+            region,
+            generation,
+            applied: progress.applied,
+            effects: Vec::new(),
+            written_bytes: 0,
+            written_keys: 0,
+        };
+        let mut proposals = proposals.into_iter().peekable();
+        for entry in entries {
+            assert_eq!(
+                entry.index,
+                progress.applied.index.next(),
+                "region {region} must apply its entries one after another"
+            );
+            let waiters =
+                proposals.next_if(|proposal| proposal.index == entry.index).map(|p| p.waiters);
+            let at = Applied { index: entry.index, term: entry.term };
+            match entry.payload {
+                Payload::Noop => {}
+                Payload::Command(command) => {
+                    let command = decode(region, at, command)?;
+                    self.apply_command(&mut progress, at, command, waiters, &mut notice)?;
+                }
+                Payload::Change(change) => {
+                    self.apply_change(&mut progress, at, change, waiters, &mut notice)?;
+                }
+            }
+            progress.applied = at;
+            progress.dirty = true;
+            notice.applied = at;
+            if self.batch.bytes() >= APPLY_BATCH_BYTES {
+                self.write_batch_with(&mut progress)?;
+            }
+        }
+        self.regions.insert(region, progress);
+        match self.touched.iter_mut().find(|earlier| earlier.region == region) {
+            Some(earlier) => {
+                earlier.applied = notice.applied;
+                earlier.effects.append(&mut notice.effects);
+                earlier.written_bytes += notice.written_bytes;
+                earlier.written_keys += notice.written_keys;
+            }
+            None => self.touched.push(notice),
+        }
+        Ok(())
+    }
+
+    fn apply_command(
+        &mut self,
+        progress: &mut Progress,
+        at: Applied,
+        command: RaftCommand,
+        waiters: Option<Waiters>,
+        notice: &mut AppliedNotice,
+    ) -> Result<(), StoreError> {
+        let epoch = command.epoch.unwrap_or_default();
+        if let Some(admin) = command.admin {
+            return self.apply_admin(progress, at, epoch, admin, waiters, notice);
+        }
+        if !same_range(&epoch, &progress.region.epoch()) {
+            // The region was split between proposal and commit: on every replica alike.
+            let error = RequestError::EpochNotMatch {
+                region: progress.region.region_id(),
+                current: vec![progress.region.clone()],
+            };
+            self.answer_writes(waiters, &mut || Err(error.clone()));
+            return Ok(());
+        }
+        let mut swap = None;
+        if let [Mutation { kind: Some(Kind::Cas(cas)) }] = &command.mutations[..] {
+            swap = Some(self.compare_and_swap(progress, at, cas, notice)?);
+        } else {
+            for mutation in &command.mutations {
+                self.apply_mutation(progress, at, mutation, notice)?;
+            }
+        }
+        self.answer_writes(waiters, &mut || Ok(WriteResult { swap: swap.clone() }));
+        Ok(())
+    }
+
+    fn answer_writes(
+        &mut self,
+        waiters: Option<Waiters>,
+        result: &mut dyn FnMut() -> Result<WriteResult, RequestError>,
+    ) {
+        let Some(Waiters::Write(waiters)) = waiters else { return };
+        self.answers.extend(waiters.into_iter().map(|reply| Answer::Write(reply, result())));
+    }
+
+    fn apply_mutation(
+        &mut self,
+        progress: &Progress,
+        at: Applied,
+        mutation: &Mutation,
+        notice: &mut AppliedNotice,
+    ) -> Result<(), StoreError> {
+        let id = progress.region.region_id();
+        notice.written_keys += 1;
+        match &mutation.kind {
+            Some(Kind::Put(put)) => {
+                notice.written_bytes += (put.key.len() + put.value.len()) as u64;
+                self.batch.put(family(id, at, put.cf)?, &put.key, &put.value);
+            }
+            Some(Kind::Delete(delete)) => {
+                notice.written_bytes += delete.key.len() as u64;
+                self.batch.delete(family(id, at, delete.cf)?, &delete.key);
+            }
+            Some(Kind::DeleteRange(range)) => {
+                let end = if range.end.is_empty() { &progress.region.end_key } else { &range.end };
+                let end = (!end.is_empty()).then_some(&end[..]);
+                self.batch.delete_range(family(id, at, range.cf)?, &range.start, end);
+            }
+            Some(Kind::Cas(_)) | None => {
+                return Err(StoreError::Corrupt {
+                    what: format!("entry {} of region {id}", at.index),
+                    why: "it holds a mutation that may not stand beside others".into(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Decided here and on every replica alike: by the data as of the entry before
+    /// this one, and by the clock reading that travels in the command.
+    ///
+    /// A compare-and-swap is alone in its entry. Were it not, the batch that must
+    /// be written before it could hold half of an entry, and a replica that lost
+    /// the other half in a crash would decide the first half again on other data.
+    fn compare_and_swap(
+        &mut self,
+        progress: &mut Progress,
+        at: Applied,
+        cas: &CompareAndSwap,
+        notice: &mut AppliedNotice,
+    ) -> Result<SwapResult, StoreError> {
+        self.write_batch_with(progress)?;
+        let cf = family(progress.region.region_id(), at, cas.cf)?;
+        let previous = match self.kv.get(cf, &cas.key)? {
+            Some(stored) => {
+                Some(RawValue::decode(stored.into()).map_err(|e| StoreError::Corrupt {
+                    what: format!("the value of key {}", cas.key.escape_ascii()),
+                    why: e.to_string(),
+                })?)
+            }
+            None => None,
+        };
+        let previous = previous.filter(|value| value.is_live(cas.now_s));
+        let swapped = match &previous {
+            None => cas.expect_absent,
+            Some(found) => !cas.expect_absent && found.value == cas.expected,
+        };
+        if swapped && cas.delete {
+            self.batch.delete(cf, &cas.key);
+        } else if swapped {
+            let expires_at = (cas.expire_at_s != 0).then_some(cas.expire_at_s);
+            self.batch.put(cf, &cas.key, &RawValue::new(cas.value.clone(), expires_at).encode());
+            notice.written_bytes += (cas.key.len() + cas.value.len()) as u64;
+            notice.written_keys += 1;
+        }
+        Ok(SwapResult { swapped, previous })
+    }
+
+    /// Writes the batch in the middle of a region's entries, with how far the region is.
+    fn write_batch_with(&mut self, progress: &mut Progress) -> Result<(), StoreError> {
+        if progress.dirty {
+            state::put_applied(&mut self.batch, progress.region.region_id(), progress.applied);
+            progress.dirty = false;
+        }
+        self.write_batch()
+    }
+
+    fn take_snapshot(&mut self, region: RegionId, generation: u64, to: PeerId) {
+        let Some(progress) = self.regions.get(&region).filter(|p| p.generation == generation)
+        else {
+            return;
+        };
+        let meta = SnapshotMeta {
+            index: progress.applied.index,
+            term: progress.applied.term,
+            configuration: progress.region.configuration(),
+        };
+        let taken = RegionSnapshotSource::new(progress.region.clone(), meta, self.kv.snapshot());
+        self.tell(region, Notice::SnapshotTaken { region, generation, to, taken: Box::new(taken) });
+    }
+}
+
+fn family(region: RegionId, at: Applied, number: u32) -> Result<Cf, StoreError> {
+    Cf::from_number(number).filter(|cf| *cf != Cf::Meta).ok_or_else(|| StoreError::Corrupt {
+        what: format!("entry {} of region {region}", at.index),
+        why: format!("unknown column family {number}"),
+    })
+}
+
+fn decode(region: RegionId, at: Applied, command: Bytes) -> Result<RaftCommand, StoreError> {
+    let what = || format!("entry {} of region {region}", at.index);
+    let command = RaftCommand::decode(command)
+        .map_err(|e| StoreError::Corrupt { what: what(), why: e.to_string() })?;
+    if command.format != crate::peer::COMMAND_FORMAT {
+        let known = crate::peer::COMMAND_FORMAT;
+        return Err(StoreError::Format { what: what(), found: command.format, known });
+    }
+    Ok(command)
+}

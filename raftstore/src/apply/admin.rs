@@ -1,0 +1,279 @@
+//! Entries and tasks that change the regions themselves. Each is durable in the
+//! key-value engine before anybody acts on it: what a crash undoes is data, which
+//! the log brings back, never the shape of a region.
+
+use esker_engine::{Cf, KvBatch, KvEngine};
+use esker_raft::{ConfChange, LogIndex, SnapshotMeta, Term};
+use esker_rpc::proto::esker::command::{AdminCommand, RaftCommand, Split, admin_command::Kind};
+use esker_rpc::proto::metapb::{Peer, Region, RegionEpoch};
+use prost::Message as _;
+
+use super::{Answer, Applier, Progress};
+use crate::error::{RequestError, StoreError};
+use crate::ids::RegionId;
+use crate::message::{AdminResult, AppliedNotice, Effect, Notice, Waiters};
+use crate::region::{self, PeerChange, RegionExt};
+use crate::snapshot::ReceivedSnapshot;
+use crate::state::{self, Applied, RegionState};
+
+/// Removes a region's data; an uninitialized region has none.
+fn delete_data(batch: &mut KvBatch, region: &Region) {
+    if region.is_initialized() {
+        let end = (!region.end_key.is_empty()).then_some(&region.end_key[..]);
+        for cf in Cf::DATA {
+            batch.delete_range(cf, &region.start_key, end);
+        }
+    }
+}
+
+/// Puts a received snapshot in the place of the region's data, from wherever an
+/// earlier attempt was interrupted: every step may be taken twice.
+pub(crate) fn complete_installation(
+    kv: &KvEngine,
+    descriptor: &Region,
+    applied: Applied,
+    files: &ReceivedSnapshot,
+) -> Result<(), StoreError> {
+    let id = descriptor.region_id();
+    let mut batch = KvBatch::new();
+    delete_data(&mut batch, descriptor);
+    kv.write(&batch)?;
+    kv.ingest(files.files())?;
+    batch.clear();
+    state::put_region(&mut batch, id, &RegionState::Normal(descriptor.clone()));
+    state::put_applied(&mut batch, id, applied);
+    kv.write(&batch)?;
+    kv.persist()?;
+    files.discard();
+    Ok(())
+}
+
+impl Applier {
+    fn answer_admin(
+        &mut self,
+        waiters: Option<Waiters>,
+        result: Result<AdminResult, RequestError>,
+    ) {
+        if let Some(Waiters::Admin(reply)) = waiters {
+            self.answers.push(Answer::Admin(reply, result));
+        }
+    }
+
+    pub(super) fn apply_admin(
+        &mut self,
+        progress: &mut Progress,
+        at: Applied,
+        epoch: RegionEpoch,
+        admin: AdminCommand,
+        waiters: Option<Waiters>,
+        notice: &mut AppliedNotice,
+    ) -> Result<(), StoreError> {
+        let id = progress.region.region_id();
+        match admin.kind {
+            Some(Kind::Split(split)) => {
+                if epoch != progress.region.epoch() {
+                    notice.effects.push(Effect::SplitRefused { index: at.index });
+                    let current = vec![progress.region.clone()];
+                    let error = RequestError::EpochNotMatch { region: id, current };
+                    self.answer_admin(waiters, Err(error));
+                    return Ok(());
+                }
+                self.split(progress, at, &split, waiters, notice)
+            }
+            Some(Kind::Compact(compact)) => {
+                let (index, term) = (LogIndex(compact.index), Term(compact.term));
+                notice.effects.push(Effect::MayTruncate { index, term });
+                Ok(())
+            }
+            Some(Kind::Change(_)) | None => Err(StoreError::Corrupt {
+                what: format!("entry {} of region {id}", at.index),
+                why: "it holds no command that an entry of its kind may hold".into(),
+            }),
+        }
+    }
+
+    fn split(
+        &mut self,
+        progress: &mut Progress,
+        at: Applied,
+        split: &Split,
+        waiters: Option<Waiters>,
+        notice: &mut AppliedNotice,
+    ) -> Result<(), StoreError> {
+        let (parent, children) = split_descriptors(&progress.region, split);
+        let id = parent.region_id();
+        state::put_region(&mut self.batch, id, &RegionState::Normal(parent.clone()));
+        for child in &children {
+            let child_id = child.region_id();
+            state::put_region(&mut self.batch, child_id, &RegionState::Normal(child.clone()));
+            state::put_applied(&mut self.batch, child_id, Applied::INITIAL);
+        }
+        self.persist_at(progress, at)?;
+        progress.region = parent.clone();
+        let mut regions = children.clone();
+        regions.push(parent.clone());
+        regions.sort_by(|a, b| a.start_key.cmp(&b.start_key));
+        self.answer_admin(waiters, Ok(AdminResult { regions }));
+        notice.effects.push(Effect::Split { index: at.index, parent, children });
+        Ok(())
+    }
+
+    pub(super) fn apply_change(
+        &mut self,
+        progress: &mut Progress,
+        at: Applied,
+        change: ConfChange,
+        waiters: Option<Waiters>,
+        notice: &mut AppliedNotice,
+    ) -> Result<(), StoreError> {
+        let next = if change.steps.is_empty() {
+            let left = region::left_joint(&progress.region);
+            (left.epoch() != progress.region.epoch()).then_some(left)
+        } else {
+            let wished = decode_change(progress.region.region_id(), at, &change)?;
+            match wished {
+                (epoch, changes) if epoch == progress.region.epoch() => {
+                    region::changed(&progress.region, &changes).ok()
+                }
+                _ => None,
+            }
+        };
+        let Some(next) = next else {
+            let current = vec![progress.region.clone()];
+            let error =
+                RequestError::EpochNotMatch { region: progress.region.region_id(), current };
+            self.answer_admin(waiters, Err(error));
+            notice.effects.push(Effect::ChangeRefused { change });
+            return Ok(());
+        };
+        state::put_region(&mut self.batch, next.region_id(), &RegionState::Normal(next.clone()));
+        self.persist_at(progress, at)?;
+        progress.region = next.clone();
+        self.answer_admin(waiters, Ok(AdminResult { regions: vec![next.clone()] }));
+        notice.effects.push(Effect::Changed { change, descriptor: next });
+        Ok(())
+    }
+
+    /// Writes the batch with this entry's applied index, and waits until it is durable.
+    fn persist_at(&mut self, progress: &mut Progress, at: Applied) -> Result<(), StoreError> {
+        progress.applied = at;
+        progress.dirty = true;
+        self.write_batch_with(progress)?;
+        self.kv.persist()?;
+        Ok(())
+    }
+
+    pub(super) fn install(
+        &mut self,
+        region: RegionId,
+        generation: u64,
+        meta: SnapshotMeta,
+        descriptor: Region,
+        files: &ReceivedSnapshot,
+    ) -> Result<(), StoreError> {
+        let Some(progress) = self.regions.get_mut(&region).filter(|p| p.generation == generation)
+        else {
+            files.discard();
+            return Ok(());
+        };
+        let applied = Applied { index: meta.index, term: meta.term };
+        let mut batch = KvBatch::new();
+        // What lies outside of the new range goes with the intent: nobody else
+        // may have it before this installation is over.
+        let installing = RegionState::Installing {
+            region: descriptor.clone(),
+            index: meta.index,
+            term: meta.term,
+            files: files.record(),
+        };
+        state::put_region(&mut batch, region, &installing);
+        delete_data(&mut batch, &progress.region);
+        self.kv.write(&batch)?;
+        self.kv.persist()?;
+        complete_installation(&self.kv, &descriptor, applied, files)?;
+        progress.region = descriptor.clone();
+        progress.applied = applied;
+        progress.dirty = false;
+        self.tell(region, Notice::Installed { region, generation, descriptor, meta });
+        Ok(())
+    }
+
+    /// The tombstone and the removal of the data are one write.
+    pub(super) fn destroy(
+        &mut self,
+        region: RegionId,
+        generation: u64,
+        tombstone_conf_ver: u64,
+    ) -> Result<(), StoreError> {
+        let Some(progress) = self.regions.remove(&region) else { return Ok(()) };
+        assert_eq!(
+            progress.generation, generation,
+            "region {region} is destroyed by the peer that is there"
+        );
+        let mut last = progress.region;
+        let mut batch = KvBatch::new();
+        delete_data(&mut batch, &last);
+        let epoch = last.region_epoch.get_or_insert_default();
+        epoch.conf_ver = epoch.conf_ver.max(tombstone_conf_ver);
+        last.peers.retain(|peer| peer.id != progress.peer.0);
+        state::put_region(&mut batch, region, &RegionState::Tombstone(last));
+        state::delete_applied(&mut batch, region);
+        self.kv.write(&batch)?;
+        self.kv.persist()?;
+        self.tell(region, Notice::Destroyed { region, generation });
+        Ok(())
+    }
+}
+
+fn decode_change(
+    region: RegionId,
+    at: Applied,
+    change: &ConfChange,
+) -> Result<(RegionEpoch, Vec<PeerChange>), StoreError> {
+    let corrupt = |why: String| StoreError::Corrupt {
+        what: format!("entry {} of region {region}", at.index),
+        why,
+    };
+    let command =
+        RaftCommand::decode(change.context.clone()).map_err(|e| corrupt(e.to_string()))?;
+    let changes = match command.admin.and_then(|admin| admin.kind) {
+        Some(Kind::Change(changes)) => changes.changes.iter().map(PeerChange::from_proto).collect(),
+        _ => None,
+    };
+    let changes: Vec<PeerChange> =
+        changes.ok_or_else(|| corrupt("its change of members is unreadable".into()))?;
+    Ok((command.epoch.unwrap_or_default(), changes))
+}
+
+/// The parent and its new neighbours. The keys were checked when the split was
+/// proposed, against the epoch that was just compared.
+fn split_descriptors(region: &Region, split: &Split) -> (Region, Vec<Region>) {
+    let mut epoch = region.epoch();
+    epoch.version += split.keys.len() as u64;
+    let mut bounds = vec![region.start_key.clone()];
+    bounds.extend(split.keys.iter().cloned());
+    bounds.push(region.end_key.clone());
+    let mut parts: Vec<(bytes::Bytes, bytes::Bytes)> =
+        bounds.windows(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect();
+    let own = if split.right_derive { parts.len() - 1 } else { 0 };
+    let (start_key, end_key) = parts.remove(own);
+    let parent = Region { start_key, end_key, region_epoch: Some(epoch), ..region.clone() };
+    let children = parts
+        .into_iter()
+        .zip(&split.regions)
+        .map(|((start_key, end_key), new)| Region {
+            id: new.id,
+            start_key,
+            end_key,
+            region_epoch: Some(epoch),
+            peers: region
+                .peers
+                .iter()
+                .zip(&new.peer_ids)
+                .map(|(peer, id)| Peer { id: *id, ..*peer })
+                .collect(),
+            ..region.clone()
+        })
+        .collect();
+    (parent, children)
+}

@@ -1,0 +1,134 @@
+//! Why a request was not carried out, in the terms that clients act on.
+
+use bytes::Bytes;
+use esker_rpc::proto::errorpb;
+use esker_rpc::proto::metapb::{Peer, Region};
+
+use crate::ids::{RegionId, StoreId};
+use crate::region::ChangeError;
+
+/// Why a request to a region was not carried out.
+///
+/// Every variant but [`RequestError::Undetermined`] promises that the request had
+/// no effect and never will.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum RequestError {
+    #[error("region {region} is not led here")]
+    NotLeader { region: RegionId, leader: Option<Peer> },
+    #[error("region {0} is not on this store")]
+    RegionNotFound(RegionId),
+    #[error("region {region} has changed since the request was made")]
+    EpochNotMatch { region: RegionId, current: Vec<Region> },
+    #[error("key {} is not in region {region}", key.escape_ascii())]
+    KeyNotInRegion { region: RegionId, key: Bytes, start: Bytes, end: Bytes },
+    #[error("request is for store {asked}, this is store {actual}")]
+    StoreNotMatch { asked: StoreId, actual: StoreId },
+    #[error("request is for peer {asked} of region {region}, here is peer {actual}")]
+    PeerNotMatch { region: RegionId, asked: u64, actual: u64 },
+    #[error("store is busy: {reason}")]
+    ServerIsBusy { reason: String },
+    #[error("region {0} has changed its leader; the command was dropped")]
+    StaleCommand(RegionId),
+    #[error("command of {size} bytes for region {region} is larger than {limit} bytes")]
+    EntryTooLarge { region: RegionId, size: u64, limit: u64 },
+    #[error("region {0} cannot confirm reads yet")]
+    ReadIndexNotReady(RegionId),
+    #[error("region {0} stopped before the outcome of the command was known")]
+    Undetermined(RegionId),
+    #[error("key of {size} bytes is longer than {limit} bytes")]
+    KeyTooLarge { size: usize, limit: usize },
+    #[error("empty key")]
+    EmptyKey,
+    #[error("{0}")]
+    Change(#[from] ChangeError),
+    #[error("cannot split region {region}: {reason}")]
+    Split { region: RegionId, reason: String },
+    #[error("cannot transfer the leadership of region {region}: {reason}")]
+    Transfer { region: RegionId, reason: String },
+    #[error("store {0} is stopping")]
+    Stopped(StoreId),
+}
+
+impl RequestError {
+    /// The error as clients expect it inside a response.
+    pub fn to_proto(&self) -> errorpb::Error {
+        let mut error = errorpb::Error { message: self.to_string(), ..Default::default() };
+        match self {
+            RequestError::NotLeader { region, leader } => {
+                error.not_leader =
+                    Some(errorpb::NotLeader { region_id: region.0, leader: *leader });
+            }
+            RequestError::RegionNotFound(region) => {
+                error.region_not_found = Some(errorpb::RegionNotFound { region_id: region.0 });
+            }
+            RequestError::EpochNotMatch { current, .. } => {
+                error.epoch_not_match =
+                    Some(errorpb::EpochNotMatch { current_regions: current.clone() });
+            }
+            RequestError::KeyNotInRegion { region, key, start, end } => {
+                error.key_not_in_region = Some(errorpb::KeyNotInRegion {
+                    key: key.clone(),
+                    region_id: region.0,
+                    start_key: start.clone(),
+                    end_key: end.clone(),
+                });
+            }
+            RequestError::StoreNotMatch { asked, actual } => {
+                error.store_not_match = Some(errorpb::StoreNotMatch {
+                    request_store_id: asked.0,
+                    actual_store_id: actual.0,
+                });
+            }
+            RequestError::PeerNotMatch { asked, actual, .. } => {
+                error.mismatch_peer_id = Some(errorpb::MismatchPeerId {
+                    request_peer_id: *asked,
+                    store_peer_id: *actual,
+                });
+            }
+            RequestError::ServerIsBusy { reason } => {
+                error.server_is_busy =
+                    Some(errorpb::ServerIsBusy { reason: reason.clone(), ..Default::default() });
+            }
+            RequestError::StaleCommand(_) => {
+                error.stale_command = Some(errorpb::StaleCommand::default());
+            }
+            RequestError::EntryTooLarge { region, size, .. } => {
+                error.raft_entry_too_large =
+                    Some(errorpb::RaftEntryTooLarge { region_id: region.0, entry_size: *size });
+            }
+            RequestError::ReadIndexNotReady(region) => {
+                error.read_index_not_ready = Some(errorpb::ReadIndexNotReady {
+                    reason: self.to_string(),
+                    region_id: region.0,
+                });
+            }
+            RequestError::Undetermined(_) => {
+                error.undetermined_result =
+                    Some(errorpb::UndeterminedResult { message: self.to_string() });
+            }
+            RequestError::Stopped(_) => {
+                error.server_is_busy =
+                    Some(errorpb::ServerIsBusy { reason: self.to_string(), ..Default::default() });
+            }
+            RequestError::KeyTooLarge { .. }
+            | RequestError::EmptyKey
+            | RequestError::Change(_)
+            | RequestError::Split { .. }
+            | RequestError::Transfer { .. } => {}
+        }
+        error
+    }
+}
+
+/// What stops a store, or keeps it from starting.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error(transparent)]
+    Engine(#[from] esker_engine::EngineError),
+    #[error("{what} is damaged: {why}")]
+    Corrupt { what: String, why: String },
+    #[error("{what} has format {found}, this version reads format {known}; use a newer esker")]
+    Format { what: String, found: u32, known: u32 },
+    #[error("cannot start a thread: {0}")]
+    Thread(#[source] std::io::Error),
+}

@@ -1,0 +1,59 @@
+//! Many Raft groups on one node.
+//!
+//! A **region** is a range of keys and the Raft group that replicates it; a
+//! **store** holds one peer of each of many regions, in one data directory. This
+//! crate drives those peers: it turns requests into log entries and entries into
+//! data, serves linearizable reads, splits regions, changes their members, and
+//! brings followers back by log or by snapshot.
+//!
+//! What flows in: requests and messages, through a [`StoreHandle`]. What flows
+//! out: answers to the requests, and messages and reports through the [`Outbox`]
+//! that the store was given.
+//!
+//! ```text
+//!  requests, messages ──▶ inbox ──▶ worker ──▶ log writer ──▶ log engine (one fsync)
+//!                                   │  ▲  └──▶ outbox (appends leave beside the write)
+//!                                   │  └────── notices: persisted, applied
+//!                                   └────────▶ apply worker ──▶ kv engine, answers
+//!  reads under a lease ──▶ ReadDelegates ──▶ kv snapshot (no worker involved)
+//! ```
+//!
+//! What it promises: a write that was answered is on the logs of a majority,
+//! synced, and visible to every read that begins afterwards; a read is answered
+//! only by a leader that leads at that moment, or after asking it; an outcome that
+//! is unknown is reported as unknown. The parts have no threads and no clock of
+//! their own: see [`store::Store`] for how they are driven.
+
+mod apply;
+pub mod config;
+mod error;
+mod ids;
+mod log_writer;
+pub mod message;
+mod outbox;
+mod peer;
+mod ranges;
+pub mod raw_value;
+mod read;
+pub mod region;
+mod router;
+mod shell;
+mod snapshot;
+pub mod state;
+pub mod store;
+mod worker;
+
+pub use config::StoreConfig;
+pub use error::{RequestError, StoreError};
+pub use esker_raft::{LogIndex, PeerId, Term, Time};
+pub use ids::{RegionId, StoreId};
+pub use message::{
+    Admin, AdminResult, NewRegion, RegionStatus, RequestContext, SwapResult, WriteResult,
+};
+pub use outbox::{Outbox, RegionReport};
+pub use read::{ReadDelegates, RegionSnapshot};
+pub use region::{PeerChange, RegionExt};
+pub use router::{Clock, MonotonicClock, StoreHandle};
+pub use shell::RunningStore;
+pub use snapshot::{ReceivedSnapshot, RegionSnapshotSource, SnapshotReceiver};
+pub use store::{Parts, Store};

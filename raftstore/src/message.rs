@@ -1,0 +1,299 @@
+//! What the parts of a store say to each other.
+//!
+//! [`Input`]s come from outside (clients, the network, placement) through a bounded
+//! inbox that refuses when full. [`Notice`]s come from the store's own log writer
+//! and apply workers; there is at most one for each task that a worker handed out,
+//! so that the bounds of the task queues bound them too.
+
+use bytes::Bytes;
+use esker_engine::LogBatch;
+use esker_raft::{Entry, LogIndex, PeerId, ReadyNumber, SnapshotMeta, Term};
+use esker_rpc::proto::esker::RaftMessage;
+use esker_rpc::proto::esker::command::Mutation;
+use esker_rpc::proto::metapb::{Peer, Region, RegionEpoch};
+use tokio::sync::oneshot;
+
+use crate::error::RequestError;
+use crate::ids::{RegionId, StoreId};
+use crate::raw_value::RawValue;
+use crate::read::RegionSnapshot;
+use crate::region::PeerChange;
+use crate::snapshot::ReceivedSnapshot;
+use crate::state::Applied;
+
+/// What a client believed when it made a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct RequestContext {
+    pub epoch: RegionEpoch,
+    /// The peer asked, where the client named one.
+    pub peer: Option<PeerId>,
+    /// The term in which a write must be proposed and committed; any, where none is named.
+    pub term: Option<Term>,
+    /// A follower may answer too, after asking the leader for the index to wait for.
+    pub replica_read: bool,
+}
+
+/// What became of a write.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct WriteResult {
+    /// For a compare-and-swap.
+    pub swap: Option<SwapResult>,
+}
+
+/// What became of one compare-and-swap.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SwapResult {
+    pub swapped: bool,
+    /// The live value found.
+    pub previous: Option<RawValue>,
+}
+
+pub type Reply<T> = oneshot::Sender<Result<T, RequestError>>;
+
+/// A write of one region, all or nothing.
+#[derive(Debug)]
+pub struct WriteRequest {
+    pub region: RegionId,
+    pub context: RequestContext,
+    pub mutations: Vec<Mutation>,
+    /// Size of the mutations' keys and values.
+    pub bytes: usize,
+    pub reply: Reply<WriteResult>,
+}
+
+/// A read that cannot be answered under a lease on the caller's thread.
+#[derive(Debug)]
+pub struct ReadRequest {
+    pub region: RegionId,
+    pub context: RequestContext,
+    pub reply: Reply<RegionSnapshot>,
+}
+
+/// What an operator or placement asks of a region.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Admin {
+    /// Cuts the region at `keys`; one new region (its id, its peers' ids in the
+    /// order of the region's peers) for each key.
+    Split {
+        keys: Vec<Bytes>,
+        regions: Vec<NewRegion>,
+    },
+    ChangePeers(Vec<PeerChange>),
+    /// To the named peer, or to the best target.
+    TransferLeader(Option<PeerId>),
+}
+
+/// Ids for a region that a split creates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewRegion {
+    pub id: RegionId,
+    pub peers: Vec<PeerId>,
+}
+
+#[derive(Debug)]
+pub struct AdminRequest {
+    pub region: RegionId,
+    pub epoch: RegionEpoch,
+    pub admin: Admin,
+    pub reply: Reply<AdminResult>,
+}
+
+/// The regions as they are after an [`Admin`] request: several after a split.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AdminResult {
+    pub regions: Vec<Region>,
+}
+
+/// A region seen from one of its replicas, for operators.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RegionStatus {
+    pub region: Region,
+    pub peer: Peer,
+    pub role: &'static str,
+    pub term: Term,
+    pub leader: Option<PeerId>,
+    pub first: LogIndex,
+    pub last: LogIndex,
+    pub commit: LogIndex,
+    pub applied: LogIndex,
+    /// For a leader: how far each peer is, and whether a snapshot is under way to it.
+    pub progress: Vec<(PeerId, LogIndex, bool)>,
+}
+
+/// What comes to a worker from outside.
+#[derive(Debug)]
+pub enum Input {
+    Write(WriteRequest),
+    Read(ReadRequest),
+    Admin(AdminRequest),
+    Raft(Box<RaftMessage>),
+    /// A snapshot whose blocks are all here.
+    Snapshot(Box<RaftMessage>, ReceivedSnapshot),
+    SnapshotSent {
+        region: RegionId,
+        to: PeerId,
+        delivered: bool,
+    },
+    /// A store did not answer.
+    Unreachable(StoreId),
+    Status {
+        region: RegionId,
+        reply: Reply<RegionStatus>,
+    },
+    /// Leaders shall report to placement at once: it knows nothing yet.
+    ReportAll,
+}
+
+/// What the store's own parts tell a worker.
+#[derive(Debug)]
+pub enum Notice {
+    Persisted {
+        region: RegionId,
+        generation: u64,
+        number: ReadyNumber,
+    },
+    Applied(AppliedNotice),
+    SnapshotTaken {
+        region: RegionId,
+        generation: u64,
+        to: PeerId,
+        taken: Box<crate::snapshot::RegionSnapshotSource>,
+    },
+    Installed {
+        region: RegionId,
+        generation: u64,
+        descriptor: Region,
+        meta: SnapshotMeta,
+    },
+    Destroyed {
+        region: RegionId,
+        generation: u64,
+    },
+    /// A split that another worker's region applied created this region.
+    Create {
+        descriptor: Region,
+        campaign: bool,
+    },
+    Stop,
+}
+
+#[derive(Debug)]
+pub struct AppliedNotice {
+    pub region: RegionId,
+    pub generation: u64,
+    pub applied: Applied,
+    pub effects: Vec<Effect>,
+    /// Bytes that the entries wrote, for placement's picture of the load.
+    pub written_bytes: u64,
+    pub written_keys: u64,
+}
+
+/// What an applied entry changes besides data.
+#[derive(Clone, Debug)]
+pub enum Effect {
+    Split {
+        index: LogIndex,
+        parent: Region,
+        children: Vec<Region>,
+    },
+    Changed {
+        change: esker_raft::ConfChange,
+        descriptor: Region,
+    },
+    /// The change did not fit the region any more: it took no effect.
+    ChangeRefused {
+        change: esker_raft::ConfChange,
+    },
+    MayTruncate {
+        index: LogIndex,
+        term: Term,
+    },
+    /// A split that took no effect.
+    SplitRefused {
+        index: LogIndex,
+    },
+}
+
+/// One worker's appends of one turn, of all its regions.
+#[derive(Debug, Default)]
+pub struct LogTask {
+    pub batch: LogBatch,
+    pub persisted: Vec<Persisted>,
+}
+
+/// What follows when a [`LogTask`] is durable.
+#[derive(Debug)]
+pub struct Persisted {
+    pub region: RegionId,
+    pub generation: u64,
+    pub number: ReadyNumber,
+    /// Promises that only a durable log may make: votes and acknowledgements.
+    pub messages: Vec<(StoreId, RaftMessage)>,
+}
+
+/// Who waits for an entry.
+#[derive(Debug)]
+pub enum Waiters {
+    Write(Vec<Reply<WriteResult>>),
+    Admin(Reply<AdminResult>),
+}
+
+/// A proposal whose outcome somebody waits for.
+#[derive(Debug)]
+pub struct Proposal {
+    pub index: LogIndex,
+    pub term: Term,
+    pub waiters: Waiters,
+}
+
+impl Proposal {
+    pub fn fail(self, error: &RequestError) {
+        match self.waiters {
+            // A caller who is gone needs no answer.
+            Waiters::Write(waiters) => {
+                for waiter in waiters {
+                    let _ = waiter.send(Err(error.clone()));
+                }
+            }
+            Waiters::Admin(reply) => {
+                let _ = reply.send(Err(error.clone()));
+            }
+        }
+    }
+}
+
+/// Work for an apply worker.
+#[derive(Debug)]
+pub enum ApplyTask {
+    /// From now on tasks of this region will come, from a peer of this generation.
+    Register {
+        region: Region,
+        peer: PeerId,
+        generation: u64,
+        applied: Applied,
+    },
+    Entries {
+        region: RegionId,
+        generation: u64,
+        entries: Vec<Entry>,
+        proposals: Vec<Proposal>,
+    },
+    TakeSnapshot {
+        region: RegionId,
+        generation: u64,
+        to: PeerId,
+    },
+    Install {
+        region: RegionId,
+        generation: u64,
+        meta: SnapshotMeta,
+        descriptor: Region,
+        files: ReceivedSnapshot,
+    },
+    /// The tombstone refuses messages of this membership and all before it.
+    Destroy {
+        region: RegionId,
+        generation: u64,
+        tombstone_conf_ver: u64,
+    },
+}

@@ -1,0 +1,455 @@
+//! One replica of one region: the Raft group, what waits for it, and the region it describes.
+//!
+//! In: requests, messages and notices, called by the worker that owns the peer.
+//! Out: everything gathers in the [`Outputs`] of the worker's turn. Nothing here
+//! blocks, reads a clock or touches a socket; the disk is read only for log
+//! entries that the group no longer holds in memory.
+
+mod outputs;
+mod ready;
+mod requests;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use esker_engine::LogEngine;
+use esker_raft::{
+    Config, Entry, Group, LogIndex, LogReadError, LogReader, Message, MessageBody, PeerId,
+    ProgressState, Restored, RoleKind, Term, Time,
+};
+use esker_rpc::proto::esker::RaftMessage;
+use esker_rpc::proto::metapb::{Peer as PeerMeta, Region};
+
+pub use outputs::Outputs;
+pub use requests::COMMAND_FORMAT;
+
+use prost::Message as _;
+
+use crate::config::StoreConfig;
+use crate::error::{RequestError, StoreError};
+use crate::ids::{RegionId, StoreId};
+use crate::message::{Proposal, ReadRequest, RegionStatus, WriteRequest};
+use crate::outbox::RegionReport;
+use crate::read::ReadDelegate;
+use crate::region::RegionExt;
+use crate::snapshot::{ReceivedSnapshot, RegionSnapshotSource};
+use crate::state::{Applied, RaftState, decode_entry};
+
+/// Reads entries that the group no longer keeps in memory.
+#[derive(Clone)]
+pub struct GroupLog {
+    log: LogEngine,
+    region: RegionId,
+}
+
+impl LogReader for GroupLog {
+    fn entries(
+        &self,
+        low: LogIndex,
+        high: LogIndex,
+        max_bytes: usize,
+    ) -> Result<Vec<Entry>, LogReadError> {
+        let failed = |reason: String| LogReadError::Failed { index: low, reason };
+        let stored = self
+            .log
+            .entries(self.region.0, low.0, high.0, max_bytes)
+            .map_err(|e| failed(e.to_string()))?;
+        stored
+            .into_iter()
+            .map(|(index, bytes)| {
+                decode_entry(self.region, index, bytes).map_err(|e| failed(e.to_string()))
+            })
+            .collect()
+    }
+
+    fn term(&self, index: LogIndex) -> Result<Option<Term>, LogReadError> {
+        let failed = |reason: String| LogReadError::Failed { index, reason };
+        let stored = self.log.entry(self.region.0, index.0).map_err(|e| failed(e.to_string()))?;
+        stored
+            .map(|bytes| decode_entry(self.region, index.0, bytes).map(|entry| entry.term))
+            .transpose()
+            .map_err(|e| failed(e.to_string()))
+    }
+}
+
+/// What a peer is made from.
+pub struct PeerSeed {
+    pub descriptor: Region,
+    pub me: PeerMeta,
+    pub raft_state: RaftState,
+    pub last_term: Term,
+    pub applied: Applied,
+    /// Tells notices for this peer from notices for an earlier one of the same region.
+    pub generation: u64,
+    /// It never ran before, here or anywhere.
+    pub fresh: bool,
+}
+
+pub struct Peer {
+    id: RegionId,
+    store: StoreId,
+    pub(crate) me: PeerMeta,
+    descriptor: Arc<Region>,
+    group: Group<GroupLog>,
+    log: GroupLog,
+    pub(crate) generation: u64,
+    raft_state: RaftState,
+    applied: Applied,
+    delegate: Arc<ReadDelegate>,
+    /// Where peers live that the descriptor does not name yet: the senders of messages.
+    senders: HashMap<PeerId, PeerMeta>,
+
+    writes: Vec<WriteRequest>,
+    proposals: VecDeque<Proposal>,
+    /// Reads of this turn, which one confirmation will serve.
+    reads: Vec<ReadRequest>,
+    /// Reads whose confirmation is under way.
+    confirming: HashMap<u64, Vec<ReadRequest>>,
+    next_read: u64,
+    /// Confirmed reads that wait until the index is applied.
+    confirmed: VecDeque<(LogIndex, Vec<ReadRequest>)>,
+
+    /// A split proposed in this term and not applied yet. Another store may apply
+    /// it first and let the new region be written there: until it is applied here,
+    /// this leader answers no reads under its lease.
+    splitting: Option<LogIndex>,
+    /// The snapshot that was handed to the group, until the group accepts it.
+    received: Option<ReceivedSnapshot>,
+    installing: bool,
+    pub(crate) destroying: bool,
+
+    may_truncate: Option<(LogIndex, Term)>,
+    next_log_gc: Time,
+    next_report: Time,
+    written_bytes: u64,
+    written_keys: u64,
+    was_leader: bool,
+}
+
+impl Peer {
+    pub fn new(
+        seed: PeerSeed,
+        store: StoreId,
+        log: LogEngine,
+        config: &StoreConfig,
+        now: Time,
+    ) -> Result<Self, StoreError> {
+        let PeerSeed { descriptor, me, raft_state, last_term, applied, generation, fresh } = seed;
+        let id = descriptor.region_id();
+        let raft = Config {
+            id: PeerId(me.id),
+            election_timeout: config.election_timeout,
+            heartbeat_interval: config.heartbeat_interval,
+            max_clock_drift: config.max_clock_drift,
+            seed: config.seed ^ me.id.rotate_left(32) ^ id.0,
+            ..Config::default()
+        };
+        let restored = Restored {
+            hard_state: raft_state.hard_state,
+            configuration: descriptor.configuration(),
+            compacted: raft_state.truncated,
+            last: (raft_state.last, last_term),
+            applied: applied.index,
+        };
+        let log = GroupLog { log, region: id };
+        // A peer that ran before may have promised a leader not to vote for another.
+        let make = if fresh { Group::create } else { Group::new };
+        let group = make(raft, log.clone(), restored, now).map_err(|e| StoreError::Corrupt {
+            what: format!("the state of region {id}"),
+            why: e.to_string(),
+        })?;
+        let descriptor = Arc::new(descriptor);
+        let delegate = Arc::new(ReadDelegate::new(descriptor.clone(), me.id));
+        Ok(Peer {
+            id,
+            store,
+            me,
+            descriptor,
+            group,
+            log,
+            generation,
+            raft_state,
+            applied,
+            delegate,
+            senders: HashMap::new(),
+            writes: Vec::new(),
+            proposals: VecDeque::new(),
+            reads: Vec::new(),
+            confirming: HashMap::new(),
+            next_read: 1,
+            confirmed: VecDeque::new(),
+            splitting: None,
+            received: None,
+            installing: false,
+            destroying: false,
+            may_truncate: None,
+            next_log_gc: now + config.log_gc_interval,
+            next_report: now,
+            written_bytes: 0,
+            written_keys: 0,
+            was_leader: false,
+        })
+    }
+
+    pub fn id(&self) -> RegionId {
+        self.id
+    }
+
+    pub fn descriptor(&self) -> &Arc<Region> {
+        &self.descriptor
+    }
+
+    pub fn delegate(&self) -> &Arc<ReadDelegate> {
+        &self.delegate
+    }
+
+    pub fn raft_state(&self) -> &RaftState {
+        &self.raft_state
+    }
+
+    pub fn is_initialized(&self) -> bool {
+        self.descriptor.is_initialized()
+    }
+
+    pub fn is_leader(&self) -> bool {
+        self.group.role() == RoleKind::Leader
+    }
+
+    /// When this peer next has something to do without being asked.
+    pub fn next_deadline(&self) -> Option<Time> {
+        if self.destroying {
+            return None;
+        }
+        let mut deadline = self.group.next_deadline();
+        let mut consider = |time: Time| deadline = Some(deadline.map_or(time, |d| d.min(time)));
+        if self.is_leader() {
+            consider(self.next_report);
+            consider(self.next_log_gc);
+        } else if self.may_truncate.is_some() {
+            consider(self.next_log_gc);
+        }
+        deadline
+    }
+
+    pub fn tick(&mut self, now: Time) {
+        self.group.tick(now);
+    }
+
+    pub fn campaign(&mut self, now: Time) {
+        self.group.campaign(now);
+    }
+
+    pub fn set_descriptor(&mut self, descriptor: Region) {
+        self.descriptor = Arc::new(descriptor);
+        if !self.destroying {
+            self.delegate.set_descriptor(self.descriptor.clone());
+        }
+        self.next_report = Time(0);
+    }
+
+    pub fn report_soon(&mut self) {
+        self.next_report = Time(0);
+    }
+
+    /// The peer of the region that leads it, as far as this one knows.
+    pub fn leader(&self) -> Option<PeerMeta> {
+        self.group.leader().and_then(|leader| self.meta_of(leader))
+    }
+
+    fn meta_of(&self, peer: PeerId) -> Option<PeerMeta> {
+        if peer.0 == self.me.id {
+            return Some(self.me);
+        }
+        self.descriptor.peer(peer).or_else(|| self.senders.get(&peer)).copied()
+    }
+
+    fn not_leader(&self) -> RequestError {
+        // A leader that this one follows in the current term; a guess would send
+        // clients back and forth.
+        let leader = self.leader().filter(|leader| leader.id != self.me.id);
+        RequestError::NotLeader { region: self.id, leader }
+    }
+
+    /// Takes a message of the group's own protocol.
+    pub fn step(&mut self, now: Time, envelope: &RaftMessage, message: esker_raft::Message) {
+        if let Some(from) = envelope.from
+            && self.descriptor.peer(PeerId(from.id)).is_none()
+        {
+            const MAX_SENDERS: usize = 16;
+            if self.senders.len() >= MAX_SENDERS {
+                self.senders.clear();
+            }
+            self.senders.insert(PeerId(from.id), from);
+        }
+        if let Err(refused) = self.group.step(now, message) {
+            metrics::counter!("esker_raft_messages_refused_total").increment(1);
+            tracing::debug!(region = %self.id, store = %self.store, %refused, "message refused");
+        }
+    }
+
+    /// Takes a snapshot whose files are on this store's disk already.
+    pub fn step_snapshot(
+        &mut self,
+        now: Time,
+        envelope: &RaftMessage,
+        message: esker_raft::Message,
+        files: ReceivedSnapshot,
+    ) {
+        if let Some(earlier) = self.received.replace(files) {
+            earlier.discard();
+        }
+        self.step(now, envelope, message);
+    }
+
+    pub fn unreachable(&mut self, store: StoreId) {
+        if let Some(peer) = self.descriptor.peer_on(store) {
+            self.group.unreachable(PeerId(peer.id));
+        }
+    }
+
+    pub fn snapshot_sent(&mut self, to: PeerId, delivered: bool) {
+        let outcome = if delivered {
+            esker_raft::SnapshotOutcome::Delivered
+        } else {
+            esker_raft::SnapshotOutcome::Failed
+        };
+        self.group.snapshot_sent(to, outcome);
+    }
+
+    /// The message that goes with a snapshot to a follower; nothing if it cannot be sent any more.
+    pub fn snapshot_message(
+        &mut self,
+        to: PeerId,
+        taken: &RegionSnapshotSource,
+    ) -> Option<(StoreId, RaftMessage)> {
+        let target = self.meta_of(to).filter(|_| self.is_leader());
+        let Some(target) = target else {
+            self.snapshot_sent(to, false);
+            return None;
+        };
+        let message = Message {
+            from: self.group.id(),
+            to,
+            term: self.group.term(),
+            body: MessageBody::InstallSnapshot {
+                meta: taken.meta.clone(),
+                data: taken.descriptor.encode_to_vec().into(),
+            },
+        };
+        let mut encoded = Vec::new();
+        message.encode(&mut encoded);
+        let envelope = RaftMessage {
+            region_id: self.id.0,
+            from: Some(self.me),
+            to: Some(target),
+            epoch: Some(taken.descriptor.epoch()),
+            start_key: taken.descriptor.start_key.clone(),
+            end_key: taken.descriptor.end_key.clone(),
+            message: encoded.into(),
+            gone: false,
+            is_initial: true,
+        };
+        Some((StoreId(target.store_id), envelope))
+    }
+
+    /// Ends everything that waits for this peer, whose region leaves the store.
+    pub fn begin_destroy(&mut self) {
+        self.destroying = true;
+        self.delegate.withdraw_lease();
+        // Readers that hold the delegate must see that the range is no longer here
+        // before the data goes.
+        self.delegate.set_descriptor(Arc::new(Region { id: self.id.0, ..Region::default() }));
+        self.fail_all(&RequestError::RegionNotFound(self.id));
+    }
+
+    /// Answers everybody who waits. Proposals may still be committed by others.
+    pub fn fail_all(&mut self, reads: &RequestError) {
+        for proposal in self.proposals.drain(..) {
+            proposal.fail(&RequestError::Undetermined(self.id));
+        }
+        for write in self.writes.drain(..) {
+            let _ = write.reply.send(Err(reads.clone()));
+        }
+        let waiting = self
+            .reads
+            .drain(..)
+            .chain(self.confirming.drain().flat_map(|(_, reads)| reads))
+            .chain(self.confirmed.drain(..).flat_map(|(_, reads)| reads));
+        for read in waiting {
+            let _ = read.reply.send(Err(reads.clone()));
+        }
+    }
+
+    pub fn status(&self) -> RegionStatus {
+        let role = match self.group.role() {
+            RoleKind::Leader => "leader",
+            RoleKind::Candidate | RoleKind::PreCandidate => "candidate",
+            RoleKind::Follower if self.group.configuration().is_learner(self.group.id()) => {
+                "learner"
+            }
+            RoleKind::Follower => "follower",
+        };
+        let progress = if self.is_leader() {
+            self.group
+                .progress()
+                .map(|(peer, progress)| {
+                    (peer, progress.match_index, (progress.state == ProgressState::Snapshot))
+                })
+                .collect()
+        } else {
+            Vec::new()
+        };
+        RegionStatus {
+            region: (*self.descriptor).clone(),
+            peer: self.me,
+            role,
+            term: self.group.term(),
+            leader: self.group.leader(),
+            first: self.group.first_index(),
+            last: self.group.last_index(),
+            commit: self.group.commit_index(),
+            applied: self.applied.index,
+            progress,
+        }
+    }
+
+    /// What placement is told of a region that is led here.
+    fn report(&mut self, now: Time, approximate_bytes: u64) -> RegionReport {
+        const DOWN_AFTER: Duration = Duration::from_secs(10);
+        let (mut down, mut pending) = (Vec::new(), Vec::new());
+        let applied = self.applied.index;
+        for (peer, progress) in self.group.progress() {
+            let Some(meta) = self.descriptor.peer(peer) else { continue };
+            if peer == self.group.id() {
+                continue;
+            }
+            let silent = now - progress.last_ack;
+            if silent > DOWN_AFTER {
+                down.push((*meta, silent.as_secs()));
+            }
+            // Caught up is who has all but what is on its way.
+            const CAUGHT_UP_WITHIN: u64 = 256;
+            if progress.state == ProgressState::Snapshot
+                || progress.match_index.0 < self.group.first_index().0.saturating_sub(1)
+                || progress.match_index.0 + CAUGHT_UP_WITHIN < applied.0
+                || progress.match_index.0 == 0
+            {
+                pending.push(*meta);
+            }
+        }
+        let (read_bytes, read_keys) = self.delegate.take_read_load();
+        RegionReport {
+            region: (*self.descriptor).clone(),
+            leader: self.me,
+            term: self.group.term().0,
+            down,
+            pending,
+            written_bytes: std::mem::take(&mut self.written_bytes),
+            written_keys: std::mem::take(&mut self.written_keys),
+            read_bytes,
+            read_keys,
+            approximate_bytes,
+        }
+    }
+}

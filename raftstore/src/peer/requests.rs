@@ -1,0 +1,388 @@
+//! Requests: checked against the region as it is now, gathered, proposed.
+
+use bytes::Bytes;
+use esker_raft::{
+    ConfChange, Entry, LeaveJoint, LogIndex, LogReader as _, PeerId, ProposeError, Time,
+};
+use esker_rpc::proto::esker::command::{
+    AdminCommand, ChangePeer, ChangePeers, CompactLog, Mutation, NewRegion as NewRegionCommand,
+    RaftCommand, Split, admin_command, mutation,
+};
+use esker_rpc::proto::metapb::RegionEpoch;
+use prost::Message as _;
+
+use super::Peer;
+use crate::config::{
+    MAX_BATCHED_ENTRY_BYTES, MAX_SPLIT_KEYS, MAX_WAITING_PROPOSALS, MAX_WAITING_READS,
+};
+use crate::error::RequestError;
+use crate::message::{
+    Admin, AdminRequest, AdminResult, NewRegion, Proposal, ReadRequest, RequestContext, Waiters,
+    WriteRequest,
+};
+use crate::region::{self, PeerChange, RegionExt, same_range};
+use crate::router::keys_of;
+
+/// The format of what entries hold.
+pub const COMMAND_FORMAT: u32 = 1;
+
+/// Whether the request decides on what it finds: it is alone in its entry.
+fn is_swap(request: &WriteRequest) -> bool {
+    matches!(&request.mutations[..], [Mutation { kind: Some(mutation::Kind::Cas(_)) }])
+}
+
+impl PeerChange {
+    /// As stored in an entry; the numbers are those of the wire's `ConfChangeType`.
+    fn to_proto(&self) -> ChangePeer {
+        let kind = match self {
+            PeerChange::AddVoter(_) => 0,
+            PeerChange::Remove(_) => 1,
+            PeerChange::AddLearner(_) => 2,
+        };
+        ChangePeer { kind, peer: Some(*self.peer()) }
+    }
+
+    /// Nothing for a kind that is not known.
+    pub fn from_proto(change: &ChangePeer) -> Option<Self> {
+        let peer = change.peer?;
+        match change.kind {
+            0 => Some(PeerChange::AddVoter(peer)),
+            1 => Some(PeerChange::Remove(peer)),
+            2 => Some(PeerChange::AddLearner(peer)),
+            _ => None,
+        }
+    }
+}
+
+impl Peer {
+    fn check_peer(&self, asked: Option<PeerId>) -> Result<(), RequestError> {
+        match asked {
+            Some(asked) if asked.0 != self.me.id && asked.0 != 0 => {
+                Err(RequestError::PeerNotMatch {
+                    region: self.id,
+                    asked: asked.0,
+                    actual: self.me.id,
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_range(&self, epoch: &RegionEpoch) -> Result<(), RequestError> {
+        if same_range(epoch, &self.descriptor.epoch()) {
+            Ok(())
+        } else {
+            Err(self.epoch_not_match())
+        }
+    }
+
+    pub(super) fn epoch_not_match(&self) -> RequestError {
+        RequestError::EpochNotMatch { region: self.id, current: vec![(*self.descriptor).clone()] }
+    }
+
+    fn check_write(&self, context: &RequestContext) -> Result<(), RequestError> {
+        if !self.is_initialized() || self.destroying {
+            return Err(RequestError::RegionNotFound(self.id));
+        }
+        self.check_peer(context.peer)?;
+        if !self.is_leader() {
+            return Err(self.not_leader());
+        }
+        if context.term.is_some_and(|term| term != self.group.term()) {
+            return Err(RequestError::StaleCommand(self.id));
+        }
+        self.check_range(&context.epoch)
+    }
+
+    pub fn on_write(&mut self, request: WriteRequest) {
+        let refused = self.check_write(&request.context).err().or_else(|| {
+            if self.proposals.len() >= MAX_WAITING_PROPOSALS {
+                let reason = format!("region {} has too many writes under way", self.id);
+                return Some(RequestError::ServerIsBusy { reason });
+            }
+            request.mutations.iter().filter_map(keys_of).find_map(|(key, end)| {
+                let fits = match end {
+                    Some(end) => self.descriptor.contains_range(key, end),
+                    None => self.descriptor.contains_key(key),
+                };
+                (!fits).then(|| RequestError::KeyNotInRegion {
+                    region: self.id,
+                    key: key.clone(),
+                    start: self.descriptor.start_key.clone(),
+                    end: self.descriptor.end_key.clone(),
+                })
+            })
+        });
+        match refused {
+            Some(error) => {
+                let _ = request.reply.send(Err(error));
+            }
+            None => self.writes.push(request),
+        }
+    }
+
+    pub fn on_read(&mut self, request: ReadRequest) {
+        let allowed = if !self.is_initialized() || self.destroying {
+            Err(RequestError::RegionNotFound(self.id))
+        } else if !self.is_leader() && !request.context.replica_read {
+            Err(self.not_leader())
+        } else if self.confirming.len() + self.reads.len() >= MAX_WAITING_READS {
+            Err(RequestError::ServerIsBusy {
+                reason: format!("region {} has too many reads waiting", self.id),
+            })
+        } else {
+            self.check_peer(request.context.peer)
+                .and_then(|()| self.check_range(&request.context.epoch))
+        };
+        match allowed {
+            Ok(()) => self.reads.push(request),
+            Err(error) => {
+                let _ = request.reply.send(Err(error));
+            }
+        }
+    }
+
+    /// Everything that came in this turn and waits: as few entries as their size allows.
+    pub(super) fn propose_waiting(&mut self, now: Time) {
+        if self.writes.is_empty() {
+            return;
+        }
+        let mut waiting = std::mem::take(&mut self.writes).into_iter().peekable();
+        while let Some(first) = waiting.next() {
+            // The term decides for a whole entry, so only commands that agree share one.
+            let term = first.context.term;
+            let mut bytes = first.bytes;
+            let mut mutations = Vec::new();
+            let mut waiters = Vec::new();
+            let mut take = |request: WriteRequest| {
+                waiters.push(request.reply);
+                mutations.extend(request.mutations);
+            };
+            let alone = is_swap(&first);
+            take(first);
+            while !alone
+                && let Some(next) = waiting.next_if(|next| {
+                    bytes + next.bytes <= MAX_BATCHED_ENTRY_BYTES
+                        && next.context.term == term
+                        && !is_swap(next)
+                })
+            {
+                bytes += next.bytes;
+                take(next);
+            }
+            let command = RaftCommand {
+                format: COMMAND_FORMAT,
+                epoch: Some(self.descriptor.epoch()),
+                mutations,
+                admin: None,
+                proposed_at_ms: 0,
+            };
+            metrics::histogram!("esker_commands_per_entry").record(waiters.len() as f64);
+            self.propose(now, command, Waiters::Write(waiters));
+        }
+    }
+
+    fn propose(&mut self, now: Time, command: RaftCommand, waiters: Waiters) -> Option<LogIndex> {
+        let encoded = Bytes::from(command.encode_to_vec());
+        let outcome = self.group.propose(now, encoded);
+        self.await_outcome(outcome, waiters)
+    }
+
+    fn await_outcome(
+        &mut self,
+        outcome: Result<(LogIndex, esker_raft::Term), ProposeError>,
+        waiters: Waiters,
+    ) -> Option<LogIndex> {
+        match outcome {
+            Ok((index, term)) => {
+                self.proposals.push_back(Proposal { index, term, waiters });
+                Some(index)
+            }
+            Err(refused) => {
+                let error = self.refusal(refused);
+                let zero = LogIndex(0);
+                Proposal { index: zero, term: self.group.term(), waiters }.fail(&error);
+                None
+            }
+        }
+    }
+
+    fn refusal(&self, refused: ProposeError) -> RequestError {
+        match refused {
+            ProposeError::NotLeader { .. } => self.not_leader(),
+            // The client waits a moment and asks again, perhaps the new leader.
+            ProposeError::TransferInProgress { .. } => {
+                RequestError::NotLeader { region: self.id, leader: None }
+            }
+            other => RequestError::ServerIsBusy { reason: format!("region {}: {other}", self.id) },
+        }
+    }
+
+    pub fn on_admin(&mut self, now: Time, request: AdminRequest) {
+        let AdminRequest { epoch, admin, reply, .. } = request;
+        let checked = if !self.is_initialized() || self.destroying {
+            Err(RequestError::RegionNotFound(self.id))
+        } else if !self.is_leader() {
+            Err(self.not_leader())
+        } else if epoch != self.descriptor.epoch() && !matches!(admin, Admin::TransferLeader(_)) {
+            Err(self.epoch_not_match())
+        } else {
+            Ok(())
+        };
+        if let Err(error) = checked {
+            let _ = reply.send(Err(error));
+            return;
+        }
+        match admin {
+            Admin::Split { keys, regions } => match self.checked_split(keys, &regions) {
+                Ok(split) => {
+                    let command = self.admin_command(admin_command::Kind::Split(split));
+                    // Before the message leaves: see `Peer::splitting`.
+                    self.delegate.withdraw_lease();
+                    self.splitting =
+                        self.propose(now, command, Waiters::Admin(reply)).or(self.splitting);
+                }
+                Err(error) => {
+                    let _ = reply.send(Err(error));
+                }
+            },
+            Admin::ChangePeers(changes) => self.change_peers(now, &changes, reply),
+            Admin::TransferLeader(to) => {
+                let answer = match self.group.transfer_leader(now, to) {
+                    Ok(_) => Ok(AdminResult { regions: vec![(*self.descriptor).clone()] }),
+                    Err(refused) => {
+                        Err(RequestError::Transfer { region: self.id, reason: refused.to_string() })
+                    }
+                };
+                let _ = reply.send(answer);
+            }
+        }
+    }
+
+    fn admin_command(&self, kind: admin_command::Kind) -> RaftCommand {
+        RaftCommand {
+            format: COMMAND_FORMAT,
+            epoch: Some(self.descriptor.epoch()),
+            mutations: Vec::new(),
+            admin: Some(AdminCommand { kind: Some(kind) }),
+            proposed_at_ms: 0,
+        }
+    }
+
+    fn checked_split(
+        &self,
+        keys: Vec<Bytes>,
+        regions: &[NewRegion],
+    ) -> Result<Split, RequestError> {
+        let refused = |reason: String| RequestError::Split { region: self.id, reason };
+        if self.splitting.is_some() {
+            return Err(refused("an earlier split is not applied yet; try again".into()));
+        }
+        if self.group.configuration().is_joint() {
+            return Err(refused("its members are being changed; try again".into()));
+        }
+        if keys.is_empty() || keys.len() > MAX_SPLIT_KEYS {
+            return Err(refused(format!(
+                "{} keys; 1 to {MAX_SPLIT_KEYS} are possible at once",
+                keys.len()
+            )));
+        }
+        if keys.len() != regions.len() {
+            return Err(refused(format!(
+                "{} keys but ids for {} new regions",
+                keys.len(),
+                regions.len()
+            )));
+        }
+        if !keys.is_sorted_by(|a, b| a < b) {
+            return Err(refused("the keys are not in ascending order".into()));
+        }
+        for key in &keys {
+            if !self.descriptor.contains_key(key) || *key == self.descriptor.start_key {
+                return Err(refused(format!(
+                    "key {} is not inside the region",
+                    key.escape_ascii()
+                )));
+            }
+        }
+        let peers = self.descriptor.peers.len();
+        if regions.iter().any(|region| region.peers.len() != peers) {
+            return Err(refused(format!("every new region needs ids for {peers} peers")));
+        }
+        let regions = regions
+            .iter()
+            .map(|region| NewRegionCommand {
+                id: region.id.0,
+                peer_ids: region.peers.iter().map(|peer| peer.0).collect(),
+            })
+            .collect();
+        // The old id stays with the right part: appends at the end of the key
+        // space, the commonest cause of splits, then stay where they are.
+        Ok(Split { keys, regions, right_derive: true })
+    }
+
+    fn change_peers(
+        &mut self,
+        now: Time,
+        changes: &[PeerChange],
+        reply: crate::message::Reply<AdminResult>,
+    ) {
+        let change = if changes.is_empty() {
+            if !self.group.configuration().is_joint() {
+                let _ = reply.send(Ok(AdminResult { regions: vec![(*self.descriptor).clone()] }));
+                return;
+            }
+            ConfChange { steps: Vec::new(), leave: LeaveJoint::Auto, context: Bytes::new() }
+        } else {
+            if let Err(error) = region::changed(&self.descriptor, changes) {
+                let _ = reply.send(Err(error.into()));
+                return;
+            }
+            let command = self.admin_command(admin_command::Kind::Change(ChangePeers {
+                changes: changes.iter().map(PeerChange::to_proto).collect(),
+                leave: false,
+            }));
+            region::conf_change(changes, command.encode_to_vec().into())
+        };
+        let outcome = self.group.propose_change(now, change);
+        self.await_outcome(outcome, Waiters::Admin(reply));
+    }
+
+    /// Proposes that everybody may forget the log up to what all useful followers hold.
+    pub(super) fn propose_truncation(&mut self, now: Time, threshold: u64, max_lag: u64) {
+        let first = self.group.first_index();
+        let last = self.group.last_index();
+        let mut behind = self.applied.index;
+        for (_, progress) in self.group.progress() {
+            let useful = last.0.saturating_sub(progress.match_index.0) <= max_lag;
+            if useful && progress.match_index < behind {
+                behind = progress.match_index;
+            }
+        }
+        // A snapshot that is on its way must find the entries that follow it.
+        if behind.0 < first.0.saturating_add(threshold) {
+            return;
+        }
+        let Ok(Some(term)) = self.log.term(behind) else { return };
+        let compact = CompactLog { index: behind.0, term: term.0 };
+        let command = self.admin_command(admin_command::Kind::Compact(compact));
+        // Nobody waits for it; a refusal is made good at the next look.
+        let _ = self.group.propose(now, Bytes::from(command.encode_to_vec()));
+    }
+
+    /// Fails what can never be committed any more: a committed entry of a later
+    /// term means that nothing of an earlier one follows it in any log to come.
+    pub(super) fn fail_superseded(&mut self, committed: &Entry) {
+        while let Some(front) = self.proposals.front() {
+            if front.term >= committed.term && front.index > committed.index {
+                break;
+            }
+            if front.index == committed.index && front.term == committed.term {
+                break;
+            }
+            if let Some(dead) = self.proposals.pop_front() {
+                dead.fail(&RequestError::StaleCommand(self.id));
+            }
+        }
+    }
+}

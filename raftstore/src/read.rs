@@ -1,0 +1,191 @@
+//! Reads under a leader's lease, on the caller's thread.
+//!
+//! The worker that owns a region publishes until when its leader's lease holds. A
+//! read takes the time *first*, then looks at the lease, then takes a snapshot of
+//! the engine, then checks that the region's range is still the same:
+//!
+//! - Time before lease: a lease that is withdrawn (transfer, split, step-down) is
+//!   withdrawn before anybody else may lead, so a lease that is seen after the
+//!   time was taken was in force at that time.
+//! - Snapshot after lease: all writes acknowledged before the read began were
+//!   applied here by then.
+//! - Range after snapshot: data leaves a store only after its descriptor has.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use esker_engine::{KvEngine, KvSnapshot};
+use esker_raft::Time;
+use esker_rpc::proto::metapb::Region;
+use parking_lot::RwLock;
+
+use crate::ids::RegionId;
+use crate::message::RequestContext;
+use crate::region::{RegionExt, same_range};
+
+/// What a worker lets readers on other threads know of one of its regions.
+#[derive(Debug)]
+pub struct ReadDelegate {
+    descriptor: ArcSwap<Region>,
+    /// Nanoseconds on the store's clock; zero when there is no lease.
+    lease_until: AtomicU64,
+    peer: AtomicU64,
+    /// Bytes and keys that reads under the lease returned since they were last asked for.
+    read_bytes: AtomicU64,
+    read_keys: AtomicU64,
+}
+
+/// A region's data as of one moment, linearizable with respect to the request that asked for it.
+#[derive(Clone)]
+pub struct RegionSnapshot {
+    pub kv: KvSnapshot,
+    pub descriptor: Arc<Region>,
+    delegate: Arc<ReadDelegate>,
+}
+
+impl ReadDelegate {
+    pub fn new(descriptor: Arc<Region>, peer: u64) -> Self {
+        ReadDelegate {
+            descriptor: ArcSwap::new(descriptor),
+            lease_until: AtomicU64::new(0),
+            peer: AtomicU64::new(peer),
+            read_bytes: AtomicU64::new(0),
+            read_keys: AtomicU64::new(0),
+        }
+    }
+
+    pub fn set_descriptor(&self, descriptor: Arc<Region>) {
+        self.descriptor.store(descriptor);
+    }
+
+    pub fn descriptor(&self) -> Arc<Region> {
+        self.descriptor.load_full()
+    }
+
+    pub fn publish_lease(&self, until: Time) {
+        self.lease_until.store(until.0, Ordering::Release);
+    }
+
+    pub fn withdraw_lease(&self) {
+        self.lease_until.store(0, Ordering::Release);
+    }
+
+    pub fn holds_lease(&self, now: Time) -> bool {
+        now.0 < self.lease_until.load(Ordering::Acquire)
+    }
+
+    /// Bytes and keys read since the last call.
+    pub fn take_read_load(&self) -> (u64, u64) {
+        (self.read_bytes.swap(0, Ordering::Relaxed), self.read_keys.swap(0, Ordering::Relaxed))
+    }
+
+    fn lease_read(
+        self: &Arc<Self>,
+        kv: &KvEngine,
+        context: &RequestContext,
+        now: Time,
+    ) -> Option<RegionSnapshot> {
+        if !self.holds_lease(now) {
+            return None;
+        }
+        if context.peer.is_some_and(|peer| peer.0 != self.peer.load(Ordering::Relaxed)) {
+            return None;
+        }
+        let before = self.descriptor.load_full();
+        if !same_range(&context.epoch, &before.epoch()) {
+            return None;
+        }
+        let kv = kv.snapshot();
+        let after = self.descriptor.load();
+        same_range(&before.epoch(), &after.epoch())
+            .then(|| RegionSnapshot::new(kv, before, self.clone()))
+    }
+}
+
+impl std::fmt::Debug for RegionSnapshot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "view of region {}", self.descriptor.id)
+    }
+}
+
+impl RegionSnapshot {
+    pub fn new(kv: KvSnapshot, descriptor: Arc<Region>, delegate: Arc<ReadDelegate>) -> Self {
+        RegionSnapshot { kv, descriptor, delegate }
+    }
+
+    /// Counts what a read returned, for placement's picture of the load.
+    pub fn count_read(&self, keys: u64, bytes: u64) {
+        self.delegate.read_keys.fetch_add(keys, Ordering::Relaxed);
+        self.delegate.read_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+const SHARDS: usize = 16;
+
+/// The delegates of all regions of a store, found without passing a worker.
+#[derive(Debug)]
+pub struct ReadDelegates {
+    hasher: RandomState,
+    shards: [RwLock<HashMap<RegionId, Arc<ReadDelegate>>>; SHARDS],
+}
+
+impl Default for ReadDelegates {
+    fn default() -> Self {
+        ReadDelegates {
+            hasher: RandomState::new(),
+            shards: std::array::from_fn(|_| RwLock::default()),
+        }
+    }
+}
+
+impl ReadDelegates {
+    fn shard(&self, region: RegionId) -> &RwLock<HashMap<RegionId, Arc<ReadDelegate>>> {
+        &self.shards[(self.hasher.hash_one(region) as usize) % SHARDS]
+    }
+
+    pub fn insert(&self, region: RegionId, delegate: Arc<ReadDelegate>) {
+        self.shard(region).write().insert(region, delegate);
+    }
+
+    pub fn remove(&self, region: RegionId) {
+        self.shard(region).write().remove(&region);
+    }
+
+    pub fn get(&self, region: RegionId) -> Option<Arc<ReadDelegate>> {
+        self.shard(region).read().get(&region).cloned()
+    }
+
+    /// Regions on the store, whatever their role.
+    pub fn count(&self) -> usize {
+        self.shards.iter().map(|shard| shard.read().len()).sum()
+    }
+
+    /// Every region's descriptor as this store has applied it.
+    pub fn descriptors(&self) -> Vec<Arc<Region>> {
+        self.shards
+            .iter()
+            .flat_map(|shard| {
+                shard.read().values().map(|delegate| delegate.descriptor()).collect::<Vec<_>>()
+            })
+            .collect()
+    }
+
+    /// The region's data under its leader's lease, or nothing where only the
+    /// region's worker can answer. `now` must have been taken by the caller for
+    /// this request, on the clock that the workers run on.
+    pub fn lease_read(
+        &self,
+        kv: &KvEngine,
+        region: RegionId,
+        context: &RequestContext,
+        now: Time,
+    ) -> Option<RegionSnapshot> {
+        if context.replica_read {
+            return None;
+        }
+        self.get(region)?.lease_read(kv, context, now)
+    }
+}

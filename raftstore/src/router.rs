@@ -1,0 +1,303 @@
+//! The way into a store: finds the worker that owns a region, refuses what it cannot take.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use bytes::Bytes;
+use crossbeam_channel::{Sender, TrySendError};
+use esker_engine::KvEngine;
+use esker_raft::{PeerId, Time};
+use esker_rpc::proto::esker::RaftMessage;
+use esker_rpc::proto::esker::command::{Mutation, mutation::Kind};
+use esker_rpc::proto::metapb::RegionEpoch;
+use tokio::sync::oneshot;
+
+use crate::config::{MAX_COMMAND_BYTES, MAX_KEY_BYTES};
+use crate::error::RequestError;
+use crate::ids::{RegionId, StoreId};
+use crate::message::{
+    Admin, AdminRequest, AdminResult, Input, ReadRequest, RegionStatus, Reply, RequestContext,
+    WriteRequest, WriteResult,
+};
+use crate::read::{ReadDelegates, RegionSnapshot};
+use crate::snapshot::ReceivedSnapshot;
+
+/// The worker that owns a region, of so many.
+pub(crate) fn worker_of(region: RegionId, workers: usize) -> usize {
+    // Ids are handed out one after another: the remainder spreads them evenly.
+    (region.0 % workers as u64) as usize
+}
+
+/// The clock of a store's leases: monotonic, and the same for workers and readers.
+pub trait Clock: Send + Sync + 'static {
+    fn now(&self) -> Time;
+}
+
+/// Production's clock.
+#[derive(Debug)]
+pub struct MonotonicClock(Instant);
+
+impl Default for MonotonicClock {
+    fn default() -> Self {
+        MonotonicClock(Instant::now())
+    }
+}
+
+impl Clock for MonotonicClock {
+    fn now(&self) -> Time {
+        // A year of nanoseconds is 2^55: this does not overflow in the life of a process.
+        // One is added so that zero, "no lease", is before every moment.
+        Time(u64::try_from(self.0.elapsed().as_nanos()).unwrap_or(u64::MAX).saturating_add(1))
+    }
+}
+
+/// A store, as the rest of the node sees it. Cheap to clone.
+#[derive(Clone)]
+pub struct StoreHandle {
+    pub(crate) store: StoreId,
+    pub(crate) inboxes: Arc<[Sender<Input>]>,
+    pub(crate) delegates: Arc<ReadDelegates>,
+    pub(crate) kv: KvEngine,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) stopped: Arc<AtomicBool>,
+}
+
+impl std::fmt::Debug for StoreHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "store {}", self.store)
+    }
+}
+
+impl StoreHandle {
+    pub fn store_id(&self) -> StoreId {
+        self.store
+    }
+
+    pub fn engine(&self) -> &KvEngine {
+        &self.kv
+    }
+
+    pub fn delegates(&self) -> &ReadDelegates {
+        &self.delegates
+    }
+
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
+    /// Whether this store leads the region under a lease right now.
+    pub fn holds_lease(&self, region: RegionId) -> bool {
+        let now = self.clock.now();
+        self.delegates.get(region).is_some_and(|delegate| delegate.holds_lease(now))
+    }
+
+    fn deliver(&self, region: RegionId, input: Input) -> Result<(), RequestError> {
+        let worker = worker_of(region, self.inboxes.len());
+        self.inboxes[worker].try_send(input).map_err(|refused| match refused {
+            TrySendError::Full(_) => {
+                metrics::counter!("esker_store_busy_total").increment(1);
+                RequestError::ServerIsBusy {
+                    reason: format!("too many requests wait in store {}", self.store),
+                }
+            }
+            TrySendError::Disconnected(_) => RequestError::Stopped(self.store),
+        })
+    }
+
+    async fn ask<T>(
+        &self,
+        region: RegionId,
+        input: impl FnOnce(Reply<T>) -> Input,
+    ) -> Result<T, RequestError> {
+        let (reply, answer) = oneshot::channel();
+        self.deliver(region, input(reply))?;
+        // The worker drops a reply only when the store stops.
+        answer.await.unwrap_or(Err(RequestError::Undetermined(region)))
+    }
+
+    /// Carries out `mutations` on one region, all or nothing; they have happened
+    /// on a majority's logs and are visible here when this returns.
+    ///
+    /// # Errors
+    /// [`RequestError::Undetermined`] when the outcome is unknown; any other error
+    /// means that nothing was changed.
+    pub async fn write(
+        &self,
+        region: RegionId,
+        context: RequestContext,
+        mutations: Vec<Mutation>,
+    ) -> Result<WriteResult, RequestError> {
+        self.start_write(region, context, mutations)?
+            .await
+            .unwrap_or(Err(RequestError::Undetermined(region)))
+    }
+
+    /// As [`StoreHandle::write`], for callers without an executor: the answer comes through the channel.
+    pub fn start_write(
+        &self,
+        region: RegionId,
+        context: RequestContext,
+        mutations: Vec<Mutation>,
+    ) -> Result<oneshot::Receiver<Result<WriteResult, RequestError>>, RequestError> {
+        let bytes = check_mutations(region, &mutations)?;
+        let (reply, answer) = oneshot::channel();
+        self.deliver(
+            region,
+            Input::Write(WriteRequest { region, context, mutations, bytes, reply }),
+        )?;
+        Ok(answer)
+    }
+
+    /// The region's data, linearizable: under a lease at once and on this thread,
+    /// otherwise after its leader has confirmed that it leads.
+    pub async fn snapshot(
+        &self,
+        region: RegionId,
+        context: RequestContext,
+    ) -> Result<RegionSnapshot, RequestError> {
+        if let Some(snapshot) =
+            self.delegates.lease_read(&self.kv, region, &context, self.clock.now())
+        {
+            metrics::counter!("esker_reads_total", "path" => "lease").increment(1);
+            return Ok(snapshot);
+        }
+        metrics::counter!("esker_reads_total", "path" => "confirmed").increment(1);
+        self.ask(region, |reply| Input::Read(ReadRequest { region, context, reply })).await
+    }
+
+    /// As [`StoreHandle::snapshot`], for callers without an executor.
+    pub fn start_snapshot(
+        &self,
+        region: RegionId,
+        context: RequestContext,
+    ) -> Result<oneshot::Receiver<Result<RegionSnapshot, RequestError>>, RequestError> {
+        let (reply, answer) = oneshot::channel();
+        match self.delegates.lease_read(&self.kv, region, &context, self.clock.now()) {
+            Some(snapshot) => {
+                let _ = reply.send(Ok(snapshot));
+            }
+            None => self.deliver(region, Input::Read(ReadRequest { region, context, reply }))?,
+        }
+        Ok(answer)
+    }
+
+    /// Splits, changes members, or moves the leadership; returns when it has
+    /// taken effect here (a transfer: when it has begun).
+    pub async fn admin(
+        &self,
+        region: RegionId,
+        epoch: RegionEpoch,
+        admin: Admin,
+    ) -> Result<AdminResult, RequestError> {
+        self.ask(region, |reply| Input::Admin(AdminRequest { region, epoch, admin, reply })).await
+    }
+
+    /// As [`StoreHandle::admin`], for callers without an executor.
+    pub fn start_admin(
+        &self,
+        region: RegionId,
+        epoch: RegionEpoch,
+        admin: Admin,
+    ) -> Result<oneshot::Receiver<Result<AdminResult, RequestError>>, RequestError> {
+        let (reply, answer) = oneshot::channel();
+        self.deliver(region, Input::Admin(AdminRequest { region, epoch, admin, reply }))?;
+        Ok(answer)
+    }
+
+    pub async fn status(&self, region: RegionId) -> Result<RegionStatus, RequestError> {
+        self.ask(region, |reply| Input::Status { region, reply }).await
+    }
+
+    /// As [`StoreHandle::status`], for callers without an executor.
+    pub fn start_status(
+        &self,
+        region: RegionId,
+    ) -> Result<oneshot::Receiver<Result<RegionStatus, RequestError>>, RequestError> {
+        let (reply, answer) = oneshot::channel();
+        self.deliver(region, Input::Status { region, reply })?;
+        Ok(answer)
+    }
+
+    /// A message of another store. Dropped when the worker is too busy: the
+    /// consensus core sends again what matters.
+    pub fn raft_message(&self, message: RaftMessage) {
+        let region = RegionId(message.region_id);
+        if self.deliver(region, Input::Raft(Box::new(message))).is_err() {
+            metrics::counter!("esker_raft_messages_dropped_total").increment(1);
+        }
+    }
+
+    /// A snapshot that has been received whole. Refused when the worker is too busy.
+    pub fn snapshot_received(
+        &self,
+        message: RaftMessage,
+        files: ReceivedSnapshot,
+    ) -> Result<(), RequestError> {
+        let region = RegionId(message.region_id);
+        self.deliver(region, Input::Snapshot(Box::new(message), files))
+    }
+
+    pub fn snapshot_sent(&self, region: RegionId, to: PeerId, delivered: bool) {
+        // Lost when the worker is too busy; the leader then finds out by asking the follower.
+        let _ = self.deliver(region, Input::SnapshotSent { region, to, delivered });
+    }
+
+    /// Another store did not answer: its followers are asked more gently.
+    pub fn unreachable(&self, store: StoreId) {
+        for inbox in self.inboxes.iter() {
+            let _ = inbox.try_send(Input::Unreachable(store));
+        }
+    }
+
+    /// Placement knows nothing (it is new, or has a new leader): leaders report at once.
+    pub fn report_all(&self) {
+        for inbox in self.inboxes.iter() {
+            let _ = inbox.try_send(Input::ReportAll);
+        }
+    }
+}
+
+/// The keys that a mutation touches: one, or both ends of a range.
+pub(crate) fn keys_of(mutation: &Mutation) -> Option<(&Bytes, Option<&Bytes>)> {
+    Some(match mutation.kind.as_ref()? {
+        Kind::Put(put) => (&put.key, None),
+        Kind::Delete(delete) => (&delete.key, None),
+        Kind::DeleteRange(range) => (&range.start, Some(&range.end)),
+        Kind::Cas(cas) => (&cas.key, None),
+    })
+}
+
+fn check_mutations(region: RegionId, mutations: &[Mutation]) -> Result<usize, RequestError> {
+    let is_swap = |mutation: &Mutation| matches!(mutation.kind, Some(Kind::Cas(_)));
+    assert!(
+        mutations.len() == 1 || !mutations.iter().any(is_swap),
+        "a compare-and-swap must be alone in its write"
+    );
+    let mut bytes = 0;
+    for mutation in mutations {
+        let (key, end) = keys_of(mutation).ok_or(RequestError::EmptyKey)?;
+        if key.is_empty() && end.is_none() {
+            return Err(RequestError::EmptyKey);
+        }
+        for key in [Some(key), end].into_iter().flatten() {
+            if key.len() > MAX_KEY_BYTES {
+                return Err(RequestError::KeyTooLarge { size: key.len(), limit: MAX_KEY_BYTES });
+            }
+            bytes += key.len();
+        }
+        bytes += match &mutation.kind {
+            Some(Kind::Put(put)) => put.value.len(),
+            Some(Kind::Cas(cas)) => cas.value.len() + cas.expected.len(),
+            _ => 0,
+        };
+    }
+    if bytes > MAX_COMMAND_BYTES {
+        return Err(RequestError::EntryTooLarge {
+            region,
+            size: bytes as u64,
+            limit: MAX_COMMAND_BYTES as u64,
+        });
+    }
+    Ok(bytes)
+}

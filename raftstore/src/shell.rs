@@ -1,0 +1,155 @@
+//! The threads of a store. The only place in this crate that has any.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+use crossbeam_channel::{RecvTimeoutError, Sender, after, never};
+use esker_engine::KvEngine;
+
+use crate::error::StoreError;
+use crate::message::Notice;
+use crate::router::{Clock, StoreHandle};
+use crate::store::{Flusher, Store};
+use crate::worker::Worker;
+
+/// A store whose parts run. Dropping it stops them.
+pub struct RunningStore {
+    handle: StoreHandle,
+    notices: Vec<Sender<Notice>>,
+    threads: Vec<JoinHandle<()>>,
+    stopped: Arc<AtomicBool>,
+    kv: KvEngine,
+}
+
+/// Ends the process: a store that could not write, or that found what cannot be,
+/// must not go on to promise anything.
+fn must_go_on<T>(store: &str, outcome: Result<T, StoreError>) -> T {
+    match outcome {
+        Ok(value) => value,
+        Err(error) => {
+            tracing::error!("{store} stops: {error}");
+            eprintln!("esker: {store} stops: {error}");
+            std::process::abort();
+        }
+    }
+}
+
+impl RunningStore {
+    pub(crate) fn start(store: Store) -> Result<Self, StoreError> {
+        let Store { handle, workers, mut log_writer, appliers, flusher, shared, clock } = store;
+        let name = format!("store {}", handle.store_id());
+        let mut threads = Vec::new();
+        let mut spawn = |role: String, body: Box<dyn FnOnce() + Send>| {
+            // Linux shows fifteen characters of a thread's name.
+            let thread = Builder::new().name(role).spawn(body).map_err(StoreError::Thread)?;
+            threads.push(thread);
+            Ok::<(), StoreError>(())
+        };
+        for (number, worker) in workers.into_iter().enumerate() {
+            let (clock, name) = (clock.clone(), name.clone());
+            spawn(
+                format!("region-{number}"),
+                Box::new(move || run_worker(worker, &*clock, &name)),
+            )?;
+        }
+        let writer_name = name.clone();
+        spawn(
+            "log-writer".into(),
+            Box::new(move || {
+                let tasks = log_writer.tasks.clone();
+                while let Ok(first) = tasks.recv() {
+                    must_go_on(&writer_name, log_writer.write_with(first));
+                }
+            }),
+        )?;
+        for (number, mut applier) in appliers.into_iter().enumerate() {
+            let name = name.clone();
+            spawn(
+                format!("apply-{number}"),
+                Box::new(move || {
+                    let tasks = applier.channel().clone();
+                    while let Ok(first) = tasks.recv() {
+                        must_go_on(&name, applier.apply_with(first));
+                    }
+                }),
+            )?;
+        }
+        let stopped = handle.stopped.clone();
+        let flush_stopped = stopped.clone();
+        let flush_name = name.clone();
+        spawn("flush".into(), Box::new(move || run_flusher(flusher, &flush_stopped, &flush_name)))?;
+        let notices = shared.notices.clone();
+        let kv = shared.kv.clone();
+        Ok(RunningStore { handle, notices, threads, stopped, kv })
+    }
+
+    pub fn handle(&self) -> &StoreHandle {
+        &self.handle
+    }
+
+    /// Stops the parts one after another, and makes the data durable so that the
+    /// next start has nothing to redo.
+    pub fn stop(mut self) {
+        self.shut_down();
+        if let Err(error) = self.kv.persist() {
+            // The log has everything; only the next start takes longer.
+            tracing::warn!("store {}: final flush: {error}", self.handle.store_id());
+        }
+    }
+
+    fn shut_down(&mut self) {
+        self.stopped.store(true, Ordering::Release);
+        for worker in &self.notices {
+            let _ = worker.send(Notice::Stop);
+        }
+        // The workers go and take the senders of the other parts' queues with
+        // them: those end when their queues are empty.
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of store {} had panicked", self.handle.store_id());
+            }
+        }
+    }
+}
+
+impl Drop for RunningStore {
+    fn drop(&mut self) {
+        self.shut_down();
+    }
+}
+
+fn run_worker(mut worker: Worker, clock: &dyn Clock, name: &str) {
+    let (inbox, notices) = {
+        let (inbox, notices) = worker.channels();
+        (inbox.clone(), notices.clone())
+    };
+    while !worker.is_stopping() {
+        if must_go_on(name, worker.turn(clock.now())) {
+            continue;
+        }
+        let wake = match worker.next_deadline() {
+            Some(deadline) => after(deadline - clock.now()),
+            None => never(),
+        };
+        let mut ready = crossbeam_channel::Select::new();
+        ready.recv(&inbox);
+        ready.recv(&notices);
+        ready.recv(&wake);
+        ready.ready();
+    }
+}
+
+fn run_flusher(mut flusher: Flusher, stopped: &AtomicBool, name: &str) {
+    /// How soon the thread sees that the store stops.
+    const LOOK: Duration = Duration::from_millis(200);
+    let asked = flusher.channel().clone();
+    while !stopped.load(Ordering::Acquire) {
+        match asked.recv_timeout(LOOK) {
+            Ok(()) => must_go_on(name, flusher.flush()),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}

@@ -1,0 +1,400 @@
+//! One of a store's workers: it owns some of the regions and drives their peers.
+//!
+//! A turn takes what waits in the inbox and among the notices, lets each touched
+//! peer say what it wants, and then hands over the appends of all of them as one
+//! task for the log writer, the committed entries to the apply workers, and the
+//! messages to the outbox. The production shell calls [`Worker::turn`] from a
+//! thread, a test from its own loop: there is no other difference.
+
+mod arrivals;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender};
+use esker_engine::{KvEngine, LogEngine};
+use esker_raft::{LogIndex, SnapshotMeta, Term, Time};
+use esker_rpc::proto::metapb::{Peer as PeerMeta, Region};
+
+use crate::config::{StoreConfig, WORKER_TURN};
+use crate::error::{RequestError, StoreError};
+use crate::ids::{RegionId, StoreId};
+use crate::message::{AppliedNotice, ApplyTask, Effect, Input, LogTask, Notice};
+use crate::outbox::Outbox;
+use crate::peer::{Outputs, Peer, PeerSeed};
+use crate::ranges::Ranges;
+use crate::read::ReadDelegates;
+use crate::region::RegionExt;
+use crate::router::worker_of;
+use crate::state::{Applied, RaftState, raft_state};
+
+/// What a store's workers have in common.
+pub(crate) struct Shared {
+    pub store: StoreId,
+    pub config: StoreConfig,
+    pub kv: KvEngine,
+    pub log: LogEngine,
+    pub outbox: Arc<dyn Outbox>,
+    pub delegates: Arc<ReadDelegates>,
+    pub ranges: Ranges,
+    pub log_tasks: Sender<LogTask>,
+    pub apply_tasks: Vec<Sender<ApplyTask>>,
+    pub notices: Vec<Sender<Notice>>,
+    /// Asks for the key-value engine's memory to be made durable.
+    pub flush: Sender<()>,
+}
+
+pub struct Worker {
+    shared: Arc<Shared>,
+    number: usize,
+    inbox: Receiver<Input>,
+    notices: Receiver<Notice>,
+    peers: HashMap<RegionId, Peer>,
+    next_generation: u64,
+    /// Regions that something happened to in this turn.
+    touched: BTreeSet<RegionId>,
+    deadlines: BTreeSet<(Time, RegionId)>,
+    scheduled: HashMap<RegionId, Time>,
+    out: Outputs,
+    stopping: bool,
+}
+
+impl Worker {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        number: usize,
+        inbox: Receiver<Input>,
+        notices: Receiver<Notice>,
+    ) -> Self {
+        Worker {
+            shared,
+            number,
+            inbox,
+            notices,
+            peers: HashMap::new(),
+            next_generation: 1,
+            touched: BTreeSet::new(),
+            deadlines: BTreeSet::new(),
+            scheduled: HashMap::new(),
+            out: Outputs::default(),
+            stopping: false,
+        }
+    }
+
+    pub fn is_stopping(&self) -> bool {
+        self.stopping
+    }
+
+    pub(crate) fn channels(&self) -> (&Receiver<Input>, &Receiver<Notice>) {
+        (&self.inbox, &self.notices)
+    }
+
+    /// When the next turn is due even if nothing comes in.
+    pub fn next_deadline(&self) -> Option<Time> {
+        self.deadlines.first().map(|(time, _)| *time)
+    }
+
+    /// Takes what waits, and lets go of what follows; tells whether there was anything.
+    ///
+    /// # Errors
+    /// When the disk fails or holds what cannot be: the store must stop.
+    pub fn turn(&mut self, now: Time) -> Result<bool, StoreError> {
+        let mut taken = 0;
+        while taken < WORKER_TURN {
+            let Ok(notice) = self.notices.try_recv() else { break };
+            self.on_notice(now, notice)?;
+            taken += 1;
+        }
+        while taken < WORKER_TURN {
+            let Ok(input) = self.inbox.try_recv() else { break };
+            self.on_input(now, input)?;
+            taken += 1;
+        }
+        while let Some(&(deadline, region)) = self.deadlines.first() {
+            if deadline > now {
+                break;
+            }
+            self.deadlines.remove(&(deadline, region));
+            self.scheduled.remove(&region);
+            if let Some(peer) = self.peers.get_mut(&region) {
+                peer.tick(now);
+                if let Some(report) =
+                    peer.housekeep(now, &self.shared.config, &self.shared.kv, &mut self.out)?
+                {
+                    self.shared.outbox.report_region(report);
+                }
+                if peer.waits_for_flush() {
+                    // Full means that a flush is asked for already.
+                    let _ = self.shared.flush.try_send(());
+                }
+                self.touched.insert(region);
+            }
+            taken += 1;
+        }
+        self.collect(now)?;
+        Ok(taken > 0)
+    }
+
+    fn collect(&mut self, now: Time) -> Result<(), StoreError> {
+        // Collecting may destroy peers, and destroying touches none.
+        for region in std::mem::take(&mut self.touched) {
+            let Some(peer) = self.peers.get_mut(&region) else { continue };
+            peer.collect(now, &self.shared.kv, &*self.shared.outbox, &mut self.out)?;
+            let deadline = peer.next_deadline();
+            self.schedule(region, deadline);
+        }
+        for region in std::mem::take(&mut self.out.leadership) {
+            let Some(peer) = self.peers.get_mut(&region) else { continue };
+            let deadline = peer.next_deadline();
+            self.schedule(region, deadline);
+        }
+        self.hand_over();
+        Ok(())
+    }
+
+    fn schedule(&mut self, region: RegionId, deadline: Option<Time>) {
+        if self.scheduled.get(&region).copied() == deadline {
+            return;
+        }
+        if let Some(old) = self.scheduled.remove(&region) {
+            self.deadlines.remove(&(old, region));
+        }
+        if let Some(deadline) = deadline {
+            self.scheduled.insert(region, deadline);
+            self.deadlines.insert((deadline, region));
+        }
+    }
+
+    fn hand_over(&mut self) {
+        // Messages first: followers write while this store does.
+        for (to, message) in self.out.messages.drain(..) {
+            self.shared.outbox.send(to, message);
+        }
+        if !self.out.log.batch.is_empty() || !self.out.log.persisted.is_empty() {
+            // A full queue makes the worker wait for the disk; the log writer
+            // never waits for a worker, so this ends.
+            let _ = self.shared.log_tasks.send(std::mem::take(&mut self.out.log));
+        }
+        let appliers = self.shared.apply_tasks.len();
+        for (region, task) in self.out.apply.drain(..) {
+            let _ = self.shared.apply_tasks[worker_of(region, appliers)].send(task);
+        }
+    }
+
+    fn on_notice(&mut self, now: Time, notice: Notice) -> Result<(), StoreError> {
+        match notice {
+            Notice::Persisted { region, generation, number } => {
+                if let Some(peer) = self.current(region, generation) {
+                    peer.on_persisted(now, number);
+                    self.touched.insert(region);
+                }
+            }
+            Notice::Applied(applied) => self.on_applied(now, applied)?,
+            Notice::SnapshotTaken { region, generation, to, taken } => {
+                if let Some(peer) = self.current(region, generation)
+                    && let Some((store, message)) = peer.snapshot_message(to, &taken)
+                {
+                    self.shared.outbox.send_snapshot(store, to, message, *taken);
+                }
+            }
+            Notice::Installed { region, generation, descriptor, meta } => {
+                if self.current(region, generation).is_some() {
+                    self.on_installed(now, region, descriptor, &meta);
+                }
+            }
+            Notice::Destroyed { region, generation } => {
+                if self.current(region, generation).is_some() {
+                    self.peers.remove(&region);
+                    self.out.log.batch.remove(region.0);
+                    self.shared.ranges.release(region);
+                    self.schedule(region, None);
+                    tracing::info!(%region, store = %self.shared.store, "region removed");
+                }
+            }
+            Notice::Create { descriptor, campaign } => self.create(now, descriptor, campaign)?,
+            Notice::Stop => {
+                self.stopping = true;
+                let error = RequestError::Stopped(self.shared.store);
+                for peer in self.peers.values_mut() {
+                    peer.fail_all(&error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn current(&mut self, region: RegionId, generation: u64) -> Option<&mut Peer> {
+        self.peers.get_mut(&region).filter(|peer| peer.generation == generation)
+    }
+
+    fn on_applied(&mut self, now: Time, notice: AppliedNotice) -> Result<(), StoreError> {
+        let region = notice.region;
+        let Some(peer) =
+            self.peers.get_mut(&region).filter(|peer| peer.generation == notice.generation)
+        else {
+            return Ok(());
+        };
+        let mut created = Vec::new();
+        let mut removed = false;
+        for effect in &notice.effects {
+            match effect {
+                Effect::Split { parent, children, .. } => {
+                    let range =
+                        |r: &Region| (r.region_id(), r.start_key.clone(), r.end_key.clone());
+                    self.shared.ranges.replace(region, children.iter().chain([parent]).map(range));
+                    peer.set_descriptor(parent.clone());
+                    if peer.is_leader() {
+                        let regions = children.iter().chain([parent]).cloned().collect();
+                        self.shared.outbox.report_split(regions);
+                    }
+                    created.extend(children.iter().map(|child| (child.clone(), peer.is_leader())));
+                }
+                Effect::Changed { change, descriptor } => {
+                    removed |= !peer.on_changed(now, change, descriptor.clone())?;
+                }
+                Effect::ChangeRefused { .. } => peer.on_change_refused(),
+                Effect::MayTruncate { .. } | Effect::SplitRefused { .. } => {}
+            }
+        }
+        peer.on_applied(&self.shared.kv, &notice);
+        if removed {
+            let conf_ver = peer.descriptor().epoch().conf_ver;
+            self.destroy(region, conf_ver);
+        }
+        self.touched.insert(region);
+        for (descriptor, campaign) in created {
+            let owner = worker_of(descriptor.region_id(), self.shared.notices.len());
+            if owner == self.number {
+                self.create(now, descriptor, campaign)?;
+            } else {
+                let _ = self.shared.notices[owner].send(Notice::Create { descriptor, campaign });
+            }
+        }
+        Ok(())
+    }
+
+    /// A region that a split created; its data and descriptor are on this store already.
+    fn create(&mut self, now: Time, descriptor: Region, campaign: bool) -> Result<(), StoreError> {
+        let id = descriptor.region_id();
+        let Some(me) = descriptor.peer_on(self.shared.store).copied() else { return Ok(()) };
+        let earlier = match self.peers.get(&id) {
+            Some(peer) if peer.is_initialized() || peer.is_installing() => return Ok(()),
+            // A message came before the split and made an empty peer. It may have
+            // voted, and the vote may be on its way to the disk: what it promised
+            // is carried over from memory.
+            Some(peer) => Some(*peer.raft_state()),
+            None => raft_state(&self.shared.log, id)?,
+        };
+        let mut state = RaftState::initial();
+        if let Some(earlier) = earlier
+            && earlier.hard_state.term > state.hard_state.term
+        {
+            state.hard_state.term = earlier.hard_state.term;
+            state.hard_state.vote = earlier.hard_state.vote;
+        }
+        self.out.log.batch.put_state(id.0, &state.encode());
+        let seed = PeerSeed {
+            descriptor,
+            me,
+            raft_state: state,
+            last_term: Applied::INITIAL.term,
+            applied: Applied::INITIAL,
+            generation: 0,
+            fresh: earlier.is_none(),
+        };
+        self.add_peer(now, seed)?;
+        if campaign && let Some(peer) = self.peers.get_mut(&id) {
+            peer.campaign(now);
+        }
+        for message in self.shared.ranges.take_early(id) {
+            self.on_raft(now, message)?;
+        }
+        Ok(())
+    }
+
+    /// Begins to drive a peer. For regions found at the start of a store, too.
+    pub(crate) fn add_peer(&mut self, now: Time, mut seed: PeerSeed) -> Result<(), StoreError> {
+        seed.generation = self.next_generation;
+        self.next_generation += 1;
+        let generation = seed.generation;
+        let applied = seed.applied;
+        let peer =
+            Peer::new(seed, self.shared.store, self.shared.log.clone(), &self.shared.config, now)?;
+        let region = peer.id();
+        if peer.is_initialized() {
+            self.shared.delegates.insert(region, peer.delegate().clone());
+        }
+        self.out.apply.push((
+            region,
+            ApplyTask::Register {
+                region: (**peer.descriptor()).clone(),
+                peer: esker_raft::PeerId(peer.me.id),
+                generation,
+                applied,
+            },
+        ));
+        if let Some(mut replaced) = self.peers.insert(region, peer) {
+            replaced.fail_all(&RequestError::StaleCommand(region));
+        }
+        self.touched.insert(region);
+        Ok(())
+    }
+
+    /// An empty peer, to be filled by its leader.
+    fn add_empty_peer(
+        &mut self,
+        now: Time,
+        region: RegionId,
+        me: PeerMeta,
+    ) -> Result<(), StoreError> {
+        let stored = raft_state(&self.shared.log, region)?;
+        let fresh = stored.is_none();
+        let mut state = RaftState::empty();
+        if let Some(stored) = stored {
+            // What it voted before a restart binds it; it has no entries yet.
+            state.hard_state.term = stored.hard_state.term;
+            state.hard_state.vote = stored.hard_state.vote;
+        }
+        let seed = PeerSeed {
+            descriptor: Region { id: region.0, ..Region::default() },
+            me,
+            raft_state: state,
+            last_term: Term(0),
+            applied: Applied { index: LogIndex(0), term: Term(0) },
+            generation: 0,
+            fresh,
+        };
+        self.add_peer(now, seed)
+    }
+
+    fn on_installed(
+        &mut self,
+        now: Time,
+        region: RegionId,
+        descriptor: Region,
+        meta: &SnapshotMeta,
+    ) {
+        let Some(peer) = self.peers.get_mut(&region) else { return };
+        let claimed = self.shared.ranges.claim(region, &descriptor.start_key, &descriptor.end_key);
+        assert!(claimed.is_ok(), "region {region} was installed over the range of another region");
+        peer.on_installed(now, descriptor, meta, &mut self.out);
+        self.shared.delegates.insert(region, peer.delegate().clone());
+        tracing::info!(%region, store = %self.shared.store, index = %meta.index, "snapshot installed");
+        self.touched.insert(region);
+    }
+
+    /// Takes a peer off this store: first nobody reads it any more, then its data goes.
+    pub(super) fn destroy(&mut self, region: RegionId, tombstone_conf_ver: u64) {
+        let Some(peer) = self.peers.get_mut(&region) else { return };
+        if peer.destroying {
+            return;
+        }
+        let generation = peer.generation;
+        peer.begin_destroy();
+        self.shared.delegates.remove(region);
+        self.out
+            .apply
+            .push((region, ApplyTask::Destroy { region, generation, tombstone_conf_ver }));
+        self.schedule(region, None);
+    }
+}

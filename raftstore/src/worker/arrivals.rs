@@ -1,0 +1,312 @@
+//! What comes to a worker from outside: requests for its regions, and messages of
+//! other stores, some of them for regions that are not here, not here yet, or not
+//! here any more.
+
+use bytes::Bytes;
+use esker_raft::{Message, MessageBody, PeerId, Time};
+use esker_rpc::proto::esker::RaftMessage;
+use esker_rpc::proto::metapb::Region;
+use prost::Message as _;
+
+use super::Worker;
+use crate::error::{RequestError, StoreError};
+use crate::ids::{RegionId, StoreId};
+use crate::message::Input;
+use crate::region::RegionExt;
+use crate::snapshot::ReceivedSnapshot;
+use crate::state::{RegionState, region_state};
+
+impl Worker {
+    pub(super) fn on_input(&mut self, now: Time, input: Input) -> Result<(), StoreError> {
+        match input {
+            Input::Write(request) => match self.peers.get_mut(&request.region) {
+                Some(peer) => {
+                    self.touched.insert(request.region);
+                    peer.on_write(request);
+                }
+                None => {
+                    let _ = request.reply.send(Err(RequestError::RegionNotFound(request.region)));
+                }
+            },
+            Input::Read(request) => match self.peers.get_mut(&request.region) {
+                Some(peer) => {
+                    self.touched.insert(request.region);
+                    peer.on_read(request);
+                }
+                None => {
+                    let _ = request.reply.send(Err(RequestError::RegionNotFound(request.region)));
+                }
+            },
+            Input::Admin(request) => match self.peers.get_mut(&request.region) {
+                Some(peer) => {
+                    self.touched.insert(request.region);
+                    peer.on_admin(now, request);
+                }
+                None => {
+                    let _ = request.reply.send(Err(RequestError::RegionNotFound(request.region)));
+                }
+            },
+            Input::Raft(message) => self.on_raft(now, *message)?,
+            Input::Snapshot(message, files) => self.on_snapshot(now, *message, files)?,
+            Input::SnapshotSent { region, to, delivered } => {
+                if let Some(peer) = self.peers.get_mut(&region) {
+                    peer.snapshot_sent(to, delivered);
+                    self.touched.insert(region);
+                }
+            }
+            Input::Unreachable(store) => {
+                for (region, peer) in &mut self.peers {
+                    if peer.is_leader() {
+                        peer.unreachable(store);
+                        self.touched.insert(*region);
+                    }
+                }
+            }
+            Input::Status { region, reply } => {
+                let status = match self.peers.get(&region) {
+                    Some(peer) if peer.is_initialized() && !peer.destroying => Ok(peer.status()),
+                    _ => Err(RequestError::RegionNotFound(region)),
+                };
+                let _ = reply.send(status);
+            }
+            Input::ReportAll => {
+                for (region, peer) in &mut self.peers {
+                    if peer.is_leader() {
+                        peer.report_soon();
+                        self.touched.insert(*region);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn on_raft(&mut self, now: Time, envelope: RaftMessage) -> Result<(), StoreError> {
+        let region = RegionId(envelope.region_id);
+        if !self.is_for_here(&envelope, region) {
+            return Ok(());
+        }
+        if envelope.gone {
+            self.on_gone(region, &envelope);
+            return Ok(());
+        }
+        let Some(message) = decode(&envelope) else { return Ok(()) };
+        if !self.has_peer_for(now, region, &envelope, &message)? {
+            return Ok(());
+        }
+        if let Some(peer) = self.peers.get_mut(&region) {
+            peer.step(now, &envelope, message);
+            self.touched.insert(region);
+        }
+        Ok(())
+    }
+
+    fn is_for_here(&self, envelope: &RaftMessage, region: RegionId) -> bool {
+        let to = envelope.to.unwrap_or_default();
+        if to.store_id != self.shared.store.0 {
+            tracing::warn!(
+                %region, store = %self.shared.store, asked = to.store_id,
+                "dropped a message for another store; is an address used twice?"
+            );
+            return false;
+        }
+        envelope.from.is_some() && region.0 != 0
+    }
+
+    /// Whether the message's addressee is here, after creating it where it should be.
+    fn has_peer_for(
+        &mut self,
+        now: Time,
+        region: RegionId,
+        envelope: &RaftMessage,
+        message: &Message,
+    ) -> Result<bool, StoreError> {
+        let to = envelope.to.unwrap_or_default();
+        let from = envelope.from.unwrap_or_default();
+        if let Some(peer) = self.peers.get(&region) {
+            if peer.destroying || to.id < peer.me.id {
+                return Ok(false);
+            }
+            if to.id > peer.me.id {
+                // The region left this store and came back under a new id while
+                // this peer did not hear of it.
+                let conf_ver = envelope.epoch.unwrap_or_default().conf_ver;
+                self.destroy(region, conf_ver.saturating_sub(1));
+                return Ok(false);
+            }
+            let descriptor = peer.descriptor();
+            let is_vote =
+                matches!(message.body, MessageBody::Vote { .. } | MessageBody::PreVote { .. });
+            let behind = envelope.epoch.unwrap_or_default().conf_ver < descriptor.epoch().conf_ver;
+            if is_vote
+                && behind
+                && peer.is_initialized()
+                && descriptor.peer(PeerId(from.id)).is_none()
+            {
+                // A removed peer that was away and campaigns: it is told, not heard.
+                let descriptor = descriptor.clone();
+                self.tell_gone(envelope, &descriptor);
+                return Ok(false);
+            }
+            return Ok(true);
+        }
+        match region_state(&self.shared.kv, region)? {
+            Some(RegionState::Tombstone(last)) => {
+                let epoch = envelope.epoch.unwrap_or_default();
+                if epoch.conf_ver <= last.epoch().conf_ver {
+                    let is_vote = matches!(
+                        message.body,
+                        MessageBody::Vote { .. } | MessageBody::PreVote { .. }
+                    );
+                    if is_vote
+                        && epoch.conf_ver < last.epoch().conf_ver
+                        && last.peer(PeerId(from.id)).is_none()
+                    {
+                        self.tell_gone(envelope, &last);
+                    }
+                    return Ok(false);
+                }
+            }
+            Some(_) | None => {}
+        }
+        let may_create = envelope.is_initial
+            && matches!(
+                message.body,
+                MessageBody::Append { .. }
+                    | MessageBody::Heartbeat { .. }
+                    | MessageBody::Vote { .. }
+                    | MessageBody::PreVote { .. }
+            );
+        if !may_create {
+            return Ok(false);
+        }
+        if self.shared.ranges.overlaps(&envelope.start_key, &envelope.end_key, region) {
+            // A split that is not applied here yet will create the region; or a
+            // region that should have gone is still here.
+            self.shared.ranges.keep_early(envelope.clone());
+            return Ok(false);
+        }
+        self.add_empty_peer(now, region, to)?;
+        Ok(true)
+    }
+
+    fn tell_gone(&self, envelope: &RaftMessage, descriptor: &Region) {
+        let Some(from) = envelope.from else { return };
+        self.shared.outbox.send(
+            StoreId(from.store_id),
+            RaftMessage {
+                region_id: envelope.region_id,
+                from: envelope.to,
+                to: Some(from),
+                epoch: Some(descriptor.epoch()),
+                gone: true,
+                ..Default::default()
+            },
+        );
+    }
+
+    /// Another store says that this peer was removed. Peer ids are never used
+    /// twice: a later membership without the peer means that it is gone for good.
+    fn on_gone(&mut self, region: RegionId, envelope: &RaftMessage) {
+        let Some(peer) = self.peers.get(&region) else { return };
+        let conf_ver = envelope.epoch.unwrap_or_default().conf_ver;
+        let later = conf_ver > peer.descriptor().epoch().conf_ver;
+        let is_me = envelope.to.unwrap_or_default().id == peer.me.id;
+        if is_me && later && peer.is_initialized() && !peer.is_installing() {
+            tracing::info!(%region, store = %self.shared.store, "was removed from the region while away");
+            self.destroy(region, conf_ver);
+        }
+    }
+
+    fn on_snapshot(
+        &mut self,
+        now: Time,
+        envelope: RaftMessage,
+        files: ReceivedSnapshot,
+    ) -> Result<(), StoreError> {
+        let region = RegionId(envelope.region_id);
+        let parsed = decode(&envelope).and_then(|message| match &message.body {
+            MessageBody::InstallSnapshot { data, .. } => {
+                let descriptor = Region::decode(data.clone()).ok()?;
+                Some((message, descriptor))
+            }
+            _ => None,
+        });
+        let Some((message, descriptor)) = parsed.filter(|_| self.is_for_here(&envelope, region))
+        else {
+            files.discard();
+            return Ok(());
+        };
+        // The first message of a leader may be the snapshot itself.
+        let here = self.peers.contains_key(&region)
+            || self.has_peer_for(
+                now,
+                region,
+                &RaftMessage { is_initial: true, ..envelope.clone() },
+                &Message {
+                    body: MessageBody::Heartbeat {
+                        commit: Default::default(),
+                        stamp: Default::default(),
+                    },
+                    ..message.clone()
+                },
+            )?;
+        let same = |id: u64| self.peers.get(&region).is_some_and(|peer| peer.me.id == id);
+        let busy =
+            self.peers.get(&region).is_some_and(|peer| peer.is_installing() || peer.destroying);
+        if !here || busy || !same(envelope.to.unwrap_or_default().id) {
+            files.discard();
+            return Ok(());
+        }
+        // The range is taken now, and the old one is kept until its data is gone:
+        // another region must get no part of either.
+        let before = self.peers.get(&region).map(|peer| peer.descriptor().clone());
+        let (start, end) = match &before {
+            Some(before) if before.is_initialized() => spanning(before, &descriptor),
+            _ => (descriptor.start_key.clone(), descriptor.end_key.clone()),
+        };
+        if let Err(other) = self.shared.ranges.claim(region, &start, &end) {
+            tracing::info!(%region, %other, store = %self.shared.store, "snapshot refused: its range is not free");
+            files.discard();
+            return Ok(());
+        }
+        if let Some(peer) = self.peers.get_mut(&region) {
+            peer.step_snapshot(now, &envelope, message, files);
+            peer.collect(now, &self.shared.kv, &*self.shared.outbox, &mut self.out)?;
+            if !peer.is_installing() {
+                // The group has all that the snapshot holds, or follows another leader.
+                peer.drop_unused_snapshot();
+                match before.filter(|before| before.is_initialized()) {
+                    Some(before) => {
+                        let kept =
+                            self.shared.ranges.claim(region, &before.start_key, &before.end_key);
+                        assert!(kept.is_ok(), "region {region} lost its range to another region");
+                    }
+                    None => self.shared.ranges.release(region),
+                }
+            }
+            self.touched.insert(region);
+        }
+        Ok(())
+    }
+}
+
+/// The smallest range that holds both regions'.
+fn spanning(a: &Region, b: &Region) -> (Bytes, Bytes) {
+    let start = a.start_key.clone().min(b.start_key.clone());
+    let end = match a.end_key.is_empty() || b.end_key.is_empty() {
+        true => Bytes::new(),
+        false => a.end_key.clone().max(b.end_key.clone()),
+    };
+    (start, end)
+}
+
+fn decode(envelope: &RaftMessage) -> Option<Message> {
+    match Message::decode(envelope.message.clone()) {
+        Ok(message) => Some(message),
+        Err(error) => {
+            tracing::warn!(region = envelope.region_id, %error, "dropped a message that cannot be read");
+            None
+        }
+    }
+}

@@ -1,0 +1,571 @@
+//! A cluster of stores in one thread's hands.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use esker_engine::{Cf, EngineOptions, Environment, KvEngine, LogEngine, MemoryEnv};
+use esker_raftstore::state::bootstrap_region;
+use esker_raftstore::{
+    Admin, AdminResult, Clock, NewRegion, Outbox, Parts, PeerChange, PeerId, RegionExt, RegionId,
+    RegionReport, RegionSnapshot, RegionSnapshotSource, RegionStatus, RequestContext, RequestError,
+    SnapshotReceiver, Store, StoreConfig, StoreId, Time, WriteResult,
+};
+use esker_rpc::proto::esker::RaftMessage;
+use esker_rpc::proto::esker::command::{Delete, Mutation, Put, mutation::Kind};
+use esker_rpc::proto::metapb::{Peer, PeerRole, Region, RegionEpoch};
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+/// A clock that moves when the test says so.
+#[derive(Default)]
+pub struct VirtualClock(AtomicU64);
+
+impl Clock for VirtualClock {
+    fn now(&self) -> Time {
+        Time(self.0.load(Ordering::SeqCst))
+    }
+}
+
+/// What a store put out and the network has not carried yet.
+#[derive(Default)]
+pub struct Sent {
+    messages: Mutex<VecDeque<(StoreId, RaftMessage)>>,
+    snapshots: Mutex<VecDeque<(StoreId, PeerId, RaftMessage, RegionSnapshotSource)>>,
+    pub reports: Mutex<BTreeMap<u64, RegionReport>>,
+}
+
+impl Outbox for Sent {
+    fn send(&self, to: StoreId, message: RaftMessage) {
+        self.messages.lock().push_back((to, message));
+    }
+
+    fn send_snapshot(
+        &self,
+        to: StoreId,
+        peer: PeerId,
+        message: RaftMessage,
+        source: RegionSnapshotSource,
+    ) {
+        self.snapshots.lock().push_back((to, peer, message, source));
+    }
+
+    fn report_region(&self, report: RegionReport) {
+        self.reports.lock().insert(report.region.id, report);
+    }
+
+    fn report_split(&self, _: Vec<Region>) {}
+
+    fn leadership(&self, _: RegionId, _: u64, _: Option<Peer>, _: bool) {}
+}
+
+/// One simulated machine: a disk that outlives its store.
+pub struct Machine {
+    pub id: StoreId,
+    env: MemoryEnv,
+    pub store: Option<Store>,
+    pub sent: Arc<Sent>,
+    /// The disk answers no log write while it is stuck.
+    pub stuck_disk: bool,
+    /// Committed entries wait, as if the apply worker were slow.
+    pub stuck_apply: bool,
+}
+
+pub struct Cluster {
+    pub clock: Arc<VirtualClock>,
+    pub machines: BTreeMap<StoreId, Machine>,
+    /// Pairs of stores, in one direction, between which nothing passes.
+    pub cut: BTreeSet<(StoreId, StoreId)>,
+    pub config: StoreConfig,
+    next_id: u64,
+    pub snapshots_carried: usize,
+}
+
+pub fn config() -> StoreConfig {
+    StoreConfig {
+        workers: 2,
+        apply_workers: 2,
+        log_gc_interval: Duration::from_secs(1),
+        log_gc_threshold: 20,
+        log_gc_max_lag: 50,
+        seed: 42,
+        ..StoreConfig::default()
+    }
+}
+
+pub const TICK: Duration = Duration::from_millis(20);
+
+impl Cluster {
+    /// Stores 1 to `stores`; region 1 lives on the first alone.
+    pub fn new(stores: u64) -> Self {
+        Cluster::with(stores, config())
+    }
+
+    pub fn with(stores: u64, config: StoreConfig) -> Self {
+        let clock = Arc::new(VirtualClock(AtomicU64::new(1_000_000_000)));
+        let mut cluster = Cluster {
+            clock,
+            machines: BTreeMap::new(),
+            cut: BTreeSet::new(),
+            config,
+            next_id: 100,
+            snapshots_carried: 0,
+        };
+        for id in 1..=stores {
+            let id = StoreId(id);
+            let machine = Machine {
+                id,
+                env: MemoryEnv::new(),
+                store: None,
+                sent: Arc::default(),
+                stuck_disk: false,
+                stuck_apply: false,
+            };
+            cluster.machines.insert(id, machine);
+            if id.0 == 1 {
+                let (kv, log) = cluster.engines(id);
+                let first = Region {
+                    id: 1,
+                    region_epoch: Some(RegionEpoch { conf_ver: 1, version: 1 }),
+                    peers: vec![peer(2, 1)],
+                    ..Region::default()
+                };
+                bootstrap_region(&kv, &log, &first).unwrap();
+                kv.close_like_a_crash();
+            }
+            cluster.start(id);
+        }
+        cluster
+    }
+
+    fn engines(&self, id: StoreId) -> (KvEngine, LogEngine) {
+        let options = EngineOptions::in_memory(self.machines[&id].env.clone());
+        assert!(matches!(options.environment, Environment::Memory(_)));
+        let kv = KvEngine::open(Path::new("/kv"), &options).unwrap();
+        let log = LogEngine::open(Path::new("/log"), &options).unwrap();
+        (kv, log)
+    }
+
+    pub fn start(&mut self, id: StoreId) {
+        let (kv, log) = self.engines(id);
+        let machine = self.machines.get_mut(&id).unwrap();
+        assert!(machine.store.is_none(), "store {id} runs already");
+        machine.sent = Arc::default();
+        let store = Store::open(Parts {
+            store: id,
+            kv,
+            log,
+            snapshots: "/snap".into(),
+            config: StoreConfig { seed: self.config.seed ^ id.0, ..self.config.clone() },
+            outbox: machine.sent.clone(),
+            clock: self.clock.clone(),
+        })
+        .unwrap();
+        machine.store = Some(store);
+    }
+
+    /// Ends a store as a power failure would: log writes that were not done, and
+    /// everything that the key-value engine held in memory, are lost.
+    pub fn crash(&mut self, id: u64) {
+        let machine = self.machines.get_mut(&StoreId(id)).unwrap();
+        machine.stuck_disk = false;
+        machine.stuck_apply = false;
+        machine.sent = Arc::default();
+        let store = machine.store.take().unwrap();
+        let kv = store.handle.engine().clone();
+        drop(store);
+        kv.close_like_a_crash();
+    }
+
+    /// Lets everything that is ready happen: turns of all parts, deliveries.
+    pub fn settle(&mut self) {
+        while self.step() {}
+    }
+
+    fn step(&mut self) -> bool {
+        let now = self.clock.now();
+        let mut busy = false;
+        for machine in self.machines.values_mut() {
+            let Some(store) = &mut machine.store else { continue };
+            for worker in &mut store.workers {
+                busy |= worker.turn(now).unwrap();
+            }
+            if !machine.stuck_disk {
+                busy |= store.log_writer.turn().unwrap();
+            }
+            if !machine.stuck_apply {
+                for applier in &mut store.appliers {
+                    busy |= applier.turn().unwrap();
+                }
+            }
+            busy |= store.flusher.turn().unwrap();
+        }
+        busy | self.deliver()
+    }
+
+    fn deliver(&mut self) -> bool {
+        let ids: Vec<StoreId> = self.machines.keys().copied().collect();
+        let mut busy = false;
+        for from in ids {
+            let sent = self.machines[&from].sent.clone();
+            let messages: Vec<_> = sent.messages.lock().drain(..).collect();
+            for (to, message) in messages {
+                busy = true;
+                if let Some(store) = self.reachable(from, to) {
+                    store.handle.raft_message(message);
+                }
+            }
+            let snapshots: Vec<_> = sent.snapshots.lock().drain(..).collect();
+            for (to, peer, message, mut source) in snapshots {
+                busy = true;
+                let region = RegionId(message.region_id);
+                let delivered = match self.reachable(from, to) {
+                    Some(store) => {
+                        let stem = format!("{region}-{}-{}", source.meta.term, source.meta.index);
+                        let kv = store.handle.engine().clone();
+                        let mut receiver = SnapshotReceiver::new(kv, Path::new("/snap"), stem);
+                        while let Some((cf, pairs)) = source.next_block().unwrap() {
+                            receiver.block(cf, pairs).unwrap();
+                        }
+                        let files = receiver.finish().unwrap();
+                        store.handle.snapshot_received(message, files).is_ok()
+                    }
+                    None => false,
+                };
+                self.snapshots_carried += usize::from(delivered);
+                drop(source);
+                if let Some(store) = &self.machines[&from].store {
+                    store.handle.snapshot_sent(region, peer, delivered);
+                }
+            }
+        }
+        busy
+    }
+
+    fn reachable(&self, from: StoreId, to: StoreId) -> Option<&Store> {
+        if self.cut.contains(&(from, to)) {
+            return None;
+        }
+        self.machines.get(&to).and_then(|machine| machine.store.as_ref())
+    }
+
+    /// Lets time pass.
+    pub fn run(&mut self, time: Duration) {
+        let mut left = time;
+        self.settle();
+        while left > Duration::ZERO {
+            let step = TICK.min(left);
+            self.clock.0.fetch_add(u64::try_from(step.as_nanos()).unwrap(), Ordering::SeqCst);
+            left -= step;
+            self.settle();
+        }
+    }
+
+    /// Lets time pass until something holds.
+    #[track_caller]
+    pub fn run_until(&mut self, what: &str, mut holds: impl FnMut(&mut Self) -> bool) {
+        const PATIENCE: u32 = 3000;
+        self.settle();
+        for _ in 0..PATIENCE {
+            if holds(self) {
+                return;
+            }
+            self.run(TICK);
+        }
+        panic!("{} of virtual time were not enough for: {what}", humantime(TICK * PATIENCE));
+    }
+
+    /// Cuts a store off from all others, in both directions.
+    pub fn isolate(&mut self, id: u64) {
+        for other in 1..=self.machines.len() as u64 {
+            if other != id {
+                self.cut.insert((StoreId(id), StoreId(other)));
+                self.cut.insert((StoreId(other), StoreId(id)));
+            }
+        }
+    }
+
+    pub fn heal(&mut self) {
+        self.cut.clear();
+    }
+
+    pub fn store(&self, id: u64) -> &Store {
+        self.machines[&StoreId(id)].store.as_ref().expect("the store runs")
+    }
+
+    pub fn region_on(&self, store: u64, region: u64) -> Option<Region> {
+        let store = self.machines[&StoreId(store)].store.as_ref()?;
+        store
+            .handle
+            .delegates()
+            .get(RegionId(region))
+            .map(|delegate| (*delegate.descriptor()).clone())
+    }
+
+    /// The region that holds `key`, as the newest of the stores knows it.
+    pub fn region_of(&self, key: &[u8]) -> Region {
+        self.machines
+            .values()
+            .filter_map(|machine| machine.store.as_ref())
+            .flat_map(|store| store.handle.delegates().descriptors())
+            .filter(|region| region.contains_key(key))
+            .max_by_key(|region| (region.epoch().version, region.epoch().conf_ver))
+            .map(|region| (*region).clone())
+            .expect("every key is in a region")
+    }
+
+    pub fn status(&mut self, store: u64, region: u64) -> Option<RegionStatus> {
+        let mut answer = self.store(store).handle.start_status(RegionId(region)).unwrap();
+        self.settle();
+        answer.try_recv().ok()?.ok()
+    }
+
+    /// The store that leads a region in the highest term.
+    pub fn leader(&mut self, region: u64) -> Option<u64> {
+        let ids: Vec<u64> = self.running();
+        ids.into_iter()
+            .filter_map(|id| Some((id, self.status(id, region)?)))
+            .filter(|(_, status)| status.role == "leader")
+            .max_by_key(|(_, status)| status.term)
+            .map(|(id, _)| id)
+    }
+
+    pub fn running(&self) -> Vec<u64> {
+        self.machines.values().filter(|m| m.store.is_some()).map(|m| m.id.0).collect()
+    }
+
+    #[track_caller]
+    pub fn await_leader(&mut self, region: u64) -> u64 {
+        let mut found = None;
+        self.run_until(&format!("a leader of region {region}"), |cluster| {
+            found = cluster.leader(region);
+            found.is_some()
+        });
+        found.unwrap()
+    }
+
+    pub fn context(region: &Region) -> RequestContext {
+        RequestContext { epoch: region.epoch(), ..RequestContext::default() }
+    }
+
+    pub fn start_put(
+        &self,
+        store: u64,
+        region: &Region,
+        key: &str,
+        value: &str,
+    ) -> Result<oneshot::Receiver<Result<WriteResult, RequestError>>, RequestError> {
+        let put = Put { cf: 0, key: bytes(key), value: bytes(value) };
+        let mutations = vec![Mutation { kind: Some(Kind::Put(put)) }];
+        self.store(store).handle.start_write(region.region_id(), Self::context(region), mutations)
+    }
+
+    /// Puts through whoever leads, as a client would, until it is acknowledged.
+    #[track_caller]
+    pub fn put(&mut self, key: &str, value: &str) {
+        self.acknowledged(key, Kind::Put(Put { cf: 0, key: bytes(key), value: bytes(value) }));
+    }
+
+    #[track_caller]
+    pub fn delete(&mut self, key: &str) {
+        self.acknowledged(key, Kind::Delete(Delete { cf: 0, key: bytes(key) }));
+    }
+
+    #[track_caller]
+    fn acknowledged(&mut self, key: &str, kind: Kind) {
+        let mut last = None;
+        for _ in 0..500 {
+            let region = self.region_of(key.as_bytes());
+            if let Some(leader) = self.leader(region.id) {
+                let mutations = vec![Mutation { kind: Some(kind.clone()) }];
+                let context = Self::context(&region);
+                let handle = self.store(leader).handle.clone();
+                let mut answer =
+                    handle.start_write(region.region_id(), context, mutations).unwrap();
+                for _ in 0..100 {
+                    self.settle();
+                    match answer.try_recv() {
+                        Ok(Ok(_)) => return,
+                        Ok(Err(error)) => {
+                            last = Some(error);
+                            break;
+                        }
+                        Err(oneshot::error::TryRecvError::Empty) => self.run(TICK),
+                        Err(oneshot::error::TryRecvError::Closed) => break,
+                    }
+                }
+            }
+            self.run(TICK);
+        }
+        panic!("the write of {key} was never acknowledged; the last refusal: {last:?}");
+    }
+
+    pub fn start_read(
+        &self,
+        store: u64,
+        region: &Region,
+        context: RequestContext,
+    ) -> oneshot::Receiver<Result<RegionSnapshot, RequestError>> {
+        self.store(store).handle.start_snapshot(region.region_id(), context).unwrap()
+    }
+
+    /// Reads from whoever leads.
+    #[track_caller]
+    pub fn get(&mut self, key: &str) -> Option<String> {
+        for _ in 0..500 {
+            let region = self.region_of(key.as_bytes());
+            if let Some(leader) = self.leader(region.id) {
+                let mut answer = self.start_read(leader, &region, Self::context(&region));
+                self.settle();
+                if let Ok(Ok(snapshot)) = answer.try_recv() {
+                    return value(&snapshot, key);
+                }
+            }
+            self.run(TICK);
+        }
+        panic!("no read of {key} was ever answered");
+    }
+
+    /// What a replica holds on its own, whatever its role.
+    pub fn local(&self, store: u64, key: &str) -> Option<String> {
+        let stored = self.store(store).handle.engine().get(Cf::Default, key.as_bytes()).unwrap();
+        stored.map(|stored| String::from_utf8(stored).unwrap())
+    }
+
+    /// All pairs that a replica holds.
+    pub fn contents(&self, store: u64) -> BTreeMap<String, String> {
+        let mut iter = self.store(store).handle.engine().snapshot().iter(Cf::Default, b"", None);
+        iter.seek_to_first();
+        let mut pairs = BTreeMap::new();
+        while iter.valid().unwrap() {
+            let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+            pairs.insert(text(iter.key()), text(iter.value()));
+            iter.next();
+        }
+        pairs
+    }
+
+    /// Asks whoever leads the region, until it has taken effect.
+    #[track_caller]
+    pub fn admin(&mut self, region: u64, admin: &Admin) -> AdminResult {
+        let mut last = None;
+        for _ in 0..300 {
+            if let Some(leader) = self.leader(region) {
+                let epoch = self.region_on(leader, region).unwrap().epoch();
+                let handle = self.store(leader).handle.clone();
+                let mut answer =
+                    handle.start_admin(RegionId(region), epoch, admin.clone()).unwrap();
+                for _ in 0..100 {
+                    self.settle();
+                    match answer.try_recv() {
+                        Ok(Ok(result)) => return result,
+                        Ok(Err(error)) => {
+                            last = Some(error);
+                            break;
+                        }
+                        Err(oneshot::error::TryRecvError::Empty) => self.run(TICK),
+                        Err(oneshot::error::TryRecvError::Closed) => break,
+                    }
+                }
+            }
+            self.run(TICK);
+        }
+        panic!("{admin:?} of region {region} never took effect; the last refusal: {last:?}");
+    }
+
+    pub fn allocate(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    /// Learner first, then voter, as placement does it.
+    #[track_caller]
+    pub fn add_replica(&mut self, region: u64, store: u64) -> Peer {
+        let learner = Peer { role: PeerRole::Learner.into(), ..peer(self.allocate(), store) };
+        self.admin(region, &Admin::ChangePeers(vec![PeerChange::AddLearner(learner)]));
+        self.run_until("the learner has caught up", |cluster| {
+            let Some(leader) = cluster.leader(region) else { return false };
+            let Some(status) = cluster.status(leader, region) else { return false };
+            status
+                .progress
+                .iter()
+                .any(|(peer, at, _)| peer.0 == learner.id && *at >= status.applied)
+        });
+        let voter = Peer { role: PeerRole::Voter.into(), ..learner };
+        self.admin(region, &Admin::ChangePeers(vec![PeerChange::AddVoter(voter)]));
+        voter
+    }
+
+    /// Region 1 on stores 1, 2 and 3.
+    pub fn replicated() -> Self {
+        Cluster::replicated_with(config())
+    }
+
+    pub fn replicated_with(config: StoreConfig) -> Self {
+        let mut cluster = Cluster::with(3, config);
+        cluster.await_leader(1);
+        cluster.add_replica(1, 2);
+        cluster.add_replica(1, 3);
+        cluster
+    }
+
+    #[track_caller]
+    pub fn split(&mut self, region: u64, keys: &[&str]) -> Vec<Region> {
+        let leader = self.await_leader(region);
+        let peers = self.region_on(leader, region).unwrap().peers.len();
+        let regions = keys
+            .iter()
+            .map(|_| NewRegion {
+                id: RegionId(self.allocate()),
+                peers: (0..peers).map(|_| PeerId(self.allocate())).collect(),
+            })
+            .collect();
+        let keys = keys.iter().map(|key| bytes(key)).collect();
+        self.admin(region, &Admin::Split { keys, regions }).regions
+    }
+
+    #[track_caller]
+    pub fn transfer(&mut self, region: u64, to: u64) {
+        self.run_until(&format!("store {to} leads region {region}"), |cluster| {
+            let Some(leader) = cluster.leader(region) else { return false };
+            if leader == to {
+                return true;
+            }
+            let descriptor = cluster.region_on(leader, region).unwrap();
+            let target = PeerId(descriptor.peer_on(StoreId(to)).unwrap().id);
+            let handle = cluster.store(leader).handle.clone();
+            let asked = Admin::TransferLeader(Some(target));
+            let _ = handle.start_admin(RegionId(region), descriptor.epoch(), asked);
+            false
+        });
+    }
+
+    /// Until all running replicas of all regions have applied the same.
+    #[track_caller]
+    pub fn await_agreement(&mut self, stores: &[u64]) {
+        self.run_until("the replicas hold the same", |cluster| {
+            let first = cluster.contents(stores[0]);
+            stores[1..].iter().all(|store| cluster.contents(*store) == first)
+        });
+    }
+}
+
+fn humantime(time: Duration) -> String {
+    format!("{} s", time.as_secs())
+}
+
+pub fn bytes(text: &str) -> Bytes {
+    Bytes::copy_from_slice(text.as_bytes())
+}
+
+pub fn peer(id: u64, store: u64) -> Peer {
+    Peer { id, store_id: store, role: PeerRole::Voter.into(), is_witness: false }
+}
+
+pub fn value(snapshot: &RegionSnapshot, key: &str) -> Option<String> {
+    let stored = snapshot.kv.get(Cf::Default, key.as_bytes()).unwrap();
+    stored.map(|stored| String::from_utf8(stored).unwrap())
+}

@@ -1,0 +1,8 @@
+//! Whole stores driven by one thread: the parts that run in production, a virtual
+//! clock, a scripted network, RocksDB in memory. No thread, no sleep: what happens
+//! is what the test makes happen, and happens the same way each time.
+
+mod cluster;
+mod life;
+mod moves;
+mod reads;

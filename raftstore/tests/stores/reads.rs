@@ -1,0 +1,131 @@
+//! Reads see what was acknowledged before they began, whoever is asked.
+
+use std::time::Duration;
+
+use esker_raftstore::{Admin, NewRegion, PeerId, RegionId, RequestContext, RequestError, StoreId};
+
+use crate::cluster::{Cluster, bytes, value};
+
+#[test]
+fn a_leader_with_a_lease_answers_at_once_and_without_one_asks_its_followers() {
+    let mut cluster = Cluster::replicated();
+    cluster.transfer(1, 1);
+    cluster.put("a", "1");
+    let region = cluster.region_of(b"a");
+    assert!(cluster.store(1).handle.holds_lease(RegionId(1)));
+    // Not one turn is taken: the answer comes on this thread.
+    let mut answer = cluster.start_read(1, &region, Cluster::context(&region));
+    assert_eq!(value(&answer.try_recv().unwrap().unwrap(), "a").as_deref(), Some("1"));
+
+    // Longer than any lease, and nobody had a turn.
+    cluster.isolate(1);
+    cluster.run(Duration::from_millis(960));
+    assert!(!cluster.store(1).handle.holds_lease(RegionId(1)));
+    let mut answer = cluster.start_read(1, &region, Cluster::context(&region));
+    assert!(answer.try_recv().is_err());
+}
+
+#[test]
+fn a_deposed_leader_serves_no_reads() {
+    let mut cluster = Cluster::replicated();
+    cluster.transfer(1, 1);
+    cluster.put("a", "1");
+    let region = cluster.region_of(b"a");
+    cluster.isolate(1);
+    cluster.run_until("another leader", |cluster| {
+        [2, 3].iter().any(|id| cluster.status(*id, 1).is_some_and(|s| s.role == "leader"))
+    });
+    cluster.put("a", "2");
+    let mut answer = cluster.start_read(1, &region, Cluster::context(&region));
+    cluster.run(Duration::from_secs(3));
+    match answer.try_recv() {
+        Ok(Ok(snapshot)) => panic!("stale read: {:?}", value(&snapshot, "a")),
+        Ok(Err(_)) | Err(_) => {}
+    }
+}
+
+#[test]
+fn a_lease_does_not_outlive_a_transfer() {
+    let mut cluster = Cluster::replicated();
+    cluster.transfer(1, 1);
+    cluster.put("a", "1");
+    let region = cluster.region_of(b"a");
+    // The old leader hears nothing of the election that it asks for.
+    cluster.cut.insert((StoreId(2), StoreId(1)));
+    cluster.cut.insert((StoreId(3), StoreId(1)));
+    let target = PeerId(region.peers.iter().find(|peer| peer.store_id == 2).unwrap().id);
+    let handle = cluster.store(1).handle.clone();
+    let _ = handle
+        .start_admin(RegionId(1), region.region_epoch.unwrap(), Admin::TransferLeader(Some(target)))
+        .unwrap();
+    cluster.settle();
+    assert_eq!(cluster.leader(1), Some(2), "the transfer is over at once");
+    assert!(!cluster.store(1).handle.holds_lease(RegionId(1)));
+    cluster.put("a", "2");
+    let mut answer = cluster.start_read(1, &region, Cluster::context(&region));
+    cluster.settle();
+    assert!(!matches!(answer.try_recv(), Ok(Ok(_))), "a stale read");
+}
+
+#[test]
+fn a_leader_that_has_not_applied_a_split_serves_no_lease_reads_of_what_it_gave_away() {
+    let mut cluster = Cluster::replicated();
+    cluster.transfer(1, 1);
+    cluster.put("a", "1");
+    cluster.await_agreement(&[1, 2, 3]);
+    let region = cluster.region_of(b"a");
+    // The left part becomes region 50. The others apply the split, store 1 does not.
+    cluster.machines.get_mut(&StoreId(1)).unwrap().stuck_apply = true;
+    let handle = cluster.store(1).handle.clone();
+    let split = Admin::Split {
+        keys: vec![bytes("m")],
+        regions: vec![NewRegion { id: RegionId(50), peers: [51, 52, 53].map(PeerId).to_vec() }],
+    };
+    let _done = handle.start_admin(RegionId(1), region.region_epoch.unwrap(), split).unwrap();
+    cluster.run_until("the new region has a leader elsewhere", |cluster| {
+        [2, 3].iter().any(|id| cluster.status(*id, 50).is_some_and(|s| s.role == "leader"))
+    });
+    let child = cluster.region_on(2, 50).unwrap();
+    let leader = [2, 3].into_iter().find(|id| cluster.status(*id, 50).unwrap().role == "leader");
+    let mut written = cluster.start_put(leader.unwrap(), &child, "a", "2").unwrap();
+    cluster.run(Duration::from_millis(100));
+    assert!(written.try_recv().unwrap().is_ok(), "the new region takes writes");
+    let mut answer = cluster.start_read(1, &region, Cluster::context(&region));
+    cluster.settle();
+    assert!(!matches!(answer.try_recv(), Ok(Ok(_))), "a stale read after a split");
+    cluster.machines.get_mut(&StoreId(1)).unwrap().stuck_apply = false;
+    cluster.settle();
+    assert!(matches!(answer.try_recv(), Ok(Err(RequestError::EpochNotMatch { .. }))));
+}
+
+#[test]
+fn a_follower_answers_a_replica_read_after_asking_the_leader() {
+    let mut cluster = Cluster::replicated();
+    cluster.transfer(1, 1);
+    cluster.put("a", "1");
+    let region = cluster.region_of(b"a");
+    let context = RequestContext { replica_read: true, ..Cluster::context(&region) };
+    let mut answer = cluster.start_read(2, &region, context);
+    cluster.settle();
+    assert_eq!(value(&answer.try_recv().unwrap().unwrap(), "a").as_deref(), Some("1"));
+    let mut answer = cluster.start_read(2, &region, Cluster::context(&region));
+    cluster.settle();
+    match answer.try_recv().unwrap() {
+        Err(RequestError::NotLeader { leader: Some(leader), .. }) => assert_eq!(leader.store_id, 1),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_request_for_another_peer_or_region_is_told_so() {
+    let mut cluster = Cluster::replicated();
+    cluster.transfer(1, 1);
+    let region = cluster.region_of(b"a");
+    let context = RequestContext { peer: Some(PeerId(77)), ..Cluster::context(&region) };
+    let mut answer = cluster.start_read(1, &region, context);
+    cluster.settle();
+    assert!(matches!(answer.try_recv().unwrap(), Err(RequestError::PeerNotMatch { .. })));
+    let mut answer = cluster.store(1).handle.start_status(RegionId(999)).unwrap();
+    cluster.settle();
+    assert_eq!(answer.try_recv().unwrap(), Err(RequestError::RegionNotFound(RegionId(999))));
+}

@@ -1,0 +1,89 @@
+//! Connections to other processes: addresses and the settings that all of them share.
+
+use std::time::Duration;
+
+use tonic::transport::{Channel, Endpoint};
+
+use crate::error::ClientError;
+use crate::server::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
+
+/// How long a connection attempt may take.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A connection on which nothing is heard for this long is asked whether it lives.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long the answer to that may take before the connection counts as broken.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The endpoint behind `host:port`, with or without `http://` before it.
+pub(crate) fn endpoint(address: &str) -> Result<Endpoint, ClientError> {
+    let refused = |reason: String| ClientError::Address { address: address.into(), reason };
+    let bare = address.trim();
+    let bare = bare.strip_prefix("http://").unwrap_or(bare).trim_end_matches('/');
+    if bare.contains("://") {
+        return Err(refused("only http is spoken".into()));
+    }
+    let Some((host, port)) = bare.rsplit_once(':') else {
+        return Err(refused("the port is missing".into()));
+    };
+    if host.is_empty() {
+        return Err(refused("the host is missing".into()));
+    }
+    match port.parse::<u16>() {
+        Ok(0) => return Err(refused("port 0 cannot be connected to".into())),
+        Ok(_) => {}
+        Err(_) => return Err(refused(format!("`{port}` is not a port"))),
+    }
+    let endpoint = Endpoint::from_shared(format!("http://{bare}"))
+        .map_err(|error| refused(error.to_string()))?;
+    Ok(endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true))
+}
+
+/// Connects now, or says in one line why not.
+pub(crate) async fn connect(address: &str) -> Result<Channel, String> {
+    let endpoint = endpoint(address).map_err(|error| error.to_string())?;
+    endpoint.connect().await.map_err(|error| format!("{address}: {}", root_cause(&error)))
+}
+
+/// The innermost of an error's causes: tonic's own message is only "transport error".
+pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}
+
+/// A status as one line, without tonic's headers and details.
+pub(crate) fn describe(status: &tonic::Status) -> String {
+    if status.message().is_empty() {
+        format!("{:?}", status.code())
+    } else {
+        format!("{:?}: {}", status.code(), status.message())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_needs_a_host_and_a_port_and_may_have_a_scheme() {
+        for good in ["127.0.0.1:2379", "http://localhost:2379", "[::1]:80", " h:1 ", "http://h:1/"]
+        {
+            assert!(endpoint(good).is_ok(), "{good} was refused");
+        }
+        for bad in ["", "localhost", ":80", "h:", "h:x", "h:0", "h:70000", "https://h:1", "a b:1"] {
+            let error = endpoint(bad).expect_err(bad).to_string();
+            assert!(error.contains(bad) && !error.contains('\n'), "{error}");
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! One `BatchCommands` stream to a store, shared by all requests for it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt, stream};
+use parking_lot::Mutex;
+use prost::Message;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tonic::transport::Channel;
+
+use super::stores::SendError;
+use crate::channel;
+use crate::proto::tikvpb::batch_commands_request::Request;
+use crate::proto::tikvpb::tikv_client::TikvClient;
+use crate::proto::tikvpb::{BatchCommandsRequest, BatchCommandsResponse};
+use crate::server::MAX_MESSAGE_BYTES;
+use crate::service::{Command, Reply};
+
+/// Requests sent in one message.
+pub const MAX_REQUESTS_PER_BATCH: usize = 128;
+
+/// A message is sent once its requests have reached this size.
+const MAX_REQUEST_BATCH_BYTES: usize = 1 << 20;
+
+/// Requests to one store that may be unanswered, those that wait to be sent included.
+pub const MAX_IN_FLIGHT: usize = 4096;
+
+/// How long a store may take to accept the stream.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Hands requests to the stream. Clones share it; it ends with the last of them.
+#[derive(Clone)]
+pub(super) struct BatchStream {
+    waiting: mpsc::Sender<(u64, Box<Command>)>,
+    next_id: Arc<AtomicU64>,
+    pending: Arc<Pending>,
+}
+
+/// What is not answered yet.
+struct Pending {
+    room: Semaphore,
+    callers: Mutex<Callers>,
+}
+
+#[derive(Default)]
+struct Callers {
+    by_id: HashMap<u64, Caller>,
+    /// Why the stream ended; set once.
+    ended: Option<String>,
+}
+
+struct Caller {
+    answer: oneshot::Sender<Result<Reply, SendError>>,
+    /// Whether the store may have seen the request.
+    sent: bool,
+}
+
+impl BatchStream {
+    pub(super) fn open(address: String, channel: Channel) -> Self {
+        let (waiting, queue) = mpsc::channel(MAX_IN_FLIGHT);
+        let pending =
+            Arc::new(Pending { room: Semaphore::new(MAX_IN_FLIGHT), callers: Mutex::default() });
+        tokio::spawn(run(address, channel, queue, Arc::clone(&pending)));
+        BatchStream { waiting, next_id: Arc::default(), pending }
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.pending.callers.lock().ended.is_some()
+    }
+
+    /// Sends a request and waits for its reply. A caller that stops waiting takes its request
+    /// back, if it is not on its way yet.
+    pub(super) async fn send(&self, command: Box<Command>) -> Result<Reply, SendError> {
+        let not_sent = |reason: &dyn ToString| SendError::NotSent(reason.to_string());
+        let _room = self.pending.room.acquire().await.map_err(|closed| not_sent(&closed))?;
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let (answer, answered) = oneshot::channel();
+        {
+            let mut callers = self.pending.callers.lock();
+            if let Some(reason) = &callers.ended {
+                return Err(not_sent(reason));
+            }
+            callers.by_id.insert(id, Caller { answer, sent: false });
+        }
+        let _listed = Listed { id, pending: &self.pending };
+        self.waiting.send((id, command)).await.map_err(|_| not_sent(&"the stream has ended"))?;
+        answered.await.map_err(|_| not_sent(&"the stream has ended"))?
+    }
+}
+
+/// Strikes a caller off the list when it stops waiting.
+struct Listed<'a> {
+    id: u64,
+    pending: &'a Pending,
+}
+
+impl Drop for Listed<'_> {
+    fn drop(&mut self) {
+        self.pending.callers.lock().by_id.remove(&self.id);
+    }
+}
+
+async fn run(
+    address: String,
+    channel: Channel,
+    queue: mpsc::Receiver<(u64, Box<Command>)>,
+    pending: Arc<Pending>,
+) {
+    let reason = converse(channel, queue, &pending).await;
+    let reason = format!("{address}: {reason}");
+    let callers = {
+        let mut callers = pending.callers.lock();
+        callers.ended = Some(reason.clone());
+        std::mem::take(&mut callers.by_id)
+    };
+    tracing::debug!(reason, unanswered = callers.len(), "a batch stream ended");
+    for caller in callers.into_values() {
+        let error = if caller.sent {
+            SendError::Unknown(reason.clone())
+        } else {
+            SendError::NotSent(reason.clone())
+        };
+        let _ = caller.answer.send(Err(error));
+    }
+}
+
+/// Sends and receives until the stream breaks or nobody holds it any more; answers why.
+async fn converse(
+    channel: Channel,
+    queue: mpsc::Receiver<(u64, Box<Command>)>,
+    pending: &Arc<Pending>,
+) -> String {
+    let mut client = TikvClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let opening = client.batch_commands(batches(queue, Arc::clone(pending)));
+    let mut responses = match tokio::time::timeout(OPEN_TIMEOUT, opening).await {
+        Ok(Ok(responses)) => responses.into_inner(),
+        Ok(Err(status)) => return channel::describe(&status),
+        Err(_) => return format!("no stream within {OPEN_TIMEOUT:?}"),
+    };
+    loop {
+        match responses.next().await {
+            Some(Ok(batch)) => pending.answer(batch),
+            Some(Err(status)) => return channel::describe(&status),
+            None => return "the store ended the stream".into(),
+        }
+    }
+}
+
+/// The queue as a stream of batches: what waits when the connection has room goes together.
+fn batches(
+    queue: mpsc::Receiver<(u64, Box<Command>)>,
+    pending: Arc<Pending>,
+) -> impl Stream<Item = BatchCommandsRequest> + Send + 'static {
+    stream::unfold((queue, pending), |(mut queue, pending)| async move {
+        loop {
+            let mut next = Some(queue.recv().await?);
+            let mut batch = BatchCommandsRequest::default();
+            let mut bytes = 0;
+            while let Some((id, command)) = next {
+                if pending.mark_sent(id) {
+                    let request = Request { cmd: Some(*command) };
+                    bytes += request.encoded_len();
+                    batch.requests.push(request);
+                    batch.request_ids.push(id);
+                }
+                let full = batch.requests.len() >= MAX_REQUESTS_PER_BATCH
+                    || bytes >= MAX_REQUEST_BATCH_BYTES;
+                next = if full { None } else { queue.try_recv().ok() };
+            }
+            // All callers of a batch may have given up.
+            if !batch.requests.is_empty() {
+                metrics::histogram!("esker_client_batch_requests")
+                    .record(batch.requests.len() as f64);
+                return Some((batch, (queue, pending)));
+            }
+        }
+    })
+}
+
+impl Pending {
+    /// Notes that the store may see a request from now on; `false` if nobody waits for it.
+    fn mark_sent(&self, id: u64) -> bool {
+        match self.callers.lock().by_id.get_mut(&id) {
+            Some(caller) => {
+                caller.sent = true;
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn answer(&self, batch: BatchCommandsResponse) {
+        let mut callers = self.callers.lock();
+        for (response, id) in batch.responses.into_iter().zip(batch.request_ids) {
+            // Without an entry the caller has given up.
+            let Some(caller) = callers.by_id.remove(&id) else {
+                continue;
+            };
+            let answer = response
+                .cmd
+                .ok_or_else(|| SendError::Refused("the store does not serve this command".into()));
+            let _ = caller.answer.send(answer);
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! A client of the key-value service, for Esker's own tools and for programs that embed a node.
+//!
+//! Operations on keys flow in; each is cut up by region, sent to the store that leads each region,
+//! and put together again. What the client believes about regions is kept in a bounded cache, and
+//! is corrected by the stores: an answer that says "not here" makes it look again and repeat.
+//! Requests to a store in the same process are function calls; those to other stores share one
+//! `BatchCommands` stream for each store.
+//!
+//! It promises that an operation ends within the deadline, with one of three outcomes: it
+//! happened, it did not and will not, or [`ClientError::OutcomeUnknown`]. Reads, puts and deletes
+//! are repeated until they succeed, also where an attempt's outcome is unknown: such a write may
+//! be applied more than once before the operation returns, and reads of others may see that. A
+//! compare-and-swap is never repeated once it may have been applied.
+
+mod attempt;
+mod batch;
+mod cache;
+mod ops;
+mod request;
+mod stores;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::backoff::Backoff;
+use crate::error::{ClientError, display_key};
+use crate::placement::PlacementClient;
+use crate::proto::kvrpcpb::ApiVersion;
+use crate::service::StoreService;
+
+pub use batch::{MAX_IN_FLIGHT, MAX_REQUESTS_PER_BATCH};
+pub use cache::MAX_CACHED_REGIONS;
+pub use ops::{KeyTtl, Pair, Swap};
+
+/// How long one operation may take, retries included, unless set otherwise. One that goes through
+/// regions in turn (a scan, a delete of a range, a split) may take as long for each.
+pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(20);
+
+/// How long one attempt may take before the leader is looked for again.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
+
+const FIRST_RETRY: Duration = Duration::from_millis(5);
+const LONGEST_RETRY: Duration = Duration::from_millis(500);
+
+/// Attempts that are repeated at once, because a store said where to go instead, before they too
+/// wait: two stores that name each other must not be asked in a loop.
+const PROMPT_RETRIES: u32 = 2;
+
+/// Regions that one operation asks at the same time.
+const MAX_CONCURRENT_REGIONS: usize = 16;
+
+/// A client of one cluster. Cheap to clone; clones share cache and connections.
+#[derive(Clone)]
+pub struct KvClient {
+    shared: Arc<Shared>,
+    api_version: ApiVersion,
+    deadline: Duration,
+}
+
+struct Shared {
+    placement: PlacementClient,
+    cache: cache::RegionCache,
+    /// Stores in this process, by id.
+    local: HashMap<u64, Arc<dyn StoreService>>,
+    remote: stores::Stores,
+}
+
+impl KvClient {
+    /// A client that finds regions by way of `placement`. Requests to regions led by one of the
+    /// `local` stores are function calls.
+    pub fn new(
+        placement: PlacementClient,
+        local: impl IntoIterator<Item = Arc<dyn StoreService>>,
+    ) -> Self {
+        let local = local.into_iter().map(|store| (store.store_id(), store)).collect();
+        let remote = stores::Stores::new(placement.clone());
+        let cache = cache::RegionCache::default();
+        KvClient {
+            shared: Arc::new(Shared { placement, cache, local, remote }),
+            api_version: ApiVersion::V1,
+            deadline: DEFAULT_DEADLINE,
+        }
+    }
+
+    /// The same client with another layout of keys. Keys are sent as they are given: in V2 they
+    /// are to begin with their key space.
+    pub fn with_api_version(mut self, api_version: ApiVersion) -> Self {
+        self.api_version = api_version;
+        self
+    }
+
+    /// The same client with another deadline for each operation.
+    pub fn with_deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    pub fn placement(&self) -> &PlacementClient {
+        &self.shared.placement
+    }
+}
+
+/// The attempts of one operation: when to stop, and how long to wait between two.
+struct Attempts {
+    call: &'static str,
+    key: Bytes,
+    started: Instant,
+    deadline: Duration,
+    backoff: Backoff,
+    prompt: u32,
+}
+
+impl Attempts {
+    fn new(call: &'static str, key: Bytes, deadline: Duration) -> Self {
+        let backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
+        Attempts { call, key, started: Instant::now(), deadline, backoff, prompt: 0 }
+    }
+
+    /// What is left for the next attempt.
+    fn timeout(&self) -> Duration {
+        ATTEMPT_TIMEOUT.min(self.deadline.saturating_sub(self.started.elapsed()))
+    }
+
+    /// Waits before the next attempt, or says that there will be none.
+    async fn next(&mut self, retry: Retry) -> Result<(), ClientError> {
+        let wait = match retry.wait {
+            Wait::None if self.prompt < PROMPT_RETRIES => {
+                self.prompt += 1;
+                Duration::ZERO
+            }
+            Wait::None | Wait::Backoff => self.backoff.step(),
+            Wait::AtLeast(asked) => self.backoff.step().max(asked.min(LONGEST_RETRY)),
+        };
+        if self.started.elapsed() + wait >= self.deadline {
+            return Err(ClientError::Deadline {
+                call: self.call,
+                key: display_key(&self.key),
+                waited: self.started.elapsed(),
+                reason: retry.reason,
+            });
+        }
+        tracing::debug!(call = self.call, reason = retry.reason, ?wait, "trying again");
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
+        Ok(())
+    }
+}
+
+/// Why an attempt is to be repeated, and when.
+#[derive(Clone, Debug)]
+struct Retry {
+    wait: Wait,
+    reason: String,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Wait {
+    /// The store said where to go instead.
+    None,
+    Backoff,
+    AtLeast(Duration),
+}
+
+/// How an attempt failed.
+#[derive(Debug)]
+enum Failure {
+    Again(Retry),
+    Final(ClientError),
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        Failure::Final(error)
+    }
+}

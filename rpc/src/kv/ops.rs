@@ -1,0 +1,441 @@
+//! The operations.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+
+use super::cache::Route;
+use super::request::RegionRequest;
+use super::{Attempts, Failure, KvClient, MAX_CONCURRENT_REGIONS};
+use crate::error::ClientError;
+use crate::proto::kvrpcpb::*;
+use crate::proto::metapb::Region;
+
+/// Pairs asked for in one request of a scan.
+const MAX_SCAN_BATCH: u32 = 1024;
+
+/// Keys and values of one request of a batch, so that it fits in a log entry.
+const MAX_BATCH_BYTES: usize = 256 << 10;
+
+/// A key and its value.
+pub type Pair = (Bytes, Bytes);
+
+/// What a compare-and-swap did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Swap {
+    pub swapped: bool,
+    /// The value before; `None` if there was none.
+    pub previous: Option<Bytes>,
+}
+
+/// How long a key has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyTtl {
+    NotFound,
+    Never,
+    Left(Duration),
+}
+
+impl KvClient {
+    pub async fn get(&self, key: impl Into<Bytes>) -> Result<Option<Bytes>, ClientError> {
+        let key = key.into();
+        let request = RawGetRequest { key: key.clone(), ..Default::default() };
+        let response = self.ask(&key, request).await?;
+        Ok((!response.not_found).then_some(response.value))
+    }
+
+    pub async fn put(
+        &self,
+        key: impl Into<Bytes>,
+        value: impl Into<Bytes>,
+    ) -> Result<(), ClientError> {
+        self.put_with_ttl(key, value, 0).await
+    }
+
+    /// Writes a value that disappears after so many seconds; 0 means never.
+    pub async fn put_with_ttl(
+        &self,
+        key: impl Into<Bytes>,
+        value: impl Into<Bytes>,
+        ttl: u64,
+    ) -> Result<(), ClientError> {
+        let (key, value) = (key.into(), value.into());
+        let request = RawPutRequest { key: key.clone(), value, ttl, ..Default::default() };
+        self.ask(&key, request).await.map(|_| ())
+    }
+
+    /// Removes a key, whether it exists or not.
+    pub async fn delete(&self, key: impl Into<Bytes>) -> Result<(), ClientError> {
+        let key = key.into();
+        let request = RawDeleteRequest { key: key.clone(), ..Default::default() };
+        self.ask(&key, request).await.map(|_| ())
+    }
+
+    pub async fn get_ttl(&self, key: impl Into<Bytes>) -> Result<KeyTtl, ClientError> {
+        let key = key.into();
+        let request = RawGetKeyTtlRequest { key: key.clone(), ..Default::default() };
+        let response = self.ask(&key, request).await?;
+        Ok(match response {
+            RawGetKeyTtlResponse { not_found: true, .. } => KeyTtl::NotFound,
+            RawGetKeyTtlResponse { ttl: 0, .. } => KeyTtl::Never,
+            RawGetKeyTtlResponse { ttl, .. } => KeyTtl::Left(Duration::from_secs(ttl)),
+        })
+    }
+
+    /// Writes `value` if the key's value is `expected` (`None`: if there is none), in one step.
+    /// Fails with [`ClientError::OutcomeUnknown`] when it may or may not have happened.
+    pub async fn compare_and_swap(
+        &self,
+        key: impl Into<Bytes>,
+        expected: Option<Bytes>,
+        value: impl Into<Bytes>,
+    ) -> Result<Swap, ClientError> {
+        let key = key.into();
+        let request = RawCasRequest {
+            key: key.clone(),
+            value: value.into(),
+            previous_not_exist: expected.is_none(),
+            previous_value: expected.unwrap_or_default(),
+            ..Default::default()
+        };
+        let response = self.ask(&key, request).await?;
+        let previous = (!response.previous_not_exist).then_some(response.previous_value);
+        Ok(Swap { swapped: response.succeed, previous })
+    }
+
+    /// The pairs of those keys that exist, in key order.
+    pub async fn batch_get(&self, keys: Vec<Bytes>) -> Result<Vec<Pair>, ClientError> {
+        let answers = self
+            .by_region(
+                keys,
+                |key| key,
+                Bytes::len,
+                |keys| RawBatchGetRequest { keys, ..Default::default() },
+            )
+            .await?;
+        let pairs = answers.into_iter().flat_map(|answer| answer.pairs);
+        let mut pairs: Vec<Pair> = pairs.map(|pair| (pair.key, pair.value)).collect();
+        pairs.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        Ok(pairs)
+    }
+
+    /// Writes pairs; of two with the same key, the later one. All or none only within a region,
+    /// and only up to what fits in one request: on an error some may have been written.
+    pub async fn batch_put(&self, mut pairs: Vec<Pair>) -> Result<(), ClientError> {
+        // The parts of a batch are sent at the same time: none may hold an earlier value of a key.
+        pairs.reverse();
+        pairs.sort_by(|a, b| a.0.cmp(&b.0));
+        pairs.dedup_by(|later, kept| later.0 == kept.0);
+        self.by_region(
+            pairs,
+            |(key, _)| key,
+            |(key, value)| key.len() + value.len(),
+            |pairs| {
+                let pair = |(key, value)| KvPair { key, value, ..Default::default() };
+                RawBatchPutRequest {
+                    pairs: pairs.into_iter().map(pair).collect(),
+                    ..Default::default()
+                }
+            },
+        )
+        .await
+        .map(|_| ())
+    }
+
+    /// Removes keys, whether they exist or not.
+    pub async fn batch_delete(&self, keys: Vec<Bytes>) -> Result<(), ClientError> {
+        self.by_region(
+            keys,
+            |key| key,
+            Bytes::len,
+            |keys| RawBatchDeleteRequest { keys, ..Default::default() },
+        )
+        .await
+        .map(|_| ())
+    }
+
+    /// Up to `limit` pairs in key order, from `start` up to `end` (exclusive; empty means the
+    /// last key).
+    pub async fn scan(
+        &self,
+        start: impl Into<Bytes>,
+        end: impl Into<Bytes>,
+        limit: u32,
+    ) -> Result<Vec<Pair>, ClientError> {
+        let (mut cursor, end) = (start.into(), end.into());
+        let mut pairs = Vec::new();
+        let mut attempts = Attempts::new(RawScanRequest::CALL, cursor.clone(), self.deadline);
+        while (pairs.len() as u32) < limit && (end.is_empty() || cursor < end) {
+            let wanted = (limit - pairs.len() as u32).min(MAX_SCAN_BATCH);
+            let asked = async {
+                let route = self.route(&cursor).await?;
+                let request = RawScanRequest {
+                    start_key: cursor.clone(),
+                    end_key: lower_end(&end, &route.region.end_key),
+                    limit: wanted,
+                    ..Default::default()
+                };
+                let timeout = attempts.timeout();
+                let answer = self.attempt(&route, &cursor, request, timeout).await?;
+                Ok::<_, Failure>((route, answer.kvs))
+            };
+            let (route, found) = match asked.await {
+                Ok(answered) => answered,
+                Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::Again(retry)) => {
+                    attempts.next(retry).await?;
+                    continue;
+                }
+            };
+            // Fewer than were asked for: the region has no more.
+            let region_done = (found.len() as u32) < wanted;
+            let last = found.last().map(|pair| pair.key.clone());
+            pairs.extend(found.into_iter().map(|pair| (pair.key, pair.value)));
+            cursor = match last {
+                _ if region_done && route.region.end_key.is_empty() => break,
+                _ if region_done => route.region.end_key.clone(),
+                Some(last) => after(&last),
+                None => break,
+            };
+            attempts = Attempts::new(RawScanRequest::CALL, cursor.clone(), self.deadline);
+        }
+        pairs.truncate(limit as usize);
+        Ok(pairs)
+    }
+
+    /// Up to `limit` pairs in descending order, from below `start` (exclusive; empty means the
+    /// last key) down to `end` (inclusive).
+    pub async fn reverse_scan(
+        &self,
+        start: impl Into<Bytes>,
+        end: impl Into<Bytes>,
+        limit: u32,
+    ) -> Result<Vec<Pair>, ClientError> {
+        let (mut cursor, end) = (start.into(), end.into());
+        let mut pairs = Vec::new();
+        let mut attempts = Attempts::new(RawScanRequest::CALL, cursor.clone(), self.deadline);
+        while (pairs.len() as u32) < limit && (cursor.is_empty() || cursor > end) {
+            let wanted = (limit - pairs.len() as u32).min(MAX_SCAN_BATCH);
+            let asked = async {
+                let route = self.route_below(&cursor).await?;
+                let request = RawScanRequest {
+                    start_key: cursor.clone(),
+                    end_key: end.clone().max(route.region.start_key.clone()),
+                    limit: wanted,
+                    reverse: true,
+                    ..Default::default()
+                };
+                let timeout = attempts.timeout();
+                let answer = self.attempt(&route, &cursor, request, timeout).await?;
+                Ok::<_, Failure>((route, answer.kvs))
+            };
+            let (route, found) = match asked.await {
+                Ok(answered) => answered,
+                Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::Again(retry)) => {
+                    attempts.next(retry).await?;
+                    continue;
+                }
+            };
+            let region_done = (found.len() as u32) < wanted;
+            let last = found.last().map(|pair| pair.key.clone());
+            pairs.extend(found.into_iter().map(|pair| (pair.key, pair.value)));
+            cursor = match last {
+                _ if region_done => route.region.start_key.clone(),
+                Some(last) => last,
+                None => break,
+            };
+            // An empty cursor would mean the last key again.
+            if cursor.is_empty() {
+                break;
+            }
+            attempts = Attempts::new(RawScanRequest::CALL, cursor.clone(), self.deadline);
+        }
+        pairs.truncate(limit as usize);
+        Ok(pairs)
+    }
+
+    /// Removes every key from `start` up to `end` (exclusive; empty means the last), one region
+    /// after another: on an error a part may be gone.
+    pub async fn delete_range(
+        &self,
+        start: impl Into<Bytes>,
+        end: impl Into<Bytes>,
+    ) -> Result<(), ClientError> {
+        let (mut cursor, end) = (start.into(), end.into());
+        let call = RawDeleteRangeRequest::CALL;
+        let mut attempts = Attempts::new(call, cursor.clone(), self.deadline);
+        while end.is_empty() || cursor < end {
+            let asked = async {
+                let route = self.route(&cursor).await?;
+                let request = RawDeleteRangeRequest {
+                    start_key: cursor.clone(),
+                    end_key: lower_end(&end, &route.region.end_key),
+                    ..Default::default()
+                };
+                self.attempt(&route, &cursor, request, attempts.timeout()).await?;
+                Ok::<_, Failure>(route)
+            };
+            match asked.await {
+                Ok(route) if route.region.end_key.is_empty() => break,
+                Ok(route) => {
+                    cursor = route.region.end_key.clone();
+                    attempts = Attempts::new(call, cursor.clone(), self.deadline);
+                }
+                Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::Again(retry)) => attempts.next(retry).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Splits regions so that each of the keys begins one. Answers the regions that came of it;
+    /// none for keys that begin a region already.
+    pub async fn split_region(&self, keys: Vec<Bytes>) -> Result<Vec<Region>, ClientError> {
+        let mut regions = Vec::new();
+        let mut left = keys;
+        left.sort_unstable();
+        left.dedup();
+        // An empty key is where the first region begins.
+        left.retain(|key| !key.is_empty());
+        let Some(first) = left.first().cloned() else {
+            return Ok(regions);
+        };
+        let mut attempts = Attempts::new(SplitRegionRequest::CALL, first, self.deadline);
+        while let Some(key) = left.first().cloned() {
+            let asked = async {
+                let route = self.route(&key).await?;
+                let inside = left.iter().take_while(|key| route.contains(key)).count();
+                let split_keys: Vec<Bytes> = left[..inside]
+                    .iter()
+                    .filter(|key| **key != route.region.start_key)
+                    .cloned()
+                    .collect();
+                if split_keys.is_empty() {
+                    return Ok((inside, Vec::new()));
+                }
+                let request =
+                    SplitRegionRequest { split_keys, is_raw_kv: true, ..Default::default() };
+                let answer = self.attempt(&route, &key, request, attempts.timeout()).await?;
+                self.shared.cache.remove(&route);
+                Ok::<_, Failure>((inside, answer.regions))
+            };
+            match asked.await {
+                Ok((inside, made)) => {
+                    left.drain(..inside);
+                    regions.extend(made);
+                    let next = left.first().cloned().unwrap_or_default();
+                    attempts = Attempts::new(SplitRegionRequest::CALL, next, self.deadline);
+                }
+                Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::Again(retry)) => attempts.next(retry).await?,
+            }
+        }
+        Ok(regions)
+    }
+
+    /// Sends items to the regions that their keys belong to, several at a time, until all have
+    /// been answered. What a region refuses because it has changed is divided up again.
+    async fn by_region<T, R>(
+        &self,
+        mut left: Vec<T>,
+        key: fn(&T) -> &Bytes,
+        size: fn(&T) -> usize,
+        make: fn(Vec<T>) -> R,
+    ) -> Result<Vec<R::Response>, ClientError>
+    where
+        T: Clone + Send,
+        R: RegionRequest,
+    {
+        let mut answers = Vec::new();
+        left.sort_by(|a, b| key(a).cmp(key(b)));
+        let Some(first) = left.first().map(|item| key(item).clone()) else {
+            return Ok(answers);
+        };
+        let mut attempts = Attempts::new(R::CALL, first, self.deadline);
+        while !left.is_empty() {
+            let parts = match self.divide(std::mem::take(&mut left), key, size).await {
+                Ok(parts) => parts,
+                Err((items, Failure::Again(retry))) => {
+                    left = items;
+                    attempts.next(retry).await?;
+                    continue;
+                }
+                Err((_, Failure::Final(error))) => return Err(error),
+            };
+            let timeout = attempts.timeout();
+            let mut asked = stream::iter(parts)
+                .map(|(route, items)| async move {
+                    let request = make(items.clone());
+                    let answer = self.attempt(&route, key(&items[0]), request, timeout).await;
+                    (items, answer)
+                })
+                .buffer_unordered(MAX_CONCURRENT_REGIONS);
+            let mut again = None;
+            while let Some((items, answer)) = asked.next().await {
+                match answer {
+                    Ok(answer) => answers.push(answer),
+                    Err(Failure::Final(error)) => return Err(error),
+                    Err(Failure::Again(retry)) => {
+                        left.extend(items);
+                        again = Some(retry);
+                    }
+                }
+            }
+            if let Some(retry) = again {
+                left.sort_by(|a, b| key(a).cmp(key(b)));
+                attempts.next(retry).await?;
+            }
+        }
+        Ok(answers)
+    }
+
+    /// Cuts sorted items into parts, each of one region and of a bounded size. On failure all
+    /// items come back.
+    #[allow(clippy::type_complexity)]
+    async fn divide<T: Clone>(
+        &self,
+        items: Vec<T>,
+        key: fn(&T) -> &Bytes,
+        size: fn(&T) -> usize,
+    ) -> Result<Vec<(Arc<Route>, Vec<T>)>, (Vec<T>, Failure)> {
+        let mut parts: Vec<(Arc<Route>, Vec<T>)> = Vec::new();
+        let mut bytes = 0;
+        for item in &items {
+            let item_size = size(item);
+            if let Some((route, part)) = parts.last_mut()
+                && route.contains(key(item))
+                && bytes + item_size <= MAX_BATCH_BYTES
+            {
+                bytes += item_size;
+                part.push(item.clone());
+                continue;
+            }
+            match self.route(key(item)).await {
+                Ok(route) => parts.push((route, vec![item.clone()])),
+                Err(failure) => return Err((items, failure)),
+            }
+            bytes = item_size;
+        }
+        Ok(parts)
+    }
+}
+
+/// The lower of two ends, where an empty one means no bound.
+fn lower_end(a: &Bytes, b: &Bytes) -> Bytes {
+    match (a.is_empty(), b.is_empty()) {
+        (true, _) => b.clone(),
+        (_, true) => a.clone(),
+        _ => a.min(b).clone(),
+    }
+}
+
+/// The first key after another.
+fn after(key: &Bytes) -> Bytes {
+    let mut next = Vec::with_capacity(key.len() + 1);
+    next.extend_from_slice(key);
+    next.push(0);
+    next.into()
+}

@@ -1,0 +1,123 @@
+//! Connections to stores in other processes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use tonic::transport::Channel;
+use tonic::{Code, Response, Status};
+
+use super::batch::BatchStream;
+use super::request::{Incoming, Outgoing};
+use crate::channel;
+use crate::error::ClientError;
+use crate::placement::PlacementClient;
+use crate::proto::metapb::StoreState;
+use crate::proto::tikvpb::tikv_client::TikvClient;
+use crate::server::MAX_MESSAGE_BYTES;
+
+/// Why there is no response.
+#[derive(Clone, Debug)]
+pub(super) enum SendError {
+    /// The store has not seen the request.
+    NotSent(String),
+    /// It may have, and may have acted on it.
+    Unknown(String),
+    /// It has, and does not serve such requests.
+    Refused(String),
+    /// It cannot be sent to.
+    Final(ClientError),
+}
+
+/// A connection and the stream on it.
+#[derive(Clone)]
+struct Connection {
+    address: String,
+    channel: Channel,
+    batch: BatchStream,
+}
+
+/// The connections, opened when first needed and again when they break.
+pub(super) struct Stores {
+    placement: PlacementClient,
+    connections: RwLock<HashMap<u64, Connection>>,
+    /// Held by the one who connects, so that a hundred requests make one connection to a store.
+    connecting: tokio::sync::Mutex<HashMap<u64, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl Stores {
+    pub(super) fn new(placement: PlacementClient) -> Self {
+        Stores { placement, connections: RwLock::default(), connecting: Default::default() }
+    }
+
+    /// Sends a request to a store and waits for its answer.
+    pub(super) async fn send(&self, store: u64, request: Outgoing) -> Result<Incoming, SendError> {
+        let connection = self.connection(store).await?;
+        let mut client = TikvClient::new(connection.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let answered = match request {
+            Outgoing::Batched(command) => {
+                let reply = connection.batch.send(command).await?;
+                return Ok(Incoming::Batched(Box::new(reply)));
+            }
+            Outgoing::CompareAndSwap(request) => {
+                alone(client.raw_compare_and_swap(*request).await, Incoming::CompareAndSwap)
+            }
+            Outgoing::KeyTtl(request) => {
+                alone(client.raw_get_key_ttl(*request).await, Incoming::KeyTtl)
+            }
+            Outgoing::Split(request) => alone(client.split_region(*request).await, Incoming::Split),
+        };
+        answered.map_err(|status| {
+            let reason = format!("{}: {}", connection.address, channel::describe(&status));
+            match status.code() {
+                Code::Unimplemented | Code::InvalidArgument => SendError::Refused(reason),
+                _ => SendError::Unknown(reason),
+            }
+        })
+    }
+
+    async fn connection(&self, store: u64) -> Result<Connection, SendError> {
+        if let Some(connection) = self.open(store) {
+            return Ok(connection);
+        }
+        let gate = Arc::clone(self.connecting.lock().await.entry(store).or_default());
+        let _connecting = gate.lock().await;
+        if let Some(connection) = self.open(store) {
+            return Ok(connection);
+        }
+        // Asked again each time: a store may have moved.
+        let (described, _) = match self.placement.get_store(store).await {
+            Ok(found) => found,
+            // The region's news of a store may come before placement's.
+            Err(error @ ClientError::NoStore { .. }) => {
+                return Err(SendError::NotSent(error.to_string()));
+            }
+            Err(error) => return Err(SendError::Final(error)),
+        };
+        if described.state() == StoreState::Tombstone {
+            return Err(SendError::NotSent(format!("store {store} has left the cluster")));
+        }
+        let address = described.address;
+        let channel = channel::connect(&address)
+            .await
+            .map_err(|reason| SendError::NotSent(format!("store {store} at {reason}")))?;
+        let batch = BatchStream::open(address.clone(), channel.clone());
+        let connection = Connection { address, channel, batch };
+        self.connections.write().insert(store, connection.clone());
+        Ok(connection)
+    }
+
+    fn open(&self, store: u64) -> Option<Connection> {
+        // The stream ends when the connection does, and says so for both.
+        self.connections.read().get(&store).filter(|known| !known.batch.has_ended()).cloned()
+    }
+}
+
+fn alone<T>(
+    answered: Result<Response<T>, Status>,
+    wrap: impl FnOnce(Box<T>) -> Incoming,
+) -> Result<Incoming, Status> {
+    answered.map(|response| wrap(Box::new(response.into_inner())))
+}

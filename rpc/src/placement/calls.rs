@@ -1,0 +1,269 @@
+//! The calls, one method each.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use super::{Answered, PlacementClient};
+use crate::error::ClientError;
+use crate::proto::keyspacepb::keyspace_client::KeyspaceClient;
+use crate::proto::keyspacepb::{KeyspaceMeta, LoadKeyspaceRequest, LoadKeyspaceResponse};
+use crate::proto::metapb::{Peer, Region, Store};
+use crate::proto::pdpb::pd_client::PdClient;
+use crate::proto::pdpb::*;
+use crate::server::MAX_MESSAGE_BYTES;
+
+/// A region, and who leads it as far as placement knows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RegionInfo {
+    pub region: Region,
+    pub leader: Option<Peer>,
+    pub down_peers: Vec<PeerStats>,
+    pub pending_peers: Vec<Peer>,
+}
+
+macro_rules! answered {
+    ($($response:ty),* $(,)?) => {
+        $(impl Answered for $response {
+            fn header(&self) -> Option<&ResponseHeader> {
+                self.header.as_ref()
+            }
+        })*
+    };
+}
+
+answered!(
+    AllocIdResponse,
+    AskBatchSplitResponse,
+    BootstrapResponse,
+    GetAllStoresResponse,
+    GetGcSafePointResponse,
+    GetMembersResponse,
+    GetMinTsResponse,
+    GetOperatorResponse,
+    GetRegionResponse,
+    GetStoreResponse,
+    IsBootstrappedResponse,
+    LoadKeyspaceResponse,
+    PutStoreResponse,
+    ReportBatchSplitResponse,
+    ScanRegionsResponse,
+    ScatterRegionResponse,
+    StoreHeartbeatResponse,
+    UpdateGcSafePointResponse,
+);
+
+/// Makes one call on the leader; the fields are moved into a fresh request for every attempt.
+macro_rules! call {
+    ($client:expr, $service:ident :: $method:ident, $request:ident { $($field:ident : $value:expr),* $(,)? }) => {
+        $client.shared.call(stringify!($method), |channel, header| {
+            let request = $request { header: Some(header), $($field: $value.clone(),)* ..Default::default() };
+            async move {
+                $service::new(channel)
+                    .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                    .$method(request)
+                    .await
+            }
+        })
+    };
+}
+
+// Where a response has everything that its request asked for, the update syntax is superfluous.
+#[allow(clippy::needless_update)]
+impl PlacementClient {
+    /// All members and the one that leads.
+    pub async fn get_members(&self) -> Result<GetMembersResponse, ClientError> {
+        call!(self, PdClient::get_members, GetMembersRequest {}).await
+    }
+
+    pub async fn is_bootstrapped(&self) -> Result<bool, ClientError> {
+        let answer = call!(self, PdClient::is_bootstrapped, IsBootstrappedRequest {}).await?;
+        Ok(answer.bootstrapped)
+    }
+
+    /// Makes the cluster: its first store, and the region that covers everything. Refused with
+    /// `AlreadyBootstrapped` if another store, or an earlier attempt of ours, was first.
+    pub async fn bootstrap(&self, store: Store, region: Region) -> Result<(), ClientError> {
+        let (store, region) = (Some(store), Some(region));
+        call!(self, PdClient::bootstrap, BootstrapRequest { store: store, region: region }).await?;
+        Ok(())
+    }
+
+    /// Consecutive ids that nobody else gets.
+    pub async fn alloc_id(&self, count: u32) -> Result<Range<u64>, ClientError> {
+        let count = count.max(1);
+        let answer = call!(self, PdClient::alloc_id, AllocIdRequest { count: count }).await?;
+        let end = answer.id + 1;
+        let first = end.checked_sub(u64::from(count)).filter(|first| *first > 0);
+        let problem = "ids from before the first";
+        let start = first.ok_or(ClientError::PlacementAnswer { call: "alloc_id", problem })?;
+        Ok(start..end)
+    }
+
+    /// The last of `count` consecutive timestamps, newer than all that were handed out before this
+    /// was called. Callers at the same time share a request.
+    pub async fn tso(&self, count: u32) -> Result<Timestamp, ClientError> {
+        self.shared.timestamps.get(count).await
+    }
+
+    /// A timestamp no newer than any that will be handed out.
+    pub async fn min_ts(&self) -> Result<Timestamp, ClientError> {
+        let answer = call!(self, PdClient::get_min_ts, GetMinTsRequest {}).await?;
+        let problem = "no timestamp";
+        answer.timestamp.ok_or(ClientError::PlacementAnswer { call: "get_min_ts", problem })
+    }
+
+    /// Adds a store or updates what is known of it.
+    pub async fn put_store(&self, store: Store) -> Result<(), ClientError> {
+        let store = Some(store);
+        call!(self, PdClient::put_store, PutStoreRequest { store: store }).await?;
+        Ok(())
+    }
+
+    /// One store and its last report.
+    pub async fn get_store(&self, id: u64) -> Result<(Store, StoreStats), ClientError> {
+        let answer = call!(self, PdClient::get_store, GetStoreRequest { store_id: id }).await?;
+        let store = answer.store.ok_or(ClientError::NoStore { store: id })?;
+        Ok((store, answer.stats.unwrap_or_default()))
+    }
+
+    pub async fn get_stores(&self, exclude_tombstones: bool) -> Result<Vec<Store>, ClientError> {
+        let answer = call!(
+            self,
+            PdClient::get_all_stores,
+            GetAllStoresRequest { exclude_tombstone_stores: exclude_tombstones }
+        )
+        .await?;
+        Ok(answer.stores)
+    }
+
+    pub async fn store_heartbeat(
+        &self,
+        stats: StoreStats,
+    ) -> Result<StoreHeartbeatResponse, ClientError> {
+        let stats = Some(stats);
+        call!(self, PdClient::store_heartbeat, StoreHeartbeatRequest { stats: stats }).await
+    }
+
+    /// The region that holds a key.
+    pub async fn region_by_key(&self, key: Bytes) -> Result<Option<RegionInfo>, ClientError> {
+        let answer =
+            call!(self, PdClient::get_region, GetRegionRequest { region_key: key }).await?;
+        Ok(RegionInfo::from_response(answer))
+    }
+
+    /// The region before the one that holds a key.
+    pub async fn previous_region(&self, key: Bytes) -> Result<Option<RegionInfo>, ClientError> {
+        let answer =
+            call!(self, PdClient::get_prev_region, GetRegionRequest { region_key: key }).await?;
+        Ok(RegionInfo::from_response(answer))
+    }
+
+    pub async fn region_by_id(&self, id: u64) -> Result<Option<RegionInfo>, ClientError> {
+        let answer =
+            call!(self, PdClient::get_region_by_id, GetRegionByIdRequest { region_id: id }).await?;
+        Ok(RegionInfo::from_response(answer))
+    }
+
+    /// Regions in key order from the one that holds `start`, up to `end` (exclusive; empty means
+    /// the last) and at most `limit` (0 means all).
+    pub async fn scan_regions(
+        &self,
+        start: Bytes,
+        end: Bytes,
+        limit: u32,
+    ) -> Result<Vec<RegionInfo>, ClientError> {
+        let limit = i32::try_from(limit).unwrap_or(i32::MAX);
+        let answer = call!(
+            self,
+            PdClient::scan_regions,
+            ScanRegionsRequest { start_key: start, end_key: end, limit: limit }
+        )
+        .await?;
+        Ok(answer.regions.into_iter().filter_map(RegionInfo::from_region).collect())
+    }
+
+    /// Ids for a region's split into `count` more.
+    pub async fn ask_batch_split(
+        &self,
+        region: Region,
+        count: u32,
+        reason: SplitReason,
+    ) -> Result<Vec<SplitId>, ClientError> {
+        let (region, reason) = (Some(region), i32::from(reason));
+        let answer = call!(
+            self,
+            PdClient::ask_batch_split,
+            AskBatchSplitRequest { region: region, split_count: count, reason: reason }
+        )
+        .await?;
+        if answer.ids.len() != count as usize {
+            let problem = "another number of ids than was asked for";
+            return Err(ClientError::PlacementAnswer { call: "ask_batch_split", problem });
+        }
+        Ok(answer.ids)
+    }
+
+    /// Tells what came of a split.
+    pub async fn report_batch_split(&self, regions: Vec<Region>) -> Result<(), ClientError> {
+        call!(self, PdClient::report_batch_split, ReportBatchSplitRequest { regions: regions })
+            .await?;
+        Ok(())
+    }
+
+    /// Spreads regions over the stores; answers those that could not be.
+    pub async fn scatter_regions(&self, regions: Vec<u64>) -> Result<Vec<u64>, ClientError> {
+        let answer =
+            call!(self, PdClient::scatter_region, ScatterRegionRequest { regions_id: regions })
+                .await?;
+        Ok(answer.failed_regions_id)
+    }
+
+    /// What is being done to a region.
+    pub async fn get_operator(&self, region: u64) -> Result<GetOperatorResponse, ClientError> {
+        call!(self, PdClient::get_operator, GetOperatorRequest { region_id: region }).await
+    }
+
+    pub async fn gc_safe_point(&self) -> Result<u64, ClientError> {
+        let answer = call!(self, PdClient::get_gc_safe_point, GetGcSafePointRequest {}).await?;
+        Ok(answer.safe_point)
+    }
+
+    /// Moves the safe point forward; answers where it is then.
+    pub async fn update_gc_safe_point(&self, safe_point: u64) -> Result<u64, ClientError> {
+        let answer = call!(
+            self,
+            PdClient::update_gc_safe_point,
+            UpdateGcSafePointRequest { safe_point: safe_point }
+        )
+        .await?;
+        Ok(answer.new_safe_point)
+    }
+
+    pub async fn load_keyspace(&self, name: &str) -> Result<Option<KeyspaceMeta>, ClientError> {
+        let name = name.to_string();
+        let answer =
+            call!(self, KeyspaceClient::load_keyspace, LoadKeyspaceRequest { name: name }).await?;
+        Ok(answer.keyspace)
+    }
+}
+
+impl RegionInfo {
+    fn from_response(answer: GetRegionResponse) -> Option<Self> {
+        Some(RegionInfo {
+            region: answer.region?,
+            leader: answer.leader,
+            down_peers: answer.down_peers,
+            pending_peers: answer.pending_peers,
+        })
+    }
+
+    fn from_region(found: crate::proto::pdpb::Region) -> Option<Self> {
+        Some(RegionInfo {
+            region: found.region?,
+            leader: found.leader,
+            down_peers: found.down_peers,
+            pending_peers: found.pending_peers,
+        })
+    }
+}

@@ -1,0 +1,127 @@
+//! The stream of region heartbeats, which outlives connections and leaders.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::{Attempt, FIRST_RETRY, LONGEST_RETRY, PlacementClient, Shared};
+use crate::backoff::Backoff;
+use crate::channel;
+use crate::proto::pdpb::pd_client::PdClient;
+use crate::proto::pdpb::{RegionHeartbeatRequest, RegionHeartbeatResponse};
+
+/// Steps that may wait for the region logic; beyond this the stream is not read.
+const MAX_WAITING_STEPS: usize = 1024;
+
+/// Heartbeats on their way into one connection.
+const HEARTBEATS_AHEAD: usize = 64;
+
+impl PlacementClient {
+    /// Sends every heartbeat to whoever leads, and answers the steps that come back. Headers are
+    /// filled in here. While no leader is reachable, heartbeats wait in the caller's channel; one
+    /// that was on its way when a connection broke is lost, as the next will say more. Ends when
+    /// either channel is closed.
+    pub fn region_heartbeats(
+        &self,
+        outgoing: mpsc::Receiver<RegionHeartbeatRequest>,
+    ) -> mpsc::Receiver<RegionHeartbeatResponse> {
+        let (steps, incoming) = mpsc::channel(MAX_WAITING_STEPS);
+        tokio::spawn(run(Arc::clone(&self.shared), outgoing, steps));
+        incoming
+    }
+}
+
+/// Why a connection is no longer used.
+enum End {
+    /// The caller has closed one of its channels.
+    Done,
+    Broken(String),
+}
+
+async fn run(
+    shared: Arc<Shared>,
+    mut outgoing: mpsc::Receiver<RegionHeartbeatRequest>,
+    steps: mpsc::Sender<RegionHeartbeatResponse>,
+) {
+    let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
+    // A stream is opened for the first heartbeat, and again for the next after it broke.
+    while let Some(first) = tokio::select! {
+        first = outgoing.recv() => first,
+        () = steps.closed() => None,
+    } {
+        let current = shared.leader.current();
+        let end = converse(&shared, current.channel, first, &mut outgoing, &steps, || {
+            backoff.reset();
+        })
+        .await;
+        match end {
+            End::Done => return,
+            End::Broken(reason) => {
+                tracing::info!(leader = %current.address, reason, "region heartbeats broke off");
+                tokio::time::sleep(backoff.step()).await;
+                shared.leader.refresh(current.generation).await;
+            }
+        }
+    }
+}
+
+async fn converse(
+    shared: &Shared,
+    channel: tonic::transport::Channel,
+    first: RegionHeartbeatRequest,
+    outgoing: &mut mpsc::Receiver<RegionHeartbeatRequest>,
+    steps: &mpsc::Sender<RegionHeartbeatResponse>,
+    mut answered: impl FnMut(),
+) -> End {
+    let stamp = |mut heartbeat: RegionHeartbeatRequest| {
+        heartbeat.header = Some(shared.header());
+        heartbeat
+    };
+    let (requests, stream) = mpsc::channel(HEARTBEATS_AHEAD);
+    if requests.send(stamp(first)).await.is_err() {
+        return End::Broken("the stream ended before it began".into());
+    }
+    let mut client = PdClient::new(channel);
+    let mut responses = match client.region_heartbeat(ReceiverStream::new(stream)).await {
+        Ok(responses) => responses.into_inner(),
+        Err(status) => return End::Broken(channel::describe(&status)),
+    };
+    // Each direction goes on while the other waits: a leader that is slow to read must not keep us
+    // from taking its steps, for which it may be waiting itself.
+    let sending = async {
+        while let Some(heartbeat) = outgoing.recv().await {
+            if requests.send(stamp(heartbeat)).await.is_err() {
+                return End::Broken("the stream ended".into());
+            }
+        }
+        End::Done
+    };
+    let receiving = async {
+        loop {
+            let response = match responses.next().await {
+                Some(Ok(response)) => response,
+                Some(Err(status)) => return End::Broken(channel::describe(&status)),
+                None => return End::Broken("the stream ended".into()),
+            };
+            match shared.judge("region_heartbeat", response.header.as_ref()) {
+                Ok(()) => answered(),
+                Err(Attempt::Again(reason)) => return End::Broken(reason),
+                Err(Attempt::Final(error)) => {
+                    // It concerns one region, not the stream.
+                    tracing::warn!(%error, region = response.region_id, "a heartbeat was refused");
+                    continue;
+                }
+            }
+            if steps.send(response).await.is_err() {
+                return End::Done;
+            }
+        }
+    };
+    tokio::select! {
+        end = sending => end,
+        end = receiving => end,
+        () = steps.closed() => End::Done,
+    }
+}

@@ -1,0 +1,196 @@
+//! One `BatchCommands` stream: many requests at once, answered in whatever order they finish.
+//!
+//! The response stream owns the request stream and all unfinished work. It is polled by the
+//! connection; when the client hangs up, the connection drops it, and with it the work.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, Stream, StreamExt};
+use prost::Message;
+use tokio::task::JoinHandle;
+use tonic::Status;
+
+use crate::proto::tikvpb::batch_commands_response::Response;
+use crate::proto::tikvpb::{
+    BatchCommandsEmptyRequest, BatchCommandsEmptyResponse, BatchCommandsRequest,
+    BatchCommandsResponse,
+};
+use crate::service::{Command, Reply, StoreService};
+
+/// Requests of one stream that may be unfinished; beyond this the stream is not read, so that the
+/// client feels it.
+pub const MAX_IN_FLIGHT_PER_STREAM: usize = 4096;
+
+/// Responses sent in one message.
+pub const MAX_RESPONSES_PER_BATCH: usize = 256;
+
+/// A message is sent once its responses have reached this size.
+pub const MAX_RESPONSE_BATCH_BYTES: usize = 1 << 20;
+
+/// The longest delay that a client may ask of an empty request.
+const MAX_EMPTY_DELAY: Duration = Duration::from_secs(60);
+
+type Work = BoxFuture<'static, (u64, Response)>;
+
+/// The responses to a stream of requests.
+pub(super) struct Responses<S, I> {
+    service: Arc<S>,
+    incoming: I,
+    /// The incoming half has ended; what is in flight is still answered.
+    ended: bool,
+    in_flight: FuturesUnordered<Work>,
+    /// An error that ends the stream once what is ready has been sent.
+    failed: Option<Status>,
+}
+
+impl<S, I> Responses<S, I>
+where
+    S: StoreService,
+    I: Stream<Item = Result<BatchCommandsRequest, Status>> + Unpin,
+{
+    pub(super) fn new(service: Arc<S>, incoming: I) -> Self {
+        Responses {
+            service,
+            incoming,
+            ended: false,
+            in_flight: FuturesUnordered::new(),
+            failed: None,
+        }
+    }
+
+    fn accept(&mut self, batch: BatchCommandsRequest) {
+        if batch.requests.len() != batch.request_ids.len() {
+            self.failed = Some(Status::invalid_argument(format!(
+                "a batch of {} requests came with {} ids",
+                batch.requests.len(),
+                batch.request_ids.len()
+            )));
+            self.ended = true;
+            return;
+        }
+        metrics::histogram!("esker_rpc_batch_commands_size").record(batch.requests.len() as f64);
+        for (request, id) in batch.requests.into_iter().zip(batch.request_ids) {
+            self.in_flight.push(self.start(id, request.cmd));
+        }
+    }
+
+    fn start(&self, id: u64, command: Option<Command>) -> Work {
+        let Some(command) = command else {
+            // A command that this version does not know. An empty response makes the client's
+            // call fail; no response would make it wait for ever.
+            return std::future::ready((id, Response { cmd: None })).boxed();
+        };
+        if let Command::Empty(request) = command {
+            return empty(request)
+                .map(move |reply| (id, Response { cmd: Some(Reply::Empty(reply)) }))
+                .boxed();
+        }
+        let long = may_take_long(&command);
+        let answer = self.service.handle(command);
+        let work = async move {
+            let cmd = match answer.await {
+                Ok(reply) => Some(reply),
+                Err(status) => {
+                    tracing::debug!(%status, "a batched command was refused");
+                    None
+                }
+            };
+            (id, Response { cmd })
+        };
+        if long { Spawned(tokio::spawn(work)).into_work(id) } else { work.boxed() }
+    }
+}
+
+/// Whether a command reads so much that it would hold up the others of its stream, which are
+/// polled on one task, and should have a task of its own.
+fn may_take_long(command: &Command) -> bool {
+    !matches!(
+        command,
+        Command::RawGet(_)
+            | Command::RawPut(_)
+            | Command::RawDelete(_)
+            | Command::RawBatchPut(_)
+            | Command::RawBatchDelete(_)
+            | Command::Get(_)
+            | Command::Prewrite(_)
+            | Command::Commit(_)
+    )
+}
+
+async fn empty(request: BatchCommandsEmptyRequest) -> BatchCommandsEmptyResponse {
+    let delay = Duration::from_millis(request.delay_time).min(MAX_EMPTY_DELAY);
+    if !delay.is_zero() {
+        tokio::time::sleep(delay).await;
+    }
+    BatchCommandsEmptyResponse { test_id: request.test_id }
+}
+
+/// A task that ends with its handle.
+struct Spawned(JoinHandle<(u64, Response)>);
+
+impl Spawned {
+    fn into_work(mut self, id: u64) -> Work {
+        async move {
+            (&mut self.0).await.unwrap_or_else(|error| {
+                tracing::error!(%error, "a batched command's task failed");
+                (id, Response { cmd: None })
+            })
+        }
+        .boxed()
+    }
+}
+
+impl Drop for Spawned {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl<S, I> Stream for Responses<S, I>
+where
+    S: StoreService,
+    I: Stream<Item = Result<BatchCommandsRequest, Status>> + Unpin,
+{
+    type Item = Result<BatchCommandsResponse, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        while !this.ended && this.in_flight.len() < MAX_IN_FLIGHT_PER_STREAM {
+            match this.incoming.poll_next_unpin(context) {
+                Poll::Ready(Some(Ok(batch))) => this.accept(batch),
+                Poll::Ready(Some(Err(status))) => {
+                    // The connection broke or the client gave up: nobody reads the answers.
+                    this.ended = true;
+                    this.in_flight.clear();
+                    this.failed = Some(status);
+                }
+                Poll::Ready(None) => this.ended = true,
+                Poll::Pending => break,
+            }
+        }
+        let mut batch = BatchCommandsResponse::default();
+        let mut bytes = 0;
+        while batch.responses.len() < MAX_RESPONSES_PER_BATCH && bytes < MAX_RESPONSE_BATCH_BYTES {
+            match this.in_flight.poll_next_unpin(context) {
+                Poll::Ready(Some((id, response))) => {
+                    bytes += response.encoded_len();
+                    batch.responses.push(response);
+                    batch.request_ids.push(id);
+                }
+                Poll::Ready(None) | Poll::Pending => break,
+            }
+        }
+        if !batch.responses.is_empty() {
+            return Poll::Ready(Some(Ok(batch)));
+        }
+        if this.ended && this.in_flight.is_empty() {
+            return Poll::Ready(this.failed.take().map(Err));
+        }
+        Poll::Pending
+    }
+}

@@ -1,0 +1,214 @@
+//! A cluster as the commands see it: through the placement driver, and through the
+//! admin service of one store.
+
+use std::time::Duration;
+
+use clap::Args;
+use esker_rpc::kv::KvClient;
+use esker_rpc::placement::{CONNECT_DEADLINE, PlacementClient};
+use esker_rpc::proto::esker as wire;
+use esker_rpc::proto::esker::admin_client::AdminClient;
+use esker_rpc::proto::metapb;
+use tonic::transport::{Channel, Endpoint};
+
+use super::address::Address;
+use super::error::CliError;
+use super::key::Text;
+use super::view::{MemberView, RegionView};
+
+/// Regions asked for in one request.
+const REGION_PAGE: u32 = 1_024;
+
+/// How long a store may take to accept a connection, and to answer.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where these stand in the help of every command that has them.
+const CLUSTER_HEADING: &str = "Cluster";
+
+/// Which cluster, and how to print what it says.
+#[derive(Debug, Args)]
+pub struct ClusterArguments {
+    /// A member of the cluster's placement driver
+    #[arg(
+        long,
+        global = true,
+        value_name = "HOST:PORT",
+        env = "ESKER_PLACEMENT",
+        hide_env_values = true,
+        default_value = "127.0.0.1:2379",
+        help_heading = CLUSTER_HEADING
+    )]
+    pub placement: Address,
+    /// Prints JSON, for programs
+    #[arg(long, global = true, help_heading = CLUSTER_HEADING)]
+    pub json: bool,
+}
+
+pub struct Cluster {
+    placement: PlacementClient,
+}
+
+impl Cluster {
+    pub async fn connect(arguments: &ClusterArguments) -> Result<Self, CliError> {
+        Self::connect_within(arguments, CONNECT_DEADLINE).await
+    }
+
+    /// The same with another limit to how long a leader is looked for.
+    pub async fn connect_within(
+        arguments: &ClusterArguments,
+        deadline: Duration,
+    ) -> Result<Self, CliError> {
+        let endpoints = vec![arguments.placement.to_string()];
+        match PlacementClient::connect_within(endpoints, deadline).await {
+            Ok(placement) => Ok(Cluster { placement }),
+            Err(error) => Err(CliError::Connect {
+                placement: arguments.placement.clone(),
+                reason: error.to_string(),
+            }),
+        }
+    }
+
+    /// A client for keys, of the same cluster.
+    pub fn kv(&self) -> KvClient {
+        KvClient::new(self.placement.clone(), [])
+    }
+
+    /// All regions, in the order of their keys.
+    pub async fn regions(&self) -> Result<Vec<RegionView>, CliError> {
+        let mut regions: Vec<RegionView> = Vec::new();
+        loop {
+            // A page starts where the last one ended; the first one at the first key.
+            let start = regions.last().map(|region| region.end_key.0.clone()).unwrap_or_default();
+            let found =
+                self.placement.scan_regions(start.clone(), Default::default(), REGION_PAGE).await?;
+            let page = found.into_iter().map(RegionView::from);
+            let before = regions.len();
+            // One that does not go on behind the last one is not news.
+            regions.extend(page.filter(|region| before == 0 || region.start_key.0 >= start));
+            let complete = regions.last().is_none_or(|last| last.end_key.0.is_empty());
+            if complete || regions.len() == before {
+                return Ok(regions);
+            }
+        }
+    }
+
+    pub async fn region(&self, id: u64) -> Result<RegionView, CliError> {
+        let found = self.placement.region_by_id(id).await?;
+        found.map(RegionView::from).ok_or(CliError::NoSuchRegion(id))
+    }
+
+    pub async fn region_of(&self, key: &Text) -> Result<RegionView, CliError> {
+        let found = self.placement.region_by_key(key.0.clone()).await?;
+        found.map(RegionView::from).ok_or_else(|| CliError::NoRegionFor(key.clone()))
+    }
+
+    pub async fn stores(&self) -> Result<Vec<metapb::Store>, CliError> {
+        Ok(self.placement.get_stores(false).await?)
+    }
+
+    /// Where a store listens.
+    pub async fn address(&self, store: u64) -> Result<String, CliError> {
+        let stores = self.stores().await?;
+        let found = stores.into_iter().find(|known| known.id == store);
+        found.map(|known| known.address).ok_or(CliError::NoSuchStore(store))
+    }
+
+    pub async fn members(&self) -> Result<Vec<MemberView>, CliError> {
+        let answer = self.placement.get_members().await?;
+        let leader = answer.leader;
+        let members = answer.members.into_iter();
+        Ok(members.map(|member| MemberView::new(member, leader.as_ref())).collect())
+    }
+
+    /// One timestamp: its milliseconds since 1970, and its logical part.
+    pub async fn timestamp(&self) -> Result<(u64, u64), CliError> {
+        let last = self.placement.tso(1).await?;
+        let part = |number: i64| u64::try_from(number).unwrap_or(0);
+        Ok((part(last.physical), part(last.logical)))
+    }
+
+    /// The admin service of a store.
+    pub async fn admin(&self, store: u64) -> Result<StoreAdmin, CliError> {
+        let address = self.address(store).await?;
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .map(|endpoint| endpoint.connect_timeout(CONNECT_TIMEOUT).timeout(ANSWER_TIMEOUT));
+        let connected = match endpoint {
+            Ok(endpoint) => endpoint.connect().await,
+            Err(error) => Err(error),
+        };
+        match connected {
+            Ok(channel) => Ok(StoreAdmin { store, address, client: AdminClient::new(channel) }),
+            Err(error) => Err(CliError::Store { store, address, reason: causes(&error) }),
+        }
+    }
+}
+
+/// An error and what caused it: the transport's own message does not say.
+fn causes(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |error| error.source())
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
+}
+
+/// The admin service of one store.
+pub struct StoreAdmin {
+    store: u64,
+    address: String,
+    client: AdminClient<Channel>,
+}
+
+impl StoreAdmin {
+    pub async fn split_region(
+        mut self,
+        request: wire::SplitRegionRequest,
+    ) -> Result<wire::SplitRegionResponse, CliError> {
+        let answer = self.client.split_region(request).await;
+        self.answer(answer)
+    }
+
+    pub async fn transfer_leader(
+        mut self,
+        request: wire::TransferLeaderRequest,
+    ) -> Result<wire::TransferLeaderResponse, CliError> {
+        let answer = self.client.transfer_leader(request).await;
+        self.answer(answer)
+    }
+
+    pub async fn region_detail(
+        mut self,
+        request: wire::RegionDetailRequest,
+    ) -> Result<wire::RegionDetailResponse, CliError> {
+        let answer = self.client.region_detail(request).await;
+        self.answer(answer)
+    }
+
+    fn answer<T>(self, answer: Result<tonic::Response<T>, tonic::Status>) -> Result<T, CliError> {
+        match answer {
+            Ok(answer) => Ok(answer.into_inner()),
+            Err(status) => Err(CliError::Store {
+                store: self.store,
+                address: self.address,
+                reason: status.message().to_owned(),
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_cluster_that_is_not_there_is_a_failure_that_names_the_address() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+        let address = free.local_addr().expect("it is bound").to_string();
+        drop(free);
+        let placement = address.parse().expect("what a socket says is an address");
+        let arguments = ClusterArguments { placement, json: false };
+        let connected = Cluster::connect_within(&arguments, Duration::from_millis(100)).await;
+        let text = connected.err().expect("nobody listens").to_string();
+        assert!(text.contains(&address) && text.contains("--placement HOST:PORT"), "{text}");
+    }
+}

@@ -1,0 +1,155 @@
+//! `esker kv`: single keys and ranges, as the raw clients see them.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+use super::cluster::{Cluster, ClusterArguments};
+use super::error::CliError;
+use super::key::Text;
+use super::output::{Align, print, print_json, table};
+
+/// Pairs asked for in one request of a scan.
+const SCAN_PAGE: u32 = 1_000;
+
+/// Reads and writes keys
+///
+/// Keys and values are text. `\xNN` stands for any byte, `\\` for a backslash; what is
+/// printed reads back as the same bytes.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  esker kv put greeting hello")]
+pub struct KvArguments {
+    #[command(flatten)]
+    cluster: ClusterArguments,
+    #[command(subcommand)]
+    command: KvCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum KvCommand {
+    /// Prints the value of a key; exit status 1 if there is none
+    #[command(after_help = "Example:\n  esker kv get greeting")]
+    Get {
+        /// The key
+        #[arg(value_name = "KEY", allow_hyphen_values = true)]
+        key: Text,
+    },
+    /// Stores a value under a key
+    #[command(after_help = "Example:\n  esker kv put greeting 'hello\\x0A'")]
+    Put {
+        /// The key
+        #[arg(value_name = "KEY", allow_hyphen_values = true)]
+        key: Text,
+        /// The value
+        #[arg(value_name = "VALUE", allow_hyphen_values = true)]
+        value: Text,
+    },
+    /// Removes a key, whether it exists or not
+    #[command(after_help = "Example:\n  esker kv delete greeting")]
+    Delete {
+        /// The key
+        #[arg(value_name = "KEY", allow_hyphen_values = true)]
+        key: Text,
+    },
+    /// Prints the pairs of a range in the order of their keys
+    #[command(after_help = "Example:\n  esker kv scan --from user --to 'user\\xFF' --limit 10")]
+    Scan {
+        /// The first key of the range
+        #[arg(long, value_name = "KEY", default_value = "", hide_default_value = true)]
+        from: Text,
+        /// Where the range ends, exclusive; without it the range has no end
+        #[arg(long, value_name = "KEY", default_value = "", hide_default_value = true)]
+        to: Text,
+        /// The most pairs to print
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        limit: u64,
+    },
+}
+
+#[derive(Debug, Serialize)]
+struct Pair {
+    key: Text,
+    value: Text,
+}
+
+/// What a program is told when there is nothing else to say.
+#[derive(Debug, Serialize)]
+struct Done {
+    done: bool,
+}
+
+impl KvArguments {
+    pub async fn execute(self) -> Result<(), CliError> {
+        let json = self.cluster.json;
+        let kv = Cluster::connect(&self.cluster).await?.kv();
+        match self.command {
+            KvCommand::Get { key } => {
+                let Some(value) = kv.get(key.0.clone()).await?.map(Text) else {
+                    return Err(CliError::NoSuchKey(key));
+                };
+                if json { print_json(&Pair { key, value }) } else { print(&value.to_string()) }
+            }
+            KvCommand::Put { key, value } => {
+                kv.put(key.0, value.0).await?;
+                print_done(json)
+            }
+            KvCommand::Delete { key } => {
+                kv.delete(key.0).await?;
+                print_done(json)
+            }
+            KvCommand::Scan { from, to, limit } => {
+                let mut pairs = Vec::new();
+                let mut start = from.0;
+                while (pairs.len() as u64) < limit {
+                    let page = (limit - pairs.len() as u64).min(u64::from(SCAN_PAGE)) as u32;
+                    let found = kv.scan(start, to.0.clone(), page).await?;
+                    let full = found.len() as u64 >= u64::from(page);
+                    pairs.extend(
+                        found
+                            .into_iter()
+                            .map(|(key, value)| Pair { key: Text(key), value: Text(value) }),
+                    );
+                    match pairs.last() {
+                        Some(last) if full => start = successor(&last.key.0),
+                        _ => break,
+                    }
+                }
+                if json { print_json(&pairs) } else { print(&pair_table(&pairs)) }
+            }
+        }
+    }
+}
+
+/// The first key after `key`.
+fn successor(key: &Bytes) -> Bytes {
+    let mut next = BytesMut::with_capacity(key.len() + 1);
+    next.extend_from_slice(key);
+    next.put_u8(0);
+    next.freeze()
+}
+
+fn print_done(json: bool) -> Result<(), CliError> {
+    if json { print_json(&Done { done: true }) } else { print("done") }
+}
+
+fn pair_table(pairs: &[Pair]) -> String {
+    let rows = pairs.iter().map(|pair| vec![pair.key.to_string(), pair.value.to_string()]);
+    table(&[("KEY", Align::Left), ("VALUE", Align::Left)], rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_key_lies_between_a_key_and_its_successor() {
+        assert_eq!(successor(&Bytes::from_static(b"a")), Bytes::from_static(b"a\x00"));
+    }
+
+    #[test]
+    fn pairs_print_one_a_line_with_bytes_escaped() {
+        let pair =
+            Pair { key: Text(Bytes::from_static(b"k")), value: Text(Bytes::from_static(b"a\nb")) };
+        assert_eq!(pair_table(&[pair]), "KEY  VALUE\nk    a\\x0Ab");
+    }
+}

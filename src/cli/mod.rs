@@ -1,0 +1,98 @@
+//! The command line: arguments in, a table or JSON and an exit status out.
+//!
+//! [`main`] is the whole of the `esker` binary. Bytes that a person typed become
+//! types here (addresses, keys, labels), so that nothing behind the command line
+//! checks them again. Commands that talk to a cluster do so as any client does,
+//! through the placement driver.
+//!
+//! Promises: exit status 0 means done, 1 refused or failed with one line on standard
+//! error that says why, 2 wrong usage. Results go to standard output and nothing else
+//! does; progress is drawn on a terminal only.
+
+mod address;
+mod cluster;
+mod error;
+mod key;
+mod kv;
+mod output;
+mod placement;
+mod region;
+mod serve;
+mod store;
+mod view;
+mod ycsb;
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use error::CliError;
+use output::one_line;
+
+/// A sharded, replicated key-value store
+#[derive(Debug, Parser)]
+#[command(
+    name = "esker",
+    bin_name = "esker",
+    version,
+    propagate_version = true,
+    disable_help_subcommand = true,
+    after_help = "Example:\n  esker playground"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Playground(serve::PlaygroundArguments),
+    Start(serve::StartArguments),
+    Region(region::RegionArguments),
+    Store(store::StoreArguments),
+    Placement(placement::PlacementArguments),
+    Kv(kv::KvArguments),
+    Ycsb(ycsb::YcsbArguments),
+}
+
+/// Reads the process's arguments, does what they say, and reports.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match execute(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read the output has seen enough of it.
+        Err(error) if error.is_broken_pipe() => ExitCode::SUCCESS,
+        Err(error) => {
+            // There is nobody left to tell when standard error is closed, too.
+            let _ = writeln!(std::io::stderr(), "error: {}", one_line(error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(arguments: Arguments) -> Result<(), CliError> {
+    match arguments.command {
+        Command::Playground(arguments) => arguments.execute(),
+        Command::Start(arguments) => arguments.execute(),
+        Command::Region(arguments) => wait_for(arguments.execute()),
+        Command::Store(arguments) => wait_for(arguments.execute()),
+        Command::Placement(arguments) => wait_for(arguments.execute()),
+        Command::Kv(arguments) => wait_for(arguments.execute()),
+        Command::Ycsb(arguments) => wait_for(arguments.execute()),
+    }
+}
+
+/// Runs a client command to its end.
+fn wait_for(command: impl Future<Output = Result<(), CliError>>) -> Result<(), CliError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(CliError::Runtime)?
+        .block_on(command)
+}

@@ -1,0 +1,128 @@
+//! `esker placement`: the members of the placement driver, and its clock.
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+use super::cluster::{Cluster, ClusterArguments};
+use super::error::CliError;
+use super::output::{Align, print, print_json, table};
+use super::view::MemberView;
+
+/// The bits of a timestamp below its milliseconds.
+const LOGICAL_BITS: u32 = 18;
+
+/// Shows the placement driver, which knows where every region is and hands out timestamps
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  esker placement members")]
+pub struct PlacementArguments {
+    #[command(flatten)]
+    cluster: ClusterArguments,
+    #[command(subcommand)]
+    command: PlacementCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum PlacementCommand {
+    /// Lists the members and says which one leads
+    #[command(after_help = "Example:\n  esker placement members --json")]
+    Members,
+    /// Takes one timestamp
+    #[command(after_help = "Example:\n  esker placement tso")]
+    Tso,
+}
+
+/// One timestamp, whole and in its parts.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct TimestampView {
+    timestamp: u64,
+    physical_ms: u64,
+    logical: u64,
+}
+
+impl TimestampView {
+    fn new(physical_ms: u64, logical: u64) -> Self {
+        TimestampView { timestamp: (physical_ms << LOGICAL_BITS) + logical, physical_ms, logical }
+    }
+}
+
+impl PlacementArguments {
+    pub async fn execute(self) -> Result<(), CliError> {
+        let cluster = Cluster::connect(&self.cluster).await?;
+        match self.command {
+            PlacementCommand::Members => {
+                let members = cluster.members().await?;
+                if self.cluster.json {
+                    print_json(&members)
+                } else {
+                    print(&member_table(&members))
+                }
+            }
+            PlacementCommand::Tso => {
+                let (physical_ms, logical) = cluster.timestamp().await?;
+                let view = TimestampView::new(physical_ms, logical);
+                if self.cluster.json {
+                    return print_json(&view);
+                }
+                print(&format!(
+                    "timestamp: {}\nphysical:  {} ms since 1970\nlogical:   {}",
+                    view.timestamp, view.physical_ms, view.logical
+                ))
+            }
+        }
+    }
+}
+
+fn member_table(members: &[MemberView]) -> String {
+    let headers = [
+        ("MEMBER", Align::Right),
+        ("NAME", Align::Left),
+        ("ROLE", Align::Left),
+        ("ADDRESS", Align::Left),
+    ];
+    table(
+        &headers,
+        members.iter().map(|member| {
+            let role = if member.leader { "leader" } else { "follower" };
+            vec![
+                member.id.to_string(),
+                member.name.clone(),
+                role.to_owned(),
+                member.addresses.join(", "),
+            ]
+        }),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::fake;
+
+    #[test]
+    fn a_timestamp_is_its_milliseconds_above_18_logical_bits() {
+        assert_eq!(TimestampView::new(1, 2).timestamp, 262_146);
+    }
+
+    #[tokio::test]
+    async fn members_and_timestamps_come_from_the_cluster() {
+        let (cluster, _) = fake::serve(fake::Script::default()).await;
+        let members = cluster.members().await.expect("the cluster answers");
+        assert!(members.len() == 1 && members[0].leader, "{members:?}");
+        let timestamp = cluster.timestamp().await.expect("the cluster answers");
+        assert_eq!(timestamp, (1_000, 9));
+    }
+
+    #[test]
+    fn the_member_that_leads_is_marked() {
+        let member = |id, leader| MemberView {
+            id,
+            name: format!("placement-{id}"),
+            addresses: vec![format!("http://127.0.0.1:{id}")],
+            leader,
+        };
+        let text = member_table(&[member(1, false), member(2, true)]);
+        let roles: Vec<_> =
+            text.lines().filter_map(|line| line.split_whitespace().nth(2)).collect();
+        assert_eq!(roles, ["ROLE", "follower", "leader"]);
+    }
+}

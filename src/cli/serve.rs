@@ -1,0 +1,215 @@
+//! `esker playground` and `esker start`: what was typed becomes the options of the
+//! servers, which then run until they are told to stop.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+use super::address::Address;
+use super::error::CliError;
+use crate::node::{self, NodeOptions, Roles};
+use crate::playground::{self, PlaygroundOptions};
+
+/// Set to something like `info` or `warn,esker_raft=debug` to choose what is logged.
+const LOG_VARIABLE: &str = "ESKER_LOG";
+
+/// The most stores of a playground: beyond, one machine only gets slower.
+const MAX_PLAYGROUND_STORES: i64 = 32;
+
+/// Runs a whole cluster in this process, on loopback
+///
+/// Prints `ready: placement at 127.0.0.1:PORT` once every store is up and the first
+/// region has all its replicas. Ctrl-C stops it.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  esker playground --stores 3 --data-dir /tmp/esker")]
+pub struct PlaygroundArguments {
+    /// How many stores
+    #[arg(long, value_name = "N", default_value_t = 3,
+          value_parser = clap::value_parser!(u32).range(1..=MAX_PLAYGROUND_STORES))]
+    stores: u32,
+    /// How many members of the placement driver
+    #[arg(long, value_name = "N", default_value = "1", value_parser = ["1", "3"])]
+    placements: String,
+    /// Keeps the data here, where the same command finds it again; without it the data is temporary
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Port of the placement driver; 0 takes any that is free
+    #[arg(long, default_value_t = 2379)]
+    port: u16,
+}
+
+impl PlaygroundArguments {
+    pub fn execute(self) -> Result<(), CliError> {
+        log_to_standard_error("warn")?;
+        playground::run(self.into()).map_err(|error| CliError::Server(error.into()))
+    }
+}
+
+impl From<PlaygroundArguments> for PlaygroundOptions {
+    fn from(arguments: PlaygroundArguments) -> Self {
+        PlaygroundOptions {
+            stores: arguments.stores,
+            placements: if arguments.placements == "3" { 3 } else { 1 },
+            data_dir: arguments.data_dir,
+            port: arguments.port,
+        }
+    }
+}
+
+/// Runs one node on one port
+///
+/// Serves clients, Raft and placement over gRPC, and metrics and status over HTTP. A
+/// node whose own address is in --join is a member of the placement driver, and every
+/// node runs a store, unless --roles says otherwise. Ctrl-C or SIGTERM stops it.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  esker start --data-dir /var/lib/esker --listen 10.0.0.1:2379 --join 10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379"
+)]
+pub struct StartArguments {
+    /// Where the node keeps its data
+    #[arg(long, value_name = "DIR")]
+    data_dir: PathBuf,
+    /// Address of this node, as the others reach it
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Address,
+    /// The members of the placement driver
+    #[arg(long, value_name = "HOST:PORT,...", required = true, value_delimiter = ',')]
+    join: Vec<Address>,
+    /// What this node does
+    #[arg(long, value_name = "ROLE,...", value_enum, value_delimiter = ',')]
+    roles: Vec<Role>,
+    /// Where this node stands, so that replicas are kept apart
+    #[arg(long, value_name = "KEY=VALUE,...", value_parser = Labels::from_str)]
+    labels: Option<Labels>,
+    /// A file with settings
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl StartArguments {
+    pub fn execute(self) -> Result<(), CliError> {
+        log_to_standard_error("info")?;
+        node::run(self.into()).map_err(|error| CliError::Server(error.into()))
+    }
+}
+
+impl From<StartArguments> for NodeOptions {
+    fn from(arguments: StartArguments) -> Self {
+        let has = |role| arguments.roles.contains(&role);
+        let roles = Roles { placement: has(Role::Placement), store: has(Role::Store) };
+        NodeOptions {
+            data_dir: arguments.data_dir,
+            listen: arguments.listen.into(),
+            join: arguments.join.into_iter().map(String::from).collect(),
+            roles: (!arguments.roles.is_empty()).then_some(roles),
+            labels: arguments.labels.unwrap_or_default().0,
+            config: arguments.config,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Role {
+    /// A member of the placement driver
+    Placement,
+    /// A store for replicas of regions
+    Store,
+}
+
+/// `zone=a,host=b`: each key once.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Labels(Vec<(String, String)>);
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+enum LabelsError {
+    #[error(
+        "`{0}` is not a label: labels are KEY=VALUE, separated by commas, such as zone=a,host=b"
+    )]
+    Malformed(String),
+    #[error("the label `{0}` is given twice")]
+    Twice(String),
+}
+
+impl FromStr for Labels {
+    type Err = LabelsError;
+
+    fn from_str(text: &str) -> Result<Self, LabelsError> {
+        let mut labels = BTreeMap::new();
+        for label in text.split(',') {
+            let (key, value) = label
+                .split_once('=')
+                .filter(|(key, value)| !key.is_empty() && !value.is_empty() && !value.contains('='))
+                .ok_or_else(|| LabelsError::Malformed(label.to_owned()))?;
+            if labels.insert(key.to_owned(), value.to_owned()).is_some() {
+                return Err(LabelsError::Twice(key.to_owned()));
+            }
+        }
+        Ok(Labels(labels.into_iter().collect()))
+    }
+}
+
+/// Standard output belongs to results; the log goes beside it.
+fn log_to_standard_error(default: &str) -> Result<(), CliError> {
+    let directives = std::env::var(LOG_VARIABLE).unwrap_or_else(|_| default.to_owned());
+    let filter = EnvFilter::try_new(directives)
+        .map_err(|error| CliError::Log { variable: LOG_VARIABLE, reason: error.to_string() })?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A process that embeds the command line may have set up its own log: let it be.
+    let _ = log.try_init();
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Start {
+        #[command(flatten)]
+        arguments: StartArguments,
+    }
+
+    const NODE: [&str; 5] = ["start", "--data-dir", "d", "--listen", "127.0.0.1:1"];
+
+    fn options(rest: &[&str]) -> Result<NodeOptions, clap::Error> {
+        Start::try_parse_from(NODE.iter().chain(rest)).map(|start| start.arguments.into())
+    }
+
+    #[test]
+    fn a_node_without_roles_leaves_them_to_its_addresses() {
+        let options = options(&["--join", "127.0.0.1:1,127.0.0.1:2"]).expect("complete");
+        assert_eq!(options.listen, "127.0.0.1:1");
+        assert_eq!(options.join, ["127.0.0.1:1", "127.0.0.1:2"]);
+        assert!(options.roles.is_none() && options.labels.is_empty());
+    }
+
+    #[test]
+    fn roles_and_labels_are_taken_apart_at_commas() {
+        let rest = ["--join", "a:1", "--roles", "store", "--labels", "zone=a,host=b"];
+        let options = options(&rest).expect("complete");
+        let roles = options.roles.expect("given");
+        assert!(roles.store && !roles.placement);
+        let labels =
+            [("host", "b"), ("zone", "a")].map(|(key, value)| (key.to_owned(), value.to_owned()));
+        assert_eq!(options.labels, labels);
+    }
+
+    #[test]
+    fn malformed_labels_are_named() {
+        assert_eq!("zone".parse::<Labels>(), Err(LabelsError::Malformed("zone".to_owned())));
+        assert_eq!("zone=a,".parse::<Labels>(), Err(LabelsError::Malformed(String::new())));
+        assert_eq!("zone=a,zone=b".parse::<Labels>(), Err(LabelsError::Twice("zone".to_owned())));
+    }
+
+    #[test]
+    fn a_node_must_be_told_whom_to_join() {
+        assert!(options(&[]).is_err());
+        assert!(options(&["--join", ""]).is_err());
+        assert!(options(&["--join", "a:1,nowhere"]).is_err());
+    }
+}

@@ -1,0 +1,321 @@
+//! What a region and a store look like when they are printed: plain data, with keys as
+//! text. Serialized, these are the JSON of the commands.
+
+use bytes::Bytes;
+use esker_rpc::placement::RegionInfo;
+use esker_rpc::proto::{metapb, pdpb};
+use serde::Serialize;
+
+use super::key::Text;
+use super::output::{Align, table};
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RegionView {
+    pub id: u64,
+    pub start_key: Text,
+    /// Exclusive; empty when there is no upper bound.
+    pub end_key: Text,
+    pub epoch: EpochView,
+    pub leader: Option<PeerView>,
+    pub peers: Vec<PeerView>,
+    /// Stores whose replica still has to catch up.
+    pub pending: Vec<u64>,
+    /// Stores whose replica the leader has not heard from.
+    pub down: Vec<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct EpochView {
+    pub version: u64,
+    pub conf_ver: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PeerView {
+    pub id: u64,
+    pub store: u64,
+    pub role: &'static str,
+}
+
+impl RegionView {
+    pub fn new(region: metapb::Region, leader: Option<&metapb::Peer>) -> Self {
+        let epoch = region.region_epoch.unwrap_or_default();
+        RegionView {
+            id: region.id,
+            start_key: Text(region.start_key),
+            end_key: Text(region.end_key),
+            epoch: EpochView { version: epoch.version, conf_ver: epoch.conf_ver },
+            // The placement driver names no leader with a peer of id 0.
+            leader: leader.filter(|peer| peer.id != 0).map(PeerView::new),
+            peers: region.peers.iter().map(PeerView::new).collect(),
+            pending: Vec::new(),
+            down: Vec::new(),
+        }
+    }
+
+    /// For the message back: the epoch that a request is made for.
+    pub fn region_epoch(&self) -> metapb::RegionEpoch {
+        metapb::RegionEpoch { version: self.epoch.version, conf_ver: self.epoch.conf_ver }
+    }
+
+    /// Whether a split at `key` leaves something on both sides.
+    pub fn is_split_by(&self, key: &Bytes) -> bool {
+        let (start, end) = (&self.start_key.0, &self.end_key.0);
+        key > start && (end.is_empty() || key < end)
+    }
+}
+
+/// As the placement driver knows it.
+impl From<RegionInfo> for RegionView {
+    fn from(info: RegionInfo) -> Self {
+        let down = info.down_peers.iter().filter_map(|stats| stats.peer.as_ref());
+        RegionView {
+            down: down.map(|peer| peer.store_id).collect(),
+            pending: info.pending_peers.iter().map(|peer| peer.store_id).collect(),
+            ..RegionView::new(info.region, info.leader.as_ref())
+        }
+    }
+}
+
+impl PeerView {
+    pub fn new(peer: &metapb::Peer) -> Self {
+        let role = match metapb::PeerRole::try_from(peer.role) {
+            Ok(metapb::PeerRole::Voter) if peer.is_witness => "witness",
+            Ok(metapb::PeerRole::Voter) => "voter",
+            Ok(metapb::PeerRole::Learner) => "learner",
+            Ok(metapb::PeerRole::IncomingVoter) => "incoming voter",
+            Ok(metapb::PeerRole::DemotingVoter) => "demoting voter",
+            Err(_) => "unknown",
+        };
+        PeerView { id: peer.id, store: peer.store_id, role }
+    }
+}
+
+/// A table of regions.
+pub fn region_table(regions: &[RegionView]) -> String {
+    let headers = [
+        ("REGION", Align::Right),
+        ("START", Align::Left),
+        ("END", Align::Left),
+        ("EPOCH", Align::Left),
+        ("LEADER", Align::Right),
+        ("STORES", Align::Left),
+    ];
+    table(
+        &headers,
+        regions.iter().map(|region| {
+            vec![
+                region.id.to_string(),
+                bound(&region.start_key),
+                bound(&region.end_key),
+                epoch(region.epoch),
+                region.leader.as_ref().map_or("-".to_owned(), |peer| peer.store.to_string()),
+                stores(region),
+            ]
+        }),
+    )
+}
+
+/// A bound of a range in a table, where an empty cell could not be seen.
+pub fn bound(key: &Text) -> String {
+    if key.0.is_empty() { "\"\"".to_owned() } else { key.to_string() }
+}
+
+/// The epoch as `version.conf_ver`.
+pub fn epoch(epoch: EpochView) -> String {
+    format!("{}.{}", epoch.version, epoch.conf_ver)
+}
+
+/// The stores of the peers; what is not a plain, live voter says so.
+fn stores(region: &RegionView) -> String {
+    let name = |peer: &PeerView| {
+        let role = (peer.role != "voter").then_some(peer.role);
+        let down = region.down.contains(&peer.store).then_some("down");
+        let pending = region.pending.contains(&peer.store).then_some("pending");
+        let marks: Vec<_> = [role, down, pending].into_iter().flatten().collect();
+        match marks[..] {
+            [] => peer.store.to_string(),
+            _ => format!("{} ({})", peer.store, marks.join(", ")),
+        }
+    };
+    region.peers.iter().map(name).collect::<Vec<_>>().join(", ")
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StoreView {
+    pub id: u64,
+    pub address: String,
+    pub state: &'static str,
+    pub labels: Vec<LabelView>,
+    pub version: String,
+    /// Replicas on this store, and those of them that lead their region.
+    pub regions: u64,
+    pub leaders: u64,
+    /// Milliseconds since 1970; 0 when none came yet.
+    pub last_heartbeat_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LabelView {
+    pub key: String,
+    pub value: String,
+}
+
+impl StoreView {
+    pub fn new(store: metapb::Store, regions: &[RegionView]) -> Self {
+        let id = store.id;
+        let holds = |region: &&RegionView| region.peers.iter().any(|peer| peer.store == id);
+        let leads =
+            |region: &&RegionView| region.leader.as_ref().is_some_and(|peer| peer.store == id);
+        let label = |label: metapb::StoreLabel| LabelView { key: label.key, value: label.value };
+        StoreView {
+            id,
+            address: store.address,
+            state: match metapb::StoreState::try_from(store.state) {
+                Ok(metapb::StoreState::Up) => "up",
+                Ok(metapb::StoreState::Offline) => "offline",
+                Ok(metapb::StoreState::Tombstone) => "tombstone",
+                Err(_) => "unknown",
+            },
+            labels: store.labels.into_iter().map(label).collect(),
+            version: store.version,
+            regions: regions.iter().filter(holds).count() as u64,
+            leaders: regions.iter().filter(leads).count() as u64,
+            last_heartbeat_ms: u64::try_from(store.last_heartbeat / 1_000_000).unwrap_or(0),
+        }
+    }
+}
+
+/// A table of stores; `now_ms` is this machine's clock, for the age of the heartbeats.
+pub fn store_table(stores: &[StoreView], now_ms: u64) -> String {
+    let headers = [
+        ("STORE", Align::Right),
+        ("ADDRESS", Align::Left),
+        ("STATE", Align::Left),
+        ("REGIONS", Align::Right),
+        ("LEADERS", Align::Right),
+        ("HEARTBEAT", Align::Right),
+        ("LABELS", Align::Left),
+        ("VERSION", Align::Left),
+    ];
+    table(
+        &headers,
+        stores.iter().map(|store| {
+            let labels: Vec<_> =
+                store.labels.iter().map(|label| format!("{}={}", label.key, label.value)).collect();
+            vec![
+                store.id.to_string(),
+                store.address.clone(),
+                store.state.to_owned(),
+                store.regions.to_string(),
+                store.leaders.to_string(),
+                heartbeat_age(store.last_heartbeat_ms, now_ms),
+                labels.join(","),
+                store.version.clone(),
+            ]
+        }),
+    )
+}
+
+fn heartbeat_age(last_ms: u64, now_ms: u64) -> String {
+    if last_ms == 0 {
+        return "never".to_owned();
+    }
+    format!("{:.1} s ago", now_ms.saturating_sub(last_ms) as f64 / 1e3)
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MemberView {
+    pub id: u64,
+    pub name: String,
+    pub addresses: Vec<String>,
+    pub leader: bool,
+}
+
+impl MemberView {
+    pub fn new(member: pdpb::Member, leader: Option<&pdpb::Member>) -> Self {
+        MemberView {
+            id: member.member_id,
+            leader: leader.is_some_and(|leader| leader.member_id == member.member_id),
+            name: member.name,
+            addresses: member.client_urls,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(id: u64, store: u64, role: metapb::PeerRole) -> metapb::Peer {
+        metapb::Peer { id, store_id: store, role: role as i32, ..metapb::Peer::default() }
+    }
+
+    fn region() -> metapb::Region {
+        metapb::Region {
+            id: 4,
+            start_key: Bytes::new(),
+            end_key: Bytes::from_static(b"m\x00"),
+            region_epoch: Some(metapb::RegionEpoch { conf_ver: 5, version: 2 }),
+            peers: vec![peer(5, 1, metapb::PeerRole::Voter), peer(6, 2, metapb::PeerRole::Learner)],
+        }
+    }
+
+    #[test]
+    fn a_region_prints_its_bounds_epoch_leader_and_stores() {
+        let leader = peer(5, 1, metapb::PeerRole::Voter);
+        let regions = [RegionView::new(region(), Some(&leader)), RegionView::new(region(), None)];
+        let text = region_table(&regions);
+        let lines: Vec<Vec<_>> =
+            text.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(lines[1], ["4", "\"\"", "m\\x00", "2.5", "1", "1,", "2", "(learner)"]);
+        assert_eq!(lines[2][4], "-");
+    }
+
+    #[test]
+    fn a_region_in_json_has_its_keys_as_text() {
+        let json = serde_json::to_value(RegionView::new(region(), None)).expect("plain data");
+        assert_eq!(json["end_key"], "m\\x00");
+        assert_eq!(json["epoch"]["version"], 2);
+        assert_eq!(json["leader"], serde_json::Value::Null);
+        assert_eq!(json["peers"][1]["role"], "learner");
+    }
+
+    #[test]
+    fn a_replica_that_is_down_or_behind_is_marked() {
+        let info = RegionInfo {
+            region: region(),
+            leader: None,
+            down_peers: vec![pdpb::PeerStats {
+                peer: Some(peer(6, 2, metapb::PeerRole::Learner)),
+                down_seconds: 9,
+            }],
+            pending_peers: vec![peer(5, 1, metapb::PeerRole::Voter)],
+        };
+        let view = RegionView::from(info);
+        assert_eq!((&view.down[..], &view.pending[..]), (&[2][..], &[1][..]));
+        assert!(region_table(&[view]).ends_with("1 (pending), 2 (learner, down)"));
+    }
+
+    #[test]
+    fn only_a_key_strictly_inside_splits_a_region() {
+        let region = RegionView::new(region(), None);
+        let splits = |key: &'static [u8]| region.is_split_by(&Bytes::from_static(key));
+        assert!(splits(b"a") && splits(b"m"));
+        assert!(!splits(b"") && !splits(b"m\x00") && !splits(b"z"));
+    }
+
+    #[test]
+    fn a_store_counts_its_replicas_and_leaders_and_the_age_of_its_heartbeat() {
+        let leader = peer(5, 1, metapb::PeerRole::Voter);
+        let regions = [RegionView::new(region(), Some(&leader)), RegionView::new(region(), None)];
+        let store =
+            metapb::Store { id: 1, last_heartbeat: 5_000_000_000, ..metapb::Store::default() };
+        let view = StoreView::new(store, &regions);
+        assert_eq!((view.regions, view.leaders, view.last_heartbeat_ms), (2, 1, 5_000));
+        assert!(store_table(std::slice::from_ref(&view), 6_500).contains("1.5 s ago"));
+        assert!(store_table(std::slice::from_ref(&view), 0).contains("0.0 s ago"), "clocks differ");
+        let silent = StoreView { last_heartbeat_ms: 0, ..view };
+        assert!(store_table(&[silent], 0).contains("never"));
+    }
+}

@@ -1,0 +1,442 @@
+//! `esker ycsb`: the benchmark's options, its progress on a terminal, and its tables.
+
+use std::fmt::Write;
+use std::io::IsTerminal;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use super::cluster::{Cluster, ClusterArguments};
+use super::error::CliError;
+use super::output::{Align, one_line, print, print_json, table};
+use crate::ycsb::{self, Database, Length, Options, PhaseReport, Progress, RecordShape, Workload};
+
+/// Operations of a run for which neither a number nor a time is given.
+const DEFAULT_OPERATIONS: u64 = 100_000;
+
+/// The most clients: beyond, the benchmark measures its own queues.
+const MAX_THREADS: u64 = 4_096;
+
+/// The most records in one request of the load phase.
+const MAX_BATCH: u64 = 1_024;
+
+/// The most fields of a record, and the most bytes of a field.
+const MAX_FIELDS: u64 = 1_024;
+const MAX_FIELD_SIZE: u64 = 1 << 20;
+
+/// How often the progress is drawn.
+const REDRAW: Duration = Duration::from_millis(200);
+
+/// Measures a cluster with YCSB, the Yahoo! Cloud Serving Benchmark
+///
+/// A record is one value of --fields times --value-size bytes, under a hashed key. A
+/// read reads all fields. An update writes the whole record, as with YCSB's
+/// writeallfields=true; a read-modify-write reads the record and changes one field. The
+/// shares of the requests and the popularity of the records are those of YCSB's core
+/// workloads.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  esker ycsb all --workload a --records 100000 --operations 200000 --threads 64"
+)]
+pub struct YcsbArguments {
+    #[command(flatten)]
+    cluster: ClusterArguments,
+    #[command(subcommand)]
+    command: YcsbCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum YcsbCommand {
+    /// Inserts the records
+    #[command(
+        after_help = "Example:\n  esker ycsb load --workload a --records 100000 --threads 64"
+    )]
+    Load {
+        #[command(flatten)]
+        dataset: DatasetArguments,
+        #[command(flatten)]
+        load: LoadArguments,
+    },
+    /// Makes a workload's requests on the records that were loaded
+    #[command(
+        after_help = "Example:\n  esker ycsb run --workload b --records 100000 --seconds 60 --threads 64"
+    )]
+    Run {
+        #[command(flatten)]
+        dataset: DatasetArguments,
+        #[command(flatten)]
+        run: RunArguments,
+    },
+    /// Loads, then runs
+    #[command(
+        after_help = "Example:\n  esker ycsb all --workload f --records 10000 --operations 50000 --json"
+    )]
+    All {
+        #[command(flatten)]
+        dataset: DatasetArguments,
+        #[command(flatten)]
+        load: LoadArguments,
+        #[command(flatten)]
+        run: RunArguments,
+    },
+}
+
+#[derive(Debug, Args)]
+struct DatasetArguments {
+    /// One of YCSB's core workloads
+    #[arg(long, value_enum)]
+    workload: Workload,
+    /// How many records are loaded
+    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
+    records: u64,
+    /// How many clients make requests at once
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=MAX_THREADS))]
+    threads: u64,
+    /// Bytes of one field
+    #[arg(long, value_name = "N", default_value_t = 100,
+          value_parser = clap::value_parser!(u64).range(1..=MAX_FIELD_SIZE))]
+    value_size: u64,
+    /// Fields of a record
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=MAX_FIELDS))]
+    fields: u64,
+    /// The same seed makes the same requests
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+}
+
+#[derive(Debug, Args)]
+struct LoadArguments {
+    /// Records in one request of the load
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=MAX_BATCH))]
+    batch: u64,
+}
+
+#[derive(Debug, Args)]
+struct RunArguments {
+    /// Ends after so many operations [default: 100000]
+    #[arg(long, value_name = "N", conflicts_with = "seconds", value_parser = clap::value_parser!(u64).range(1..))]
+    operations: Option<u64>,
+    /// Ends after so many seconds
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    seconds: Option<u64>,
+    /// Runs the workload for so many seconds before it measures
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    warmup: Option<u64>,
+}
+
+/// Which phases, and with which options.
+struct Plan {
+    loads: bool,
+    runs: bool,
+    options: Options,
+}
+
+impl YcsbCommand {
+    fn plan(self) -> Plan {
+        let (dataset, load, run) = match self {
+            YcsbCommand::Load { dataset, load } => (dataset, Some(load), None),
+            YcsbCommand::Run { dataset, run } => (dataset, None, Some(run)),
+            YcsbCommand::All { dataset, load, run } => (dataset, Some(load), Some(run)),
+        };
+        let seconds = |run: &RunArguments| {
+            run.seconds.map(|seconds| Length::Time(Duration::from_secs(seconds)))
+        };
+        let operations = |run: &RunArguments| run.operations.map(Length::Operations);
+        let length = run.as_ref().and_then(|run| operations(run).or(seconds(run)));
+        Plan {
+            loads: load.is_some(),
+            runs: run.is_some(),
+            options: Options {
+                workload: dataset.workload,
+                records: dataset.records,
+                length: length.unwrap_or(Length::Operations(DEFAULT_OPERATIONS)),
+                threads: dataset.threads as usize,
+                shape: RecordShape {
+                    fields: dataset.fields as usize,
+                    field_size: dataset.value_size as usize,
+                },
+                seed: dataset.seed,
+                warmup: run.and_then(|run| run.warmup).map(Duration::from_secs),
+                batch: load.map_or(1, |load| load.batch as usize),
+            },
+        }
+    }
+}
+
+/// The JSON of a benchmark.
+#[derive(Debug, Serialize)]
+struct Benchmark {
+    phases: Vec<PhaseReport>,
+}
+
+impl YcsbArguments {
+    pub async fn execute(self) -> Result<(), CliError> {
+        let plan = self.command.plan();
+        let json = self.cluster.json;
+        let database = Arc::new(Cluster::connect(&self.cluster).await?.kv());
+        let phases =
+            measure(&database, &plan, |report| if json { Ok(()) } else { print(&text(report)) })
+                .await?;
+        let outcome = first_failure(&phases);
+        if json {
+            print_json(&Benchmark { phases })?;
+        }
+        outcome
+    }
+}
+
+/// Runs the phases of `plan`, and shows each as it ends.
+async fn measure<D: Database>(
+    database: &Arc<D>,
+    plan: &Plan,
+    show: impl Fn(&PhaseReport) -> Result<(), CliError>,
+) -> Result<Vec<PhaseReport>, CliError> {
+    let options = &plan.options;
+    let mut phases = Vec::new();
+    if plan.loads {
+        let progress = Arc::new(Progress::default());
+        let phase = ycsb::load(database, options, &progress);
+        phases.push(watch("load", Some(options.records), &progress, phase).await);
+        phases.iter().try_for_each(&show)?;
+    }
+    if plan.runs {
+        let operations = match options.length {
+            Length::Operations(operations) => Some(operations),
+            Length::Time(_) => None,
+        };
+        let progress = Arc::new(Progress::default());
+        let phase = ycsb::run(database, options, &progress);
+        phases.push(watch("run", operations, &progress, phase).await);
+        phases.last().map_or(Ok(()), &show)?;
+    }
+    Ok(phases)
+}
+
+/// Draws the progress of `phase` until it ends, if there is a terminal to draw on.
+async fn watch(
+    name: &'static str,
+    operations: Option<u64>,
+    progress: &Progress,
+    phase: impl Future<Output = PhaseReport>,
+) -> PhaseReport {
+    if !std::io::stderr().is_terminal() {
+        return phase.await;
+    }
+    let bar =
+        ProgressBar::with_draw_target(operations, ProgressDrawTarget::stderr()).with_message(name);
+    let template = match operations {
+        Some(_) => "{msg} [{bar:40}] {human_pos}/{human_len} {per_sec} {eta}",
+        None => "{msg} [{elapsed}] {human_pos} {per_sec}",
+    };
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    let mut redraw = tokio::time::interval(REDRAW);
+    tokio::pin!(phase);
+    let report = loop {
+        tokio::select! {
+            report = &mut phase => break report,
+            _ = redraw.tick() => bar.set_position(progress.ended()),
+        }
+    };
+    bar.finish_and_clear();
+    report
+}
+
+/// A benchmark with a failed operation has failed, however fast the others were.
+fn first_failure(phases: &[PhaseReport]) -> Result<(), CliError> {
+    let errors = phases.iter().map(|phase| phase.errors).sum();
+    if errors == 0 {
+        return Ok(());
+    }
+    let first = phases.iter().find_map(|phase| phase.first_error.clone());
+    Err(CliError::Benchmark {
+        errors,
+        operations: phases.iter().map(|phase| phase.operations).sum(),
+        first: first.unwrap_or_default(),
+    })
+}
+
+/// The table of a phase's requests, and the line with its total at the end.
+fn text(report: &PhaseReport) -> String {
+    let headers = [
+        ("REQUEST", Align::Left),
+        ("COUNT", Align::Right),
+        ("ERRORS", Align::Right),
+        ("PER SECOND", Align::Right),
+        ("MEAN µs", Align::Right),
+        ("P50 µs", Align::Right),
+        ("P95 µs", Align::Right),
+        ("P99 µs", Align::Right),
+        ("P99.9 µs", Align::Right),
+        ("MAX µs", Align::Right),
+    ];
+    let rows = report.requests.iter().map(|request| {
+        let mut row = vec![
+            request.kind.name().to_owned(),
+            request.count.to_string(),
+            request.errors.to_string(),
+            format!("{:.0}", request.throughput),
+            format!("{:.0}", request.mean_us),
+        ];
+        let percentiles =
+            [request.p50_us, request.p95_us, request.p99_us, request.p999_us, request.max_us];
+        row.extend(percentiles.map(|micros| micros.to_string()));
+        row
+    });
+    let mut text = format!(
+        "{} of workload {}: {} records, {} threads\n{}\n",
+        report.phase.name(),
+        report.workload,
+        report.records,
+        report.threads,
+        table(&headers, rows),
+    );
+    if let Some(error) = &report.first_error {
+        let _ = writeln!(text, "first error: {}", one_line(error));
+    }
+    let _ = write!(
+        text,
+        "total: {} operations in {:.2} s, {:.0} operations/s, {} errors",
+        report.operations, report.seconds, report.throughput, report.errors,
+    );
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use clap::Parser;
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::ycsb::DatabaseError;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(subcommand)]
+        command: YcsbCommand,
+    }
+
+    fn plan(line: &str) -> Result<Plan, clap::Error> {
+        let words = std::iter::once("ycsb").chain(line.split_whitespace());
+        Line::try_parse_from(words).map(|line| line.command.plan())
+    }
+
+    /// Keeps records in memory, and refuses all reads if told to.
+    #[derive(Default)]
+    struct Memory {
+        table: Mutex<std::collections::BTreeMap<Bytes, Bytes>>,
+        refuses_reads: bool,
+    }
+
+    impl Database for Memory {
+        async fn read(&self, key: Bytes) -> Result<Option<Bytes>, DatabaseError> {
+            if self.refuses_reads {
+                return Err(DatabaseError::Request("the read was refused".into()));
+            }
+            Ok(self.table.lock().get(&key).cloned())
+        }
+
+        async fn write(&self, key: Bytes, value: Bytes) -> Result<(), DatabaseError> {
+            self.table.lock().insert(key, value);
+            Ok(())
+        }
+
+        async fn write_batch(&self, records: Vec<(Bytes, Bytes)>) -> Result<(), DatabaseError> {
+            self.table.lock().extend(records);
+            Ok(())
+        }
+
+        async fn scan(
+            &self,
+            start: Bytes,
+            limit: u32,
+        ) -> Result<Vec<(Bytes, Bytes)>, DatabaseError> {
+            let table = self.table.lock();
+            let found = table.range(start..).take(limit as usize);
+            Ok(found.map(|(key, value)| (key.clone(), value.clone())).collect())
+        }
+    }
+
+    async fn outcome(line: &str, database: Memory) -> Vec<PhaseReport> {
+        let plan = plan(line).expect("the line is right");
+        measure(&Arc::new(database), &plan, |_| Ok(())).await.expect("nothing is written")
+    }
+
+    #[test]
+    fn a_record_is_ten_fields_of_a_hundred_bytes_unless_told_otherwise() {
+        let plan = plan("all --workload a").expect("complete");
+        assert!(plan.loads && plan.runs);
+        assert_eq!(plan.options.shape.value_size(), 1_000);
+        assert_eq!(plan.options.records, 100_000);
+        assert_eq!(plan.options.length, Length::Operations(DEFAULT_OPERATIONS));
+        assert_eq!(plan.options.batch, 1);
+    }
+
+    #[test]
+    fn a_run_has_operations_or_seconds_but_not_both() {
+        let timed = plan("run --workload c --seconds 3 --warmup 1").expect("complete");
+        assert!(!timed.loads);
+        assert_eq!(timed.options.length, Length::Time(Duration::from_secs(3)));
+        assert_eq!(timed.options.warmup, Some(Duration::from_secs(1)));
+        assert!(plan("run --workload c --seconds 3 --operations 9").is_err());
+        assert!(plan("run").is_err(), "which workload?");
+        assert!(plan("run --workload g").is_err());
+        assert!(plan("load --workload a --operations 9").is_err(), "a load inserts all records");
+        assert!(plan("load --workload a --threads 0").is_err());
+    }
+
+    #[tokio::test]
+    async fn a_phase_prints_a_row_for_each_kind_and_ends_with_the_total() {
+        let phases =
+            outcome("all --workload f --records 50 --operations 90 --threads 4", Memory::default())
+                .await;
+        let text = text(&phases[1]);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines[0], "run of workload f: 50 records, 4 threads");
+        for (line, start) in lines[1..].iter().zip([
+            "REQUEST",
+            "read ",
+            "update ",
+            "read-modify-write ",
+            "total: 90",
+        ]) {
+            assert!(line.starts_with(start), "{text}");
+        }
+        assert!(text.ends_with("operations/s, 0 errors"), "{text}");
+        assert!(first_failure(&phases).is_ok());
+    }
+
+    #[tokio::test]
+    async fn both_phases_are_one_document_of_json() {
+        let phases =
+            outcome("all --workload e --records 50 --operations 90 --threads 4", Memory::default())
+                .await;
+        let json = serde_json::to_value(Benchmark { phases }).expect("plain data");
+        assert_eq!(json["phases"][0]["phase"], "load");
+        assert_eq!(json["phases"][1]["phase"], "run");
+        assert_eq!(json["phases"][1]["operations"], 90);
+        assert_eq!(json["phases"][0]["requests"][0]["kind"], "insert");
+    }
+
+    #[tokio::test]
+    async fn one_failed_operation_fails_the_benchmark_and_is_shown() {
+        let database = Memory { refuses_reads: true, ..Memory::default() };
+        let phases =
+            outcome("all --workload c --records 50 --operations 9 --threads 1", database).await;
+        assert!(
+            text(&phases[1]).contains("\nfirst error: the read was refused"),
+            "{}",
+            text(&phases[1])
+        );
+        let error = first_failure(&phases).expect_err("all reads failed").to_string();
+        assert!(
+            error.starts_with("9 of 59 operations failed; the first one: the read was refused"),
+            "{error}"
+        );
+    }
+}
