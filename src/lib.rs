@@ -1,2 +1,35 @@
+//! Esker: a sharded, replicated key-value storage engine that speaks TiKV's client
+//! protocol, as one binary and as one crate to embed.
+//!
+//! Three doors into it:
+//!
+//! - [`Cluster`] runs a whole cluster in this process, for tests and for a first look.
+//! - [`Node`] runs one node in this process; its client's requests to regions that
+//!   are led here are function calls.
+//! - [`cli`] is the `esker` binary.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let cluster = esker::Cluster::start(esker::ClusterOptions::default()).await?;
+//! let client = cluster.client().await?;
+//! client.put("hello".into(), "world".into()).await?;
+//! assert_eq!(client.get("hello".into()).await?.as_deref(), Some(&b"world"[..]));
+//! cluster.stop().await;
+//! # Ok(())
+//! # }
+//! ```
+
 pub mod cli;
+mod cluster;
+mod error;
+pub mod node;
+pub mod playground;
+mod server;
 pub mod ycsb;
+
+pub use cluster::{Cluster, ClusterOptions};
+pub use error::Error;
+pub use esker_rpc::error::ClientError;
+pub use esker_rpc::kv::KvClient;
+pub use esker_rpc::placement::PlacementClient;
+pub use node::{Node, NodeBuilder};

@@ -82,8 +82,16 @@ impl Config {
         if !(0.0..1.0).contains(&self.max_clock_drift) {
             return refuse("max_clock_drift", "it must be at least 0 and below 1");
         }
-        if self.max_inflight_messages == 0 {
-            return refuse("max_inflight_messages", "it must not be zero");
+        // With none of these could anything ever be sent.
+        let sizes = [
+            ("max_append_bytes", self.max_append_bytes),
+            ("max_inflight_messages", self.max_inflight_messages),
+            ("max_inflight_bytes", self.max_inflight_bytes),
+        ];
+        for (name, size) in sizes {
+            if size == 0 {
+                return refuse(name, "it must not be zero");
+            }
         }
         Ok(())
     }

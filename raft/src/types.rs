@@ -102,18 +102,28 @@ pub struct Entry {
     pub payload: Payload,
 }
 
-impl Entry {
-    /// What the entry costs in a message, in memory and in the uncommitted
-    /// budget: its payload and a fixed share for its header.
+/// What an entry costs beyond its payload, roughly.
+const ENTRY_HEADER: usize = 32;
+
+impl Payload {
+    /// What an entry with this payload costs in a message, in memory and in the
+    /// uncommitted budget: the payload and a fixed share for the entry's header.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        const HEADER: usize = 32;
-        HEADER
-            + match &self.payload {
+        ENTRY_HEADER
+            + match self {
                 Payload::Noop => 0,
                 Payload::Command(command) => command.len(),
                 Payload::Change(change) => change.steps.len() * 16 + change.context.len(),
             }
+    }
+}
+
+impl Entry {
+    /// What the entry costs: see [`Payload::bytes`].
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.payload.bytes()
     }
 }
 

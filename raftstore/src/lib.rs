@@ -48,12 +48,13 @@ pub use error::{RequestError, StoreError};
 pub use esker_raft::{LogIndex, PeerId, Term, Time};
 pub use ids::{RegionId, StoreId};
 pub use message::{
-    Admin, AdminResult, NewRegion, RegionStatus, RequestContext, SwapResult, WriteResult,
+    Admin, AdminResult, NewRegion, PeerProgress, RegionStatus, RequestContext, SwapResult,
+    WriteResult,
 };
 pub use outbox::{Outbox, RegionReport};
 pub use read::{ReadDelegates, RegionSnapshot};
 pub use region::{PeerChange, RegionExt};
 pub use router::{Clock, MonotonicClock, StoreHandle};
 pub use shell::RunningStore;
-pub use snapshot::{ReceivedSnapshot, RegionSnapshotSource, SnapshotReceiver};
+pub use snapshot::{ReceivedSnapshot, RegionSnapshotSource, SnapshotBlock, SnapshotReceiver};
 pub use store::{Parts, Store};

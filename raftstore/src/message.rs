@@ -116,8 +116,19 @@ pub struct RegionStatus {
     pub last: LogIndex,
     pub commit: LogIndex,
     pub applied: LogIndex,
-    /// For a leader: how far each peer is, and whether a snapshot is under way to it.
-    pub progress: Vec<(PeerId, LogIndex, bool)>,
+    /// For a leader: how far each peer is.
+    pub progress: Vec<PeerProgress>,
+}
+
+/// How far a peer is, as its leader knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerProgress {
+    pub peer: PeerId,
+    pub matched: LogIndex,
+    pub next: LogIndex,
+    /// How it is served: `probe`, `replicate` or `snapshot`.
+    pub state: &'static str,
+    pub recently_active: bool,
 }
 
 /// What comes to a worker from outside.

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use esker_engine::{KvEngine, KvSnapshot};
-use esker_raft::Time;
+use esker_raft::{Term, Time};
 use esker_rpc::proto::metapb::Region;
 use parking_lot::RwLock;
 
@@ -32,6 +32,8 @@ pub struct ReadDelegate {
     descriptor: ArcSwap<Region>,
     /// Nanoseconds on the store's clock; zero when there is no lease.
     lease_until: AtomicU64,
+    /// The term in which that lease was won.
+    lease_term: AtomicU64,
     peer: AtomicU64,
     /// Bytes and keys that reads under the lease returned since they were last asked for.
     read_bytes: AtomicU64,
@@ -51,6 +53,7 @@ impl ReadDelegate {
         ReadDelegate {
             descriptor: ArcSwap::new(descriptor),
             lease_until: AtomicU64::new(0),
+            lease_term: AtomicU64::new(0),
             peer: AtomicU64::new(peer),
             read_bytes: AtomicU64::new(0),
             read_keys: AtomicU64::new(0),
@@ -65,8 +68,19 @@ impl ReadDelegate {
         self.descriptor.load_full()
     }
 
-    pub fn publish_lease(&self, until: Time) {
+    /// Only the region's worker calls this, after withdrawing the lease of an earlier term.
+    pub fn publish_lease(&self, term: Term, until: Time) {
+        self.lease_term.store(term.0, Ordering::Release);
         self.lease_until.store(until.0, Ordering::Release);
+    }
+
+    /// The term of the lease that is in force at `now`, for those who keep what they
+    /// learnt in one term from being used in another.
+    pub fn lease_term(&self, now: Time) -> Option<Term> {
+        let before = self.lease_term.load(Ordering::Acquire);
+        let holds = self.holds_lease(now);
+        let after = self.lease_term.load(Ordering::Acquire);
+        (holds && before == after).then_some(Term(after))
     }
 
     pub fn withdraw_lease(&self) {

@@ -7,7 +7,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use crossbeam_channel::{Sender, TrySendError};
 use esker_engine::KvEngine;
-use esker_raft::{PeerId, Time};
+use esker_raft::{PeerId, Term, Time};
 use esker_rpc::proto::esker::RaftMessage;
 use esker_rpc::proto::esker::command::{Mutation, mutation::Kind};
 use esker_rpc::proto::metapb::RegionEpoch;
@@ -90,6 +90,12 @@ impl StoreHandle {
     pub fn holds_lease(&self, region: RegionId) -> bool {
         let now = self.clock.now();
         self.delegates.get(region).is_some_and(|delegate| delegate.holds_lease(now))
+    }
+
+    /// The term in which this store leads the region under a lease right now.
+    pub fn lease_term(&self, region: RegionId) -> Option<Term> {
+        let now = self.clock.now();
+        self.delegates.get(region)?.lease_term(now)
     }
 
     fn deliver(&self, region: RegionId, input: Input) -> Result<(), RequestError> {

@@ -18,6 +18,15 @@ use crate::error::StoreError;
 /// Pairs are gathered up to this many bytes before they are sent as one block.
 pub const SNAPSHOT_BLOCK_BYTES: usize = 512 << 10;
 
+/// A sorted run of one column family's pairs, each with its length before it.
+#[derive(Clone, Debug)]
+pub struct SnapshotBlock {
+    pub cf: Cf,
+    pub pairs: Bytes,
+    /// How many pairs these are.
+    pub count: u64,
+}
+
 /// A region as of one applied index, to be streamed to a follower.
 pub struct RegionSnapshotSource {
     pub descriptor: Region,
@@ -41,7 +50,7 @@ impl RegionSnapshotSource {
 
     /// The next sorted run of pairs, at most about [`SNAPSHOT_BLOCK_BYTES`] and never
     /// empty; nothing after the last. Reads the disk.
-    pub fn next_block(&mut self) -> Result<Option<(Cf, Bytes)>, StoreError> {
+    pub fn next_block(&mut self) -> Result<Option<SnapshotBlock>, StoreError> {
         while let Some((&cf, rest)) = self.remaining.split_first() {
             let iter = self.iter.get_or_insert_with(|| {
                 let end = &self.descriptor.end_key;
@@ -51,6 +60,7 @@ impl RegionSnapshotSource {
                 iter
             });
             let mut block = BytesMut::new();
+            let mut count = 0;
             while block.len() < SNAPSHOT_BLOCK_BYTES && iter.valid()? {
                 for part in [iter.key(), iter.value()] {
                     let length = u32::try_from(part.len()).map_err(|_| StoreError::Corrupt {
@@ -60,10 +70,11 @@ impl RegionSnapshotSource {
                     block.put_u32(length);
                     block.put_slice(part);
                 }
+                count += 1;
                 iter.next();
             }
             if !block.is_empty() {
-                return Ok(Some((cf, block.freeze())));
+                return Ok(Some(SnapshotBlock { cf, pairs: block.freeze(), count }));
             }
             self.iter = None;
             self.remaining = rest;
@@ -86,6 +97,11 @@ fn file_path(directory: &Path, stem: &str, cf: Cf) -> PathBuf {
 impl ReceivedSnapshot {
     pub fn files(&self) -> Vec<SstFile> {
         self.files.clone()
+    }
+
+    /// Pairs in all files together.
+    pub fn pairs(&self) -> u64 {
+        self.files.iter().map(|file| file.entries).sum()
     }
 
     /// How the region's state names the files, so that an interrupted installation is resumed.

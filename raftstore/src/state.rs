@@ -18,7 +18,7 @@
 //! an applied index that is durable.
 
 use bytes::{Buf, BufMut, Bytes};
-use esker_engine::{Cf, KvBatch, KvEngine, LogBatch, LogEngine};
+use esker_engine::{Cf, KvBatch, KvEngine, KvSnapshot, LogBatch, LogEngine};
 use esker_raft::{Entry, HardState, LogIndex, Payload, PeerId, Term};
 use esker_rpc::proto::metapb::Region;
 use prost::Message as _;
@@ -169,6 +169,12 @@ pub fn delete_applied(batch: &mut KvBatch, id: RegionId) {
 pub fn region_state(kv: &KvEngine, id: RegionId) -> Result<Option<RegionState>, StoreError> {
     let stored = kv.get(Cf::Meta, &key(REGION_PREFIX, id))?;
     stored.map(|stored| RegionState::decode(id, &stored)).transpose()
+}
+
+/// The applied index as of a view of the engine.
+pub fn applied_in(kv: &KvSnapshot, id: RegionId) -> Result<Option<Applied>, StoreError> {
+    let stored = kv.get(Cf::Meta, &key(APPLY_PREFIX, id))?;
+    stored.map(|stored| Applied::decode(id, &stored)).transpose()
 }
 
 pub fn applied(kv: &KvEngine, id: RegionId) -> Result<Option<Applied>, StoreError> {

@@ -1,6 +1,6 @@
 //! What a client of a cluster can fail with.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::proto::pdpb::ErrorType;
 
@@ -52,6 +52,11 @@ pub enum ClientError {
 
     #[error("the client has been shut down")]
     Closed,
+}
+
+/// How long it has been, without the digits that nobody reads.
+pub(crate) fn waited_since(started: Instant) -> Duration {
+    Duration::from_millis(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX))
 }
 
 /// A key as text: printable characters as they are, the rest as `\xNN`.

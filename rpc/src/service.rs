@@ -18,8 +18,9 @@ use crate::proto::kvrpcpb::{
 };
 
 /// The future that a store answers with. A `Status` is for what the store does not do at all
-/// (`UNIMPLEMENTED`) or can no longer do (`UNAVAILABLE`, while it stops); everything that concerns
-/// a region or a key travels inside the response.
+/// (`UNIMPLEMENTED`) or can no longer do (`UNAVAILABLE`, while it stops: this also ends the stream
+/// that a batched command came by); everything that concerns a region or a key travels inside the
+/// response.
 pub type Answer<T> = BoxFuture<'static, Result<T, Status>>;
 
 /// A store's requests. Those that the protocol can batch come through [`StoreService::handle`];

@@ -128,13 +128,18 @@ impl Lead {
 
     /// Draws `count` timestamps and answers the last.
     pub async fn timestamps(&self, count: u32) -> Result<Timestamp, LeadError> {
-        self.draw(|counters| {
-            counters.timestamps.allocate(count, self.clock.wall_ms()).map_err(|error| match error {
-                TimestampError::WindowExhausted => None,
-                other => Some(LeadError::Timestamps(other)),
+        let last = self
+            .draw(|counters| {
+                counters.timestamps.allocate(count, self.clock.wall_ms()).map_err(|error| {
+                    match error {
+                        TimestampError::WindowExhausted => None,
+                        other => Some(LeadError::Timestamps(other)),
+                    }
+                })
             })
-        })
-        .await
+            .await?;
+        metrics::counter!("esker_placement_timestamps_total").increment(u64::from(count));
+        Ok(last)
     }
 
     /// Draws `count` consecutive ids and answers the last.

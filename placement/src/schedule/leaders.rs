@@ -104,7 +104,9 @@ fn next_transfer<'a>(
         .map(|store| (counts.get(store), store))
         .collect();
     targets.sort_unstable();
-    for (led, source) in sources.iter().filter(|(_, store)| has_room(*store)) {
+    // The regions of a store that does not answer elect their own new leaders.
+    let may_give = |store: StoreId| has_room(store) && view.health(store).is_live();
+    for (led, source) in sources.iter().filter(|(_, store)| may_give(*store)) {
         let worthy: Vec<_> = targets
             .iter()
             .take_while(|(count, _)| count + difference <= *led)
@@ -336,6 +338,18 @@ mod tests {
         scene.stores.heartbeat(StoreId(1), Default::default(), scene.now, 0);
         scene.stores.heartbeat(StoreId(2), Default::default(), scene.now, 0);
         assert!(balance(&scene.view()).is_empty());
+    }
+
+    #[test]
+    fn a_store_that_does_not_answer_is_not_asked_to_give_leaders() {
+        let mut scene = Scene::new([6, 0, 0]);
+        scene.now = scene.now.after(scene.config.stores.disconnected_after_ms);
+        for store in [2, 3] {
+            scene.stores.heartbeat(StoreId(store), Default::default(), scene.now, 0);
+        }
+        assert!(balance(&scene.view()).is_empty());
+        scene.stores.heartbeat(StoreId(1), Default::default(), scene.now, 0);
+        assert!(!balance(&scene.view()).is_empty());
     }
 
     #[test]

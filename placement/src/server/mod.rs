@@ -46,6 +46,11 @@ pub use pd::PdService;
 /// for which they do not look up the leader again.
 const REFUSAL_PATIENCE: Duration = Duration::from_millis(250);
 
+/// The least that a stream of timestamps lives, also one that is refused. A
+/// client in the field fails every request at once when its stream is gone, and
+/// opens a new one only when it last connected more than a second ago.
+pub(crate) const MIN_STREAM_LIFE: Duration = Duration::from_millis(1_100);
+
 /// One member of the placement driver, as all members are configured to know it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemberInfo {
@@ -107,9 +112,15 @@ impl Shared {
     /// This member's office; waits a moment for one that is about to begin, and
     /// for a lease that is late.
     pub async fn lead(&self) -> Result<Arc<Lead>, Status> {
+        self.lead_within(REFUSAL_PATIENCE).await
+    }
+
+    /// The same, waiting for `patience` where this member is not elected, and
+    /// longer where it is and only has to load.
+    pub async fn lead_within(&self, patience: Duration) -> Result<Arc<Lead>, Status> {
         let mut leads = self.lead.subscribe();
-        let patience =
-            if self.state.leadership().borrow().is_self { PATIENCE } else { REFUSAL_PATIENCE };
+        let is_elected = self.state.leadership().borrow().is_self;
+        let patience = if is_elected { PATIENCE } else { patience };
         let lead = tokio::time::timeout(patience, leads.wait_for(Option::is_some))
             .await
             .ok()

@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use esker_rpc::proto::pdpb;
 use esker_rpc::proto::pdpb::pd_server::Pd;
+use tokio::time::Instant;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::headers::{RequestWithHeader, ResponseWithHeader};
-use super::{MemberInfo, Refusal, Shared, regions, stores, streams};
+use super::{MIN_STREAM_LIFE, MemberInfo, Refusal, Shared, regions, stores, streams};
 use crate::lead::{Lead, PATIENCE};
 
 /// `pdpb.PD` over one member of the placement driver.
@@ -123,9 +124,10 @@ impl Pd for PdService {
         &self,
         request: Request<Streaming<pdpb::TsoRequest>>,
     ) -> Result<Response<BoxStream<pdpb::TsoResponse>>, Status> {
-        let lead = self.shared.lead().await?;
+        let opened = Instant::now();
+        let lead = self.shared.lead_within(MIN_STREAM_LIFE).await?;
         let requests = request.into_inner();
-        let answers = streams::timestamps(Arc::clone(&self.shared), lead, requests);
+        let answers = streams::timestamps(Arc::clone(&self.shared), lead, requests, opened);
         Ok(Response::new(answers))
     }
 

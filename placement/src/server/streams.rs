@@ -9,13 +9,14 @@ use std::sync::Arc;
 use esker_rpc::proto::pdpb;
 use futures_util::stream;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::codegen::BoxStream;
 use tonic::{Status, Streaming};
 use tracing::{debug, warn};
 
 use super::headers::ResponseWithHeader;
-use super::{Refusal, Shared, convert};
+use super::{MIN_STREAM_LIFE, Refusal, Shared, convert};
 use crate::lead::{Lead, OrderStream};
 use crate::types::{RegionId, StoreId};
 
@@ -51,10 +52,12 @@ fn reply<R: ResponseWithHeader>(shared: &Shared, answer: Result<R, Refusal>) -> 
 }
 
 /// Answers messages one by one, in order, only as fast as the client reads.
+/// When the office ends, so does the stream, but not before `least`.
 fn answer_each<Q, R, F>(
     shared: Arc<Shared>,
     lead: Arc<Lead>,
     messages: Streaming<Q>,
+    least: Instant,
     answer: impl Fn(Arc<Shared>, Arc<Lead>, Q) -> F + Send + 'static,
 ) -> BoxStream<R>
 where
@@ -63,16 +66,21 @@ where
     F: Future<Output = Result<R, Refusal>> + Send + 'static,
 {
     let state = Some((shared, lead, messages, answer));
-    Box::pin(stream::unfold(state, |state| async move {
+    Box::pin(stream::unfold(state, move |state| async move {
         let (shared, lead, mut messages, answer) = state?;
-        let message = match next(&shared, &lead, &mut messages).await {
-            Ok(message) => message?,
-            Err(status) => return Some((Err(status), None)),
+        let outcome = match next(&shared, &lead, &mut messages).await {
+            Ok(message) => {
+                let answered = answer(Arc::clone(&shared), Arc::clone(&lead), message?).await;
+                reply(&shared, answered)
+            }
+            Err(status) => Err(status),
         };
-        let answered = answer(Arc::clone(&shared), Arc::clone(&lead), message).await;
-        match reply(&shared, answered) {
+        match outcome {
             Ok(response) => Some((Ok(response), Some((shared, lead, messages, answer)))),
-            Err(status) => Some((Err(status), None)),
+            Err(status) => {
+                tokio::time::sleep_until(least).await;
+                Some((Err(status), None))
+            }
         }
     }))
 }
@@ -83,19 +91,26 @@ pub fn timestamps(
     shared: Arc<Shared>,
     lead: Arc<Lead>,
     requests: Streaming<pdpb::TsoRequest>,
+    opened: Instant,
 ) -> BoxStream<pdpb::TsoResponse> {
-    answer_each(shared, lead, requests, |shared, lead, request: pdpb::TsoRequest| async move {
-        shared.check_cluster(&lead, request.header.as_ref())?;
-        if request.count == 0 {
-            return Err(Refusal::invalid("a request for no timestamps"));
-        }
-        let last = lead.timestamps(request.count).await?;
-        Ok(pdpb::TsoResponse {
-            count: request.count,
-            timestamp: Some(convert::timestamp_message(last)),
-            ..Default::default()
-        })
-    })
+    answer_each(
+        shared,
+        lead,
+        requests,
+        opened + MIN_STREAM_LIFE,
+        |shared, lead, request: pdpb::TsoRequest| async move {
+            shared.check_cluster(&lead, request.header.as_ref())?;
+            if request.count == 0 {
+                return Err(Refusal::invalid("a request for no timestamps"));
+            }
+            let last = lead.timestamps(request.count).await?;
+            Ok(pdpb::TsoResponse {
+                count: request.count,
+                timestamp: Some(convert::timestamp_message(last)),
+                ..Default::default()
+            })
+        },
+    )
 }
 
 /// Lookups by key and by id, many in one message.
@@ -108,6 +123,7 @@ pub fn region_queries(
         shared,
         lead,
         requests,
+        Instant::now(),
         |shared, lead, request: pdpb::QueryRegionRequest| async move {
             shared.check_cluster(&lead, request.header.as_ref())?;
             lead.current().await?;

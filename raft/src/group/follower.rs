@@ -130,7 +130,7 @@ impl<R: LogReader> Group<R> {
             self.acknowledge_snapshot(from, meta.index);
             return Ok(());
         }
-        self.installing = Some(Installing { meta, data: Some(data) });
+        self.installing = Some(Box::new(Installing { meta, data: Some(data) }));
         Ok(())
     }
 
@@ -141,7 +141,8 @@ impl<R: LogReader> Group<R> {
         if self.installing.as_ref().is_none_or(|installing| installing.meta.index != index) {
             return;
         }
-        let Some(Installing { meta, .. }) = self.installing.take() else { return };
+        let Some(installed) = self.installing.take() else { return };
+        let meta = installed.meta;
         self.log.reset(meta.index, meta.term);
         self.configuration = meta.configuration;
         if let Role::Follower(follower) = &self.role

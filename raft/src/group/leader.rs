@@ -58,11 +58,12 @@ impl<R: LogReader> Group<R> {
         self.advance(now);
         let limit = self.config.max_uncommitted_bytes;
         let leader = self.proposer()?;
+        let payload = Payload::Command(command);
         let bytes = leader.uncommitted_bytes;
-        if bytes > 0 && bytes.saturating_add(command.len()) > limit {
+        if bytes > 0 && bytes.saturating_add(payload.bytes()) > limit {
             return Err(ProposeError::UncommittedFull { bytes });
         }
-        Ok(self.append_own(Payload::Command(command)))
+        Ok(self.append_own(payload))
     }
 
     /// The leader that may propose now.

@@ -87,7 +87,8 @@ pub struct Group<R> {
     random: Random,
     /// Names the batches of reads passed on to leaders.
     next_batch: u64,
-    installing: Option<Installing>,
+    /// Boxed, because it is rare and large.
+    installing: Option<Box<Installing>>,
     outbox: Outbox,
     last_ready: ReadyNumber,
     reported_state: HardState,

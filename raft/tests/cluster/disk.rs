@@ -51,6 +51,10 @@ pub struct Disk {
 }
 
 impl Disk {
+    pub fn shared(self) -> Rc<RefCell<Disk>> {
+        Rc::new(RefCell::new(self))
+    }
+
     pub fn restored(&self) -> Restored {
         let last = self.log.values().next_back();
         Restored {

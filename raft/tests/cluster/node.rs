@@ -62,7 +62,7 @@ impl Node {
             settings,
             machine: disk.machine.clone(),
             mirror: disk.log.clone(),
-            disk: Rc::new(RefCell::new(disk)),
+            disk: disk.shared(),
             group: None,
             writes: VecDeque::new(),
             to_apply: VecDeque::new(),

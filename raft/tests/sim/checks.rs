@@ -62,7 +62,7 @@ impl Checks {
     }
 
     /// Looks at one peer after something happened to it.
-    pub fn look(&mut self, node: &Node, local_now: Time, event: &Event) {
+    pub fn look(&mut self, node: &Node, event: &Event) {
         match event {
             Event::Role(change) if change.role == RoleKind::Leader => {
                 self.one_leader_per_term(change.term, node.id);
@@ -82,7 +82,6 @@ impl Checks {
             }
             Event::Installed(_) => self.summary.snapshots += 1,
         }
-        let _ = local_now;
     }
 
     /// Looks at what a peer is, rather than at what happened.

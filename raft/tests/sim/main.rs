@@ -17,7 +17,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use world::{Faults, World};
 
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 200;
 const STEPS: usize = 4000;
 
 fn run(seed: u64, faults: Faults) -> checks::Summary {
@@ -33,7 +33,7 @@ fn run_all(faults: Faults) -> checks::Summary {
     let number = |name| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
     let seeds = match number("ESKER_RAFT_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("ESKER_RAFT_SEEDS").unwrap_or(SEEDS / 3),
+        None => 0..number("ESKER_RAFT_SEEDS").unwrap_or(SEEDS),
     };
     let mut total = checks::Summary::default();
     for seed in seeds {

@@ -80,13 +80,16 @@ pub struct World {
     cut: BTreeSet<(PeerId, PeerId)>,
     next_command: u64,
     next_read: u64,
+    /// How likely a disk finishes something in one step.
+    disk_speed: f64,
     pub checks: Checks,
 }
 
 impl World {
     pub fn new(seed: u64, faults: Faults) -> World {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
-        let voters = [1, 3, 3, 3, 5][random.random_range(0..5)];
+        let voters = [1, 3, 3, 4, 5, 5][random.random_range(0..6)];
+        let disk_speed = [0.05, 0.2, 0.5][random.random_range(0..3)];
         let configuration = Configuration::of_voters((1..=voters).map(PeerId));
         // Members are part of what a newcomer needs, so the log begins behind an
         // index that only a snapshot brings.
@@ -125,6 +128,7 @@ impl World {
             cut: BTreeSet::new(),
             next_command: 0,
             next_read: 0,
+            disk_speed,
             checks: Checks::default(),
         }
     }
@@ -162,7 +166,7 @@ impl World {
             self.nodes[at].group().tick(now);
         }
         self.collect(at);
-        if self.random.random_bool(0.5) {
+        if self.random.random_bool(self.disk_speed) {
             let count = self.nodes[at].writes_under_way();
             let count = self.random.random_range(0..=count);
             self.nodes[at].finish_writes(now, count);
@@ -196,7 +200,7 @@ impl World {
             {
                 self.post(message);
             }
-            self.checks.look(&self.nodes[at], now, &event);
+            self.checks.look(&self.nodes[at], &event);
         }
         self.checks.inspect(&self.nodes[at], now);
     }

@@ -54,7 +54,7 @@ fn peer(text: &str) -> Result<PeerId, Box<dyn Error>> {
 }
 
 fn peers(text: &str) -> Result<Vec<PeerId>, Box<dyn Error>> {
-    text.split(',').filter(|part| !part.is_empty()).map(peer).collect()
+    text.split('/').filter(|part| !part.is_empty()).map(peer).collect()
 }
 
 fn duration(text: &str) -> Result<Duration, Box<dyn Error>> {
@@ -65,12 +65,12 @@ fn duration(text: &str) -> Result<Duration, Box<dyn Error>> {
 impl Story {
     /// The language:
     ///
-    /// - `cluster voters=1,2,3 learners=4 new=5 …` founds a group behind index 1 of
+    /// - `cluster voters=1/2/3 learners=4 new=5 …` founds a group behind index 1 of
     ///   term 1; `new` peers are empty. Settings: `append=BYTES inflight=N
-    ///   uncommitted=BYTES cache=BYTES prevote=no checkquorum=no priority=2:-1`.
+    ///   uncommitted=BYTES cache=BYTES prevote=no checkquorum=no priority=2/-1`.
     ///   Election timeout 100 ms, heartbeats every 20 ms.
-    /// - `campaign N`, `propose N WORD…`, `change N +4 -3 ~5 ?6 [explicit]` (voter,
-    ///   removal, learner, witness; none: leave), `transfer N [M]`, `read N ID`,
+    /// - `campaign N`, `propose N WORD…`, `change N add=4/5 remove=3 learner=2 witness=6
+    ///   [leave=explicit]` (nothing: leave), `transfer N [M]`, `read N ID`,
     ///   `compact N INDEX`, `unreachable N M`
     /// - `deliver [FROM TO [COUNT]]`: delivers what is under way, without the
     ///   answers; `drop FROM TO` loses it; `again FROM TO` doubles it;
@@ -83,10 +83,14 @@ impl Story {
     ///   / `fastapply N`
     /// - `status`, `log N`, `progress N`, `lease N`, `members N`
     fn command(&mut self, command: &Command) -> Outcome {
+        match command.name.as_str() {
+            "cluster" => return self.found(command),
+            "change" => return self.change(command),
+            _ => {}
+        }
         let mut arguments = command.consume_args();
         let mut word = || arguments.next_pos().ok_or("a word is missing");
         match command.name.as_str() {
-            "cluster" => self.found(command)?,
             "campaign" => {
                 let id = peer(word()?)?;
                 let now = self.now;
@@ -104,31 +108,6 @@ impl Story {
                         }
                         Err(refusal) => self.tell(format!("{id} refuses {text}: {refusal}")),
                     }
-                }
-                self.collect(id);
-            }
-            "change" => {
-                let id = peer(word()?)?;
-                let mut change = ConfChange::default();
-                while let Ok(text) = word() {
-                    change.steps.push(match text.split_at(1) {
-                        ("+", id) => ChangeStep::AddVoter(peer(id)?),
-                        ("-", id) => ChangeStep::Remove(peer(id)?),
-                        ("~", id) => ChangeStep::AddLearner(peer(id)?),
-                        ("?", id) => ChangeStep::AddWitness(peer(id)?),
-                        _ if text == "explicit" => {
-                            change.leave = LeaveJoint::Explicit;
-                            continue;
-                        }
-                        _ => return Err(format!("{text} is no step").into()),
-                    });
-                }
-                let now = self.now;
-                match self.node(id)?.group().propose_change(now, change) {
-                    Ok((index, term)) => {
-                        self.tell(format!("{id} proposes the change as {index}@{term}"));
-                    }
-                    Err(refusal) => self.tell(format!("{id} refuses the change: {refusal}")),
                 }
                 self.collect(id);
             }
@@ -215,7 +194,7 @@ impl Story {
                 let node = self.nodes.get_mut(&id).ok_or("there is no such peer")?;
                 node.restart(now);
                 self.tell_status(id);
-                self.collect(id);
+                self.work(id);
             }
             "slowdisk" => self.slow_disks.extend([peer(word()?)?]),
             "fastdisk" => {
@@ -247,7 +226,8 @@ impl Story {
             }
             "log" => {
                 let id = peer(word()?)?;
-                let entries: Vec<_> = self.node(id)?.mirror.values().map(words::entry).collect();
+                let node = self.nodes.get(&id).ok_or("there is no such peer")?;
+                let entries: Vec<_> = node.mirror.values().map(words::entry).collect();
                 self.tell(format!("{id}: {}", entries.join(" ")));
             }
             "progress" => {
@@ -278,6 +258,33 @@ impl Story {
         arguments.reject_next()
     }
 
+    fn change(&mut self, command: &Command) -> Outcome {
+        let mut arguments = command.consume_args();
+        let id = peer(arguments.next_pos().ok_or("whom?")?)?;
+        let mut change = ConfChange::default();
+        while let Some((key, value)) = arguments.next_key() {
+            let step = match key {
+                "add" => ChangeStep::AddVoter,
+                "remove" => ChangeStep::Remove,
+                "learner" => ChangeStep::AddLearner,
+                "witness" => ChangeStep::AddWitness,
+                "leave" if value == "explicit" => {
+                    change.leave = LeaveJoint::Explicit;
+                    continue;
+                }
+                other => return Err(format!("{other}={value} is no step").into()),
+            };
+            change.steps.extend(peers(value)?.into_iter().map(step));
+        }
+        let now = self.now;
+        match self.node(id)?.group().propose_change(now, change) {
+            Ok((index, term)) => self.tell(format!("{id} proposes the change as {index}@{term}")),
+            Err(refusal) => self.tell(format!("{id} refuses the change: {refusal}")),
+        }
+        self.collect(id);
+        arguments.reject_next()
+    }
+
     fn found(&mut self, command: &Command) -> Outcome {
         let mut arguments = command.consume_args();
         let mut config = Config {
@@ -299,7 +306,7 @@ impl Story {
                 "prevote" => config.pre_vote = value != "no",
                 "checkquorum" => config.check_quorum = value != "no",
                 "priority" => {
-                    let (id, priority) = value.split_once(':').ok_or("PEER:PRIORITY")?;
+                    let (id, priority) = value.split_once('/').ok_or("PEER/PRIORITY")?;
                     slower = Some((peer(id)?, priority.parse()?));
                 }
                 other => return Err(format!("there is no setting {other}").into()),

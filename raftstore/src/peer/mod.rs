@@ -29,7 +29,7 @@ use prost::Message as _;
 use crate::config::StoreConfig;
 use crate::error::{RequestError, StoreError};
 use crate::ids::{RegionId, StoreId};
-use crate::message::{Proposal, ReadRequest, RegionStatus, WriteRequest};
+use crate::message::{PeerProgress, Proposal, ReadRequest, RegionStatus, WriteRequest};
 use crate::outbox::RegionReport;
 use crate::read::ReadDelegate;
 use crate::region::RegionExt;
@@ -393,8 +393,16 @@ impl Peer {
         let progress = if self.is_leader() {
             self.group
                 .progress()
-                .map(|(peer, progress)| {
-                    (peer, progress.match_index, (progress.state == ProgressState::Snapshot))
+                .map(|(peer, progress)| PeerProgress {
+                    peer,
+                    matched: progress.match_index,
+                    next: progress.next_index,
+                    state: match progress.state {
+                        ProgressState::Probe => "probe",
+                        ProgressState::Replicate => "replicate",
+                        ProgressState::Snapshot => "snapshot",
+                    },
+                    recently_active: progress.recently_active,
                 })
                 .collect()
         } else {

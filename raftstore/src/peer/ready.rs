@@ -51,7 +51,7 @@ impl Peer {
                     && !self.installing
                     && self.applied.term == self.group.term() =>
             {
-                self.delegate.publish_lease(until);
+                self.delegate.publish_lease(self.applied.term, until);
             }
             _ => self.delegate.withdraw_lease(),
         }

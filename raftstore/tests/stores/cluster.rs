@@ -227,8 +227,8 @@ impl Cluster {
                         let stem = format!("{region}-{}-{}", source.meta.term, source.meta.index);
                         let kv = store.handle.engine().clone();
                         let mut receiver = SnapshotReceiver::new(kv, Path::new("/snap"), stem);
-                        while let Some((cf, pairs)) = source.next_block().unwrap() {
-                            receiver.block(cf, pairs).unwrap();
+                        while let Some(block) = source.next_block().unwrap() {
+                            receiver.block(block.cf, block.pairs).unwrap();
                         }
                         let files = receiver.finish().unwrap();
                         store.handle.snapshot_received(message, files).is_ok()
@@ -489,10 +489,7 @@ impl Cluster {
         self.run_until("the learner has caught up", |cluster| {
             let Some(leader) = cluster.leader(region) else { return false };
             let Some(status) = cluster.status(leader, region) else { return false };
-            status
-                .progress
-                .iter()
-                .any(|(peer, at, _)| peer.0 == learner.id && *at >= status.applied)
+            status.progress.iter().any(|p| p.peer.0 == learner.id && p.matched >= status.applied)
         });
         let voter = Peer { role: PeerRole::Voter.into(), ..learner };
         self.admin(region, &Admin::ChangePeers(vec![PeerChange::AddVoter(voter)]));

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::backoff::Backoff;
-use crate::error::{ClientError, display_key};
+use crate::error::{ClientError, display_key, waited_since};
 use crate::placement::PlacementClient;
 use crate::proto::kvrpcpb::ApiVersion;
 use crate::service::StoreService;
@@ -138,7 +138,7 @@ impl Attempts {
             return Err(ClientError::Deadline {
                 call: self.call,
                 key: display_key(&self.key),
-                waited: self.started.elapsed(),
+                waited: waited_since(self.started),
                 reason: retry.reason,
             });
         }

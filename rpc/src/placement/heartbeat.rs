@@ -21,14 +21,16 @@ const HEARTBEATS_AHEAD: usize = 64;
 impl PlacementClient {
     /// Sends every heartbeat to whoever leads, and answers the steps that come back. Headers are
     /// filled in here. While no leader is reachable, heartbeats wait in the caller's channel; one
-    /// that was on its way when a connection broke is lost, as the next will say more. Ends when
-    /// either channel is closed.
+    /// that was on its way when a connection broke is lost, as the next will say more. `opened` is
+    /// called for each new stream: the leader behind it may know nothing, and every region led here
+    /// is to be reported. Ends when either channel is closed.
     pub fn region_heartbeats(
         &self,
         outgoing: mpsc::Receiver<RegionHeartbeatRequest>,
+        opened: impl Fn() + Send + Sync + 'static,
     ) -> mpsc::Receiver<RegionHeartbeatResponse> {
         let (steps, incoming) = mpsc::channel(MAX_WAITING_STEPS);
-        tokio::spawn(run(Arc::clone(&self.shared), outgoing, steps));
+        tokio::spawn(run(Arc::clone(&self.shared), outgoing, steps, opened));
         incoming
     }
 }
@@ -44,6 +46,7 @@ async fn run(
     shared: Arc<Shared>,
     mut outgoing: mpsc::Receiver<RegionHeartbeatRequest>,
     steps: mpsc::Sender<RegionHeartbeatResponse>,
+    opened: impl Fn() + Send + Sync + 'static,
 ) {
     let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
     // A stream is opened for the first heartbeat, and again for the next after it broke.
@@ -52,10 +55,10 @@ async fn run(
         () = steps.closed() => None,
     } {
         let current = shared.leader.current();
-        let end = converse(&shared, current.channel, first, &mut outgoing, &steps, || {
-            backoff.reset();
-        })
-        .await;
+        let answered = || backoff.reset();
+        let end =
+            converse(&shared, current.channel, first, &mut outgoing, &steps, &opened, answered)
+                .await;
         match end {
             End::Done => return,
             End::Broken(reason) => {
@@ -73,6 +76,7 @@ async fn converse(
     first: RegionHeartbeatRequest,
     outgoing: &mut mpsc::Receiver<RegionHeartbeatRequest>,
     steps: &mpsc::Sender<RegionHeartbeatResponse>,
+    opened: &(impl Fn() + Send + Sync),
     mut answered: impl FnMut(),
 ) -> End {
     let stamp = |mut heartbeat: RegionHeartbeatRequest| {
@@ -88,6 +92,7 @@ async fn converse(
         Ok(responses) => responses.into_inner(),
         Err(status) => return End::Broken(channel::describe(&status)),
     };
+    opened();
     // Each direction goes on while the other waits: a leader that is slow to read must not keep us
     // from taking its steps, for which it may be waiting itself.
     let sending = async {

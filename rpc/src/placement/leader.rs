@@ -8,7 +8,7 @@ use tonic::transport::Channel;
 use super::{FIRST_RETRY, LONGEST_RETRY};
 use crate::backoff::Backoff;
 use crate::channel;
-use crate::error::ClientError;
+use crate::error::{ClientError, waited_since};
 use crate::proto::pdpb::pd_client::PdClient;
 use crate::proto::pdpb::{GetMembersRequest, GetMembersResponse, Member};
 
@@ -80,7 +80,7 @@ impl Leader {
             if started.elapsed() + wait >= deadline {
                 return Err(ClientError::PlacementUnreachable {
                     endpoints: endpoints.join(","),
-                    waited: started.elapsed(),
+                    waited: waited_since(started),
                     reason,
                 });
             }

@@ -20,7 +20,7 @@ use tonic::{Code, Response, Status};
 
 use crate::backoff::Backoff;
 use crate::channel;
-use crate::error::ClientError;
+use crate::error::{ClientError, waited_since};
 use crate::proto::pdpb::{self, ErrorType};
 
 pub use calls::RegionInfo;
@@ -136,7 +136,7 @@ impl Shared {
             if started.elapsed() + wait >= CALL_DEADLINE {
                 return Err(ClientError::PlacementUnreachable {
                     endpoints: self.leader.known(),
-                    waited: started.elapsed(),
+                    waited: waited_since(started),
                     reason: format!("{call}: {reason}"),
                 });
             }

@@ -11,7 +11,7 @@ use tonic::Streaming;
 use super::{ATTEMPT_TIMEOUT, Attempt, CALL_DEADLINE, FIRST_RETRY, LONGEST_RETRY, Shared};
 use crate::backoff::Backoff;
 use crate::channel;
-use crate::error::ClientError;
+use crate::error::{ClientError, waited_since};
 use crate::proto::pdpb::pd_client::PdClient;
 use crate::proto::pdpb::{Timestamp, TsoRequest, TsoResponse};
 
@@ -133,7 +133,7 @@ async fn request(
         if started.elapsed() + wait >= CALL_DEADLINE {
             return Err(ClientError::PlacementUnreachable {
                 endpoints: shared.leader.known(),
-                waited: started.elapsed(),
+                waited: waited_since(started),
                 reason: format!("tso: {reason}"),
             });
         }

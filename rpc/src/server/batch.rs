@@ -3,6 +3,7 @@
 //! The response stream owns the request stream and all unfinished work. It is polled by the
 //! connection; when the client hangs up, the connection drops it, and with it the work.
 
+use std::future::ready;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -13,7 +14,7 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, Stream, StreamExt};
 use prost::Message;
 use tokio::task::JoinHandle;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use crate::proto::tikvpb::batch_commands_response::Response;
 use crate::proto::tikvpb::{
@@ -35,7 +36,8 @@ pub const MAX_RESPONSE_BATCH_BYTES: usize = 1 << 20;
 /// The longest delay that a client may ask of an empty request.
 const MAX_EMPTY_DELAY: Duration = Duration::from_secs(60);
 
-type Work = BoxFuture<'static, (u64, Response)>;
+/// An error is one of the store as a whole, not of this request.
+type Work = BoxFuture<'static, Result<(u64, Response), Status>>;
 
 /// The responses to a stream of requests.
 pub(super) struct Responses<S, I> {
@@ -63,6 +65,13 @@ where
         }
     }
 
+    /// Drops all work, and ends with this error once what is ready has been sent.
+    fn fail(&mut self, status: Status) {
+        self.ended = true;
+        self.in_flight.clear();
+        self.failed = Some(status);
+    }
+
     fn accept(&mut self, batch: BatchCommandsRequest) {
         if batch.requests.len() != batch.request_ids.len() {
             self.failed = Some(Status::invalid_argument(format!(
@@ -83,27 +92,32 @@ where
         let Some(command) = command else {
             // A command that this version does not know. An empty response makes the client's
             // call fail; no response would make it wait for ever.
-            return std::future::ready((id, Response { cmd: None })).boxed();
+            return ready(Ok((id, Response { cmd: None }))).boxed();
         };
         if let Command::Empty(request) = command {
-            return empty(request)
-                .map(move |reply| (id, Response { cmd: Some(Reply::Empty(reply)) }))
-                .boxed();
+            let reply = |reply| Response { cmd: Some(Reply::Empty(reply)) };
+            return empty(request).map(move |answer| Ok((id, reply(answer)))).boxed();
         }
         let long = may_take_long(&command);
         let answer = self.service.handle(command);
         let work = async move {
-            let cmd = match answer.await {
-                Ok(reply) => Some(reply),
-                Err(status) => {
+            match answer.await {
+                Ok(reply) => Ok((id, Response { cmd: Some(reply) })),
+                Err(status) if is_about_the_request(&status) => {
                     tracing::debug!(%status, "a batched command was refused");
-                    None
+                    Ok((id, Response { cmd: None }))
                 }
-            };
-            (id, Response { cmd })
+                Err(status) => Err(status),
+            }
         };
-        if long { Spawned(tokio::spawn(work)).into_work(id) } else { work.boxed() }
+        if long { Spawned(tokio::spawn(work)).into_work() } else { work.boxed() }
     }
+}
+
+/// Whether a refusal would be the same on any store. Otherwise the stream ends with it, so that
+/// the client turns to another store instead of giving up.
+fn is_about_the_request(status: &Status) -> bool {
+    matches!(status.code(), Code::Unimplemented | Code::InvalidArgument)
 }
 
 /// Whether a command reads so much that it would hold up the others of its stream, which are
@@ -131,14 +145,14 @@ async fn empty(request: BatchCommandsEmptyRequest) -> BatchCommandsEmptyResponse
 }
 
 /// A task that ends with its handle.
-struct Spawned(JoinHandle<(u64, Response)>);
+struct Spawned(JoinHandle<Result<(u64, Response), Status>>);
 
 impl Spawned {
-    fn into_work(mut self, id: u64) -> Work {
+    fn into_work(mut self) -> Work {
         async move {
             (&mut self.0).await.unwrap_or_else(|error| {
                 tracing::error!(%error, "a batched command's task failed");
-                (id, Response { cmd: None })
+                Err(Status::internal("the task of a command failed"))
             })
         }
         .boxed()
@@ -163,12 +177,8 @@ where
         while !this.ended && this.in_flight.len() < MAX_IN_FLIGHT_PER_STREAM {
             match this.incoming.poll_next_unpin(context) {
                 Poll::Ready(Some(Ok(batch))) => this.accept(batch),
-                Poll::Ready(Some(Err(status))) => {
-                    // The connection broke or the client gave up: nobody reads the answers.
-                    this.ended = true;
-                    this.in_flight.clear();
-                    this.failed = Some(status);
-                }
+                // The connection broke or the client gave up: nobody reads the answers.
+                Poll::Ready(Some(Err(status))) => this.fail(status),
                 Poll::Ready(None) => this.ended = true,
                 Poll::Pending => break,
             }
@@ -177,11 +187,12 @@ where
         let mut bytes = 0;
         while batch.responses.len() < MAX_RESPONSES_PER_BATCH && bytes < MAX_RESPONSE_BATCH_BYTES {
             match this.in_flight.poll_next_unpin(context) {
-                Poll::Ready(Some((id, response))) => {
+                Poll::Ready(Some(Ok((id, response)))) => {
                     bytes += response.encoded_len();
                     batch.responses.push(response);
                     batch.request_ids.push(id);
                 }
+                Poll::Ready(Some(Err(status))) => this.fail(status),
                 Poll::Ready(None) | Poll::Pending => break,
             }
         }

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use esker_rpc::proto::kvrpcpb::{GetRequest, RawChecksumRequest, RawGetRequest, RawGetResponse};
+use esker_rpc::proto::kvrpcpb::{
+    GetRequest, RawChecksumRequest, RawGetRequest, RawGetResponse, RawPutRequest, RawScanRequest,
+};
 use esker_rpc::proto::tikvpb::batch_commands_request::Request;
 use esker_rpc::proto::tikvpb::tikv_client::TikvClient;
 use esker_rpc::proto::tikvpb::{
@@ -14,7 +16,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::Routes;
 use tonic::transport::Channel;
-use tonic::{Code, Streaming};
+use tonic::{Code, Status, Streaming};
 
 use crate::support::{Server, soon};
 
@@ -53,9 +55,15 @@ impl StoreService for Gated {
     }
 
     fn handle(&self, command: Command) -> Answer<Reply> {
-        let Command::RawGet(request) = command else { return unimplemented("this command") };
-        let working =
-            request.key.starts_with(b"slow").then(|| Working::begin(&self.working));
+        let request = match command {
+            Command::RawGet(request) => request,
+            // The store is stopping, however the request is worked on.
+            Command::RawPut(_) | Command::RawScan(_) => {
+                return Box::pin(std::future::ready(Err(Status::unavailable("stopping"))));
+            }
+            _ => return unimplemented("this command"),
+        };
+        let working = request.key.starts_with(b"slow").then(|| Working::begin(&self.working));
         let open = Arc::clone(&self.open);
         Box::pin(async move {
             if working.is_some() {
@@ -99,9 +107,8 @@ async fn read(stream: &mut Stream, count: usize) -> Vec<(u64, Option<Reply>)> {
     while responses.len() < count {
         let batch = soon("responses", stream.1.message()).await.expect("no error").expect("open");
         assert_eq!(batch.responses.len(), batch.request_ids.len());
-        responses.extend(
-            batch.request_ids.into_iter().zip(batch.responses.into_iter().map(|r| r.cmd)),
-        );
+        responses
+            .extend(batch.request_ids.into_iter().zip(batch.responses.into_iter().map(|r| r.cmd)));
     }
     responses
 }
@@ -245,5 +252,23 @@ async fn what_a_store_does_not_serve_is_unimplemented() {
     let sum = client.raw_checksum(RawChecksumRequest::default()).await.expect_err("not served");
     assert_eq!(sum.code(), Code::Unimplemented);
     assert!(sum.message().contains("RawChecksum"), "{}", sum.message());
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_store_that_stops_ends_the_stream_so_that_its_client_turns_elsewhere() {
+    let store = Gated::new();
+    let (server, mut client) = start(&store).await;
+    let commands =
+        [Command::RawPut(RawPutRequest::default()), Command::RawScan(RawScanRequest::default())];
+    for command in commands {
+        let mut stream = open(&mut client).await;
+        let mut batch = gets(&[(1, "slow"), (2, "b")]);
+        batch.requests[1].cmd = Some(command);
+        stream.0.send(batch).await.expect("open");
+        let status = soon("an error", stream.1.message()).await.expect_err("it stops");
+        assert_eq!(status.code(), Code::Unavailable);
+        assert_eq!(*store.working.borrow(), 0, "what was unfinished is dropped");
+    }
     server.stop().await;
 }

@@ -12,8 +12,7 @@ use esker_rpc::proto::esker::{
 use esker_rpc::proto::metapb::Peer;
 use esker_rpc::transport::{
     AddressResolver, MAX_QUEUED_MESSAGES, RaftHandler, RaftTransport, SentSnapshot, SnapshotError,
-    SnapshotOutcome, SnapshotPart, SnapshotSink, SnapshotSource, TransportEvents,
-    TransportService,
+    SnapshotOutcome, SnapshotPart, SnapshotSink, SnapshotSource, TransportEvents, TransportService,
 };
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
@@ -31,9 +30,17 @@ const RECEIVER: u64 = 2;
 /// What happened on the receiving store.
 #[derive(Debug, PartialEq)]
 enum Seen {
-    Raft { from: u64, region: u64 },
-    Head { region: u64 },
-    Finished { blocks: Vec<(u32, Bytes)>, pairs: u64 },
+    Raft {
+        from: u64,
+        region: u64,
+    },
+    Head {
+        region: u64,
+    },
+    Finished {
+        blocks: Vec<(u32, Bytes)>,
+        pairs: u64,
+    },
     /// A sink was dropped before its end.
     Aborted,
 }

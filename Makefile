@@ -1,0 +1,38 @@
+# Esker's commands. Each cargo command is for the whole workspace: another set of
+# packages could resolve to other features and compile RocksDB, the longest part of
+# the build by far, once more. CONTRIBUTING.md says more.
+
+CARGO ?= cargo
+export CARGO
+
+# What follows `esker playground`: make playground ARGS='--stores 5 --data-dir data'
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help prerequisites build playground test check fmt
+
+help: ## shows this
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
+
+prerequisites:
+	@scripts/prerequisites.sh
+
+build: prerequisites ## builds everything
+	$(CARGO) build
+
+# Cargo knows best where the binary is: CARGO_TARGET_DIR or a setting may move it.
+playground: build ## builds, and starts a cluster on this machine; ARGS are its options
+	@exec "$$($(CARGO) metadata --no-deps --offline --format-version 1 \
+	    | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/debug/esker" playground $(ARGS)
+
+test: prerequisites ## builds everything and runs all tests
+	$(CARGO) test
+
+check: ## looks at the formatting and at clippy's warnings
+	@scripts/prerequisites.sh lint
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --all-targets -- -D warnings
+
+fmt: ## formats the code
+	@scripts/prerequisites.sh lint
+	$(CARGO) fmt --all

@@ -1,0 +1,364 @@
+//! The key-value client against stores that lead, do not lead, split, die and stay silent.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use esker_rpc::kv::{KeyTtl, KvClient, Pair, Swap};
+use esker_rpc::proto::errorpb::{
+    self, NotLeader, RaftEntryTooLarge, ServerIsBusy, UndeterminedResult,
+};
+use esker_rpc::service::StoreService;
+use esker_rpc::{ClientError, PlacementClient};
+
+use crate::placement::Placement;
+use crate::support::{Server, closed_address, soon};
+use crate::world::World;
+
+const NO_LOCAL: [Arc<dyn StoreService>; 0] = [];
+
+/// Three stores, five regions, and a client that knows nothing yet.
+struct Cluster {
+    world: World,
+    placement: Placement,
+    stores: Vec<Server>,
+    client: KvClient,
+}
+
+impl Cluster {
+    async fn start() -> Self {
+        let world = World::new(3);
+        for (key, leader) in [("d", 2), ("h", 3), ("m", 1), ("t", 2)] {
+            world.split(key, leader);
+        }
+        let mut stores = Vec::new();
+        for store in 1..=3 {
+            stores.push(world.serve(store).await);
+        }
+        let placement = Placement::start(&world, 1).await;
+        let client = KvClient::new(placement.connect().await, NO_LOCAL);
+        Cluster { world, placement, stores, client }
+    }
+}
+
+fn pair(key: &'static str, value: &'static str) -> Pair {
+    (key.into(), value.into())
+}
+
+/// One key in each region, and one more in the last.
+fn six() -> Vec<Pair> {
+    vec![
+        pair("a", "1"),
+        pair("e", "2"),
+        pair("k", "3"),
+        pair("n", "4"),
+        pair("u", "5"),
+        pair("z", "6"),
+    ]
+}
+
+fn keys(pairs: &[Pair]) -> Vec<Bytes> {
+    pairs.iter().map(|(key, _)| key.clone()).collect()
+}
+
+#[tokio::test]
+async fn single_keys_are_written_read_swapped_and_removed_wherever_they_live() {
+    let cluster = Cluster::start().await;
+    let client = &cluster.client;
+    for (key, value) in six() {
+        assert_eq!(client.get(key.clone()).await.expect("read"), None);
+        client.put(key.clone(), value.clone()).await.expect("written");
+        assert_eq!(client.get(key.clone()).await.expect("read"), Some(value.clone()));
+        let swap = client.compare_and_swap(key.clone(), None, "x").await.expect("answered");
+        assert_eq!(swap, Swap { swapped: false, previous: Some(value.clone()) });
+        let swap = client.compare_and_swap(key.clone(), Some(value.clone()), "x").await;
+        assert_eq!(swap.expect("answered"), Swap { swapped: true, previous: Some(value) });
+        assert_eq!(client.get_ttl(key.clone()).await.expect("answered"), KeyTtl::Never);
+        client.put_with_ttl(key.clone(), "y", 60).await.expect("written");
+        let ttl = client.get_ttl(key.clone()).await.expect("answered");
+        assert_eq!(ttl, KeyTtl::Left(Duration::from_secs(60)));
+        client.delete(key.clone()).await.expect("removed");
+        assert_eq!(client.get_ttl(key.clone()).await.expect("answered"), KeyTtl::NotFound);
+        let swap = client.compare_and_swap(key, None, "z").await.expect("answered");
+        assert_eq!(swap, Swap { swapped: true, previous: None });
+    }
+}
+
+#[tokio::test]
+async fn batches_are_cut_up_by_region_and_put_together_again() {
+    let cluster = Cluster::start().await;
+    let client = &cluster.client;
+    client.batch_put(six()).await.expect("written");
+    let calls = cluster.world.take_calls();
+    assert_eq!(calls.len(), 5, "one request for each region: {calls:?}");
+    let mut asked = keys(&six());
+    asked.reverse();
+    asked.push("missing".into());
+    assert_eq!(client.batch_get(asked).await.expect("read"), six());
+    client.batch_delete(vec!["a".into(), "z".into()]).await.expect("removed");
+    assert_eq!(client.batch_get(keys(&six())).await.expect("read"), six()[1..5]);
+    client.batch_put(vec![pair("a", "old"), pair("a", "new")]).await.expect("written");
+    assert_eq!(cluster.world.value("a").as_deref(), Some(&b"new"[..]), "the later one counts");
+    client.batch_put(Vec::new()).await.expect("nothing to do");
+}
+
+#[tokio::test]
+async fn a_batch_too_large_for_one_log_entry_is_cut_into_several_requests() {
+    let cluster = Cluster::start().await;
+    let value = Bytes::from(vec![7; 100 << 10]);
+    let pairs: Vec<Pair> = (0..5).map(|i| (format!("a{i}").into(), value.clone())).collect();
+    cluster.client.batch_put(pairs.clone()).await.expect("written");
+    assert_eq!(cluster.world.take_calls().len(), 3, "two pairs each fit");
+    assert_eq!(cluster.client.scan("a", "b", 10).await.expect("read"), pairs);
+}
+
+#[tokio::test]
+async fn scans_cross_regions_in_both_directions_and_stop_where_they_are_told() {
+    let cluster = Cluster::start().await;
+    let client = &cluster.client;
+    client.batch_put(six()).await.expect("written");
+    let all = six();
+    let mut reversed = six();
+    reversed.reverse();
+    assert_eq!(client.scan("", "", 100).await.expect("read"), all);
+    assert_eq!(client.scan("", "", 4).await.expect("read"), all[..4]);
+    assert_eq!(client.scan("e", "u", 100).await.expect("read"), all[1..4]);
+    assert_eq!(client.scan("b", "c", 100).await.expect("read"), []);
+    assert_eq!(client.scan("h", "h", 100).await.expect("read"), []);
+    assert_eq!(client.scan("", "", 0).await.expect("read"), []);
+    assert_eq!(client.reverse_scan("", "", 100).await.expect("read"), reversed);
+    assert_eq!(client.reverse_scan("", "", 2).await.expect("read"), reversed[..2]);
+    assert_eq!(client.reverse_scan("u", "e", 100).await.expect("read"), reversed[2..5]);
+    assert_eq!(client.reverse_scan("m", "", 100).await.expect("read"), reversed[3..]);
+    assert_eq!(client.reverse_scan("a", "", 100).await.expect("read"), []);
+}
+
+#[tokio::test]
+async fn a_range_is_deleted_in_every_region_that_it_touches() {
+    let cluster = Cluster::start().await;
+    cluster.client.batch_put(six()).await.expect("written");
+    cluster.client.delete_range("e", "u").await.expect("removed");
+    let left = cluster.client.scan("", "", 100).await.expect("read");
+    assert_eq!(keys(&left), ["a", "u", "z"]);
+    cluster.client.delete_range("b", "").await.expect("removed");
+    assert_eq!(keys(&cluster.client.scan("", "", 100).await.expect("read")), ["a"]);
+}
+
+#[tokio::test]
+async fn regions_are_split_at_the_keys_given_and_at_none_twice() {
+    let cluster = Cluster::start().await;
+    let keys = vec!["b".into(), "c".into(), "d".into(), "x".into(), "".into()];
+    let regions = cluster.client.split_region(keys.clone()).await.expect("split");
+    let starts: Vec<Bytes> = regions.iter().map(|region| region.start_key.clone()).collect();
+    assert_eq!(starts, ["", "b", "c", "t", "x"]);
+    assert_eq!(cluster.client.split_region(keys).await.expect("nothing to do"), []);
+    cluster.client.batch_put(six()).await.expect("written in the new regions");
+}
+
+#[tokio::test]
+async fn a_leader_that_has_moved_is_asked_at_its_new_place_without_placement() {
+    let cluster = Cluster::start().await;
+    cluster.client.put("a", "1").await.expect("written");
+    cluster.world.freeze_placement();
+    cluster.world.lead("a", 3);
+    let asked = cluster.placement.regions_asked();
+    cluster.world.take_calls();
+    cluster.client.put("a", "2").await.expect("written");
+    assert_eq!(cluster.world.take_calls(), [(1, "put"), (3, "put")]);
+    cluster.client.put("a", "3").await.expect("written");
+    assert_eq!(cluster.world.take_calls(), [(3, "put")], "it is remembered");
+    assert_eq!(cluster.placement.regions_asked(), asked);
+}
+
+#[tokio::test]
+async fn regions_that_were_split_behind_the_clients_back_are_divided_up_again() {
+    let cluster = Cluster::start().await;
+    cluster.client.batch_put(six()).await.expect("written");
+    cluster.world.freeze_placement();
+    cluster.world.split("v", 3);
+    let pairs = vec![pair("u", "left"), pair("w", "right"), pair("z", "right too")];
+    cluster.client.batch_put(pairs.clone()).await.expect("written");
+    assert_eq!(cluster.client.scan("u", "", 10).await.expect("read"), pairs);
+    cluster.world.split("b", 2);
+    assert_eq!(cluster.client.get("a").await.expect("read").as_deref(), Some(&b"1"[..]));
+    assert_eq!(cluster.client.get("c").await.expect("read"), None);
+}
+
+#[tokio::test]
+async fn when_a_leader_dies_its_peers_are_asked_though_placement_knows_nothing_yet() {
+    let mut cluster = Cluster::start().await;
+    cluster.client.put("a", "1").await.expect("written");
+    cluster.world.freeze_placement();
+    cluster.stores.remove(0).stop().await;
+    cluster.world.lead("a", 3);
+    let reading = cluster.client.get("a");
+    let value = soon("the new leader answers", reading).await.expect("read");
+    assert_eq!(value.as_deref(), Some(&b"1"[..]));
+}
+
+#[tokio::test]
+async fn a_store_that_comes_back_elsewhere_is_found_again() {
+    let mut cluster = Cluster::start().await;
+    cluster.client.put("e", "1").await.expect("written");
+    cluster.stores.remove(1).stop().await;
+    let moved = cluster.world.serve(2).await;
+    let value = soon("the store answers", cluster.client.get("e")).await.expect("read");
+    assert_eq!(value.as_deref(), Some(&b"1"[..]));
+    moved.stop().await;
+}
+
+#[tokio::test]
+async fn requests_to_a_region_led_here_are_function_calls() {
+    let world = World::new(1);
+    world.split("m", 1);
+    // Where placement says that the store is, nothing listens.
+    world.set_address(1, closed_address().await);
+    let placement = Placement::start(&world, 1).await;
+    let local: Arc<dyn StoreService> = Arc::new(world.store(1));
+    let client = KvClient::new(placement.connect().await, [local]);
+    client.batch_put(six()).await.expect("written");
+    assert_eq!(client.scan("", "", 100).await.expect("read"), six());
+    assert!(client.compare_and_swap("q", None, "1").await.expect("answered").swapped);
+    assert_eq!(client.get_ttl("q").await.expect("answered"), KeyTtl::Never);
+    assert_eq!(client.split_region(vec!["f".into()]).await.expect("split").len(), 2);
+    assert_eq!(client.get("a").await.expect("read").as_deref(), Some(&b"1"[..]));
+}
+
+#[tokio::test]
+async fn a_busy_store_and_an_election_are_waited_out() {
+    let cluster = Cluster::start().await;
+    let busy = Some(ServerIsBusy { backoff_ms: 5, ..Default::default() });
+    let electing = Some(NotLeader { region_id: 1, leader: None });
+    for _ in 0..3 {
+        cluster
+            .world
+            .fail_next(errorpb::Error { server_is_busy: busy.clone(), ..Default::default() });
+        cluster.world.fail_next(errorpb::Error { not_leader: electing, ..Default::default() });
+    }
+    cluster.client.put("a", "1").await.expect("written in the end");
+    assert_eq!(cluster.world.take_calls().len(), 7);
+}
+
+#[tokio::test]
+async fn two_stores_that_name_each_other_are_not_asked_in_a_loop() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client.clone().with_deadline(Duration::from_millis(500));
+    let stores = [1, 2].map(|store_id| esker_rpc::proto::metapb::Peer {
+        id: 100 + store_id,
+        store_id,
+        ..Default::default()
+    });
+    for turn in 0..10_000 {
+        let leader = Some(stores[(turn + 1) % 2]);
+        let not_leader = Some(NotLeader { region_id: 1, leader });
+        cluster.world.fail_next(errorpb::Error { not_leader, ..Default::default() });
+    }
+    let error = client.put("a", "1").await.expect_err("nobody leads");
+    assert!(matches!(error, ClientError::Deadline { .. }), "{error}");
+    let calls = cluster.world.take_calls().len();
+    assert!(calls < 50, "asked {calls} times in half a second");
+}
+
+#[tokio::test]
+async fn an_operation_that_cannot_succeed_ends_with_one_line_that_says_why() {
+    let mut cluster = Cluster::start().await;
+    let error = cluster.client.put("", "1").await.expect_err("refused");
+    assert_eq!(
+        error.to_string(),
+        "store 1 refused put of key \"\" in region 1: a key must not be empty"
+    );
+
+    let raft_entry_too_large = Some(RaftEntryTooLarge { region_id: 1, entry_size: 9_000_000 });
+    cluster.world.fail_next(errorpb::Error { raft_entry_too_large, ..Default::default() });
+    let error = cluster.client.put("a", "1").await.expect_err("too large");
+    assert!(matches!(error, ClientError::TooLarge { region: 1, size: 9_000_000, .. }), "{error}");
+
+    let hasty = cluster.client.clone().with_deadline(Duration::from_millis(300));
+    let address = cluster.stores.remove(1).stop().await.to_string();
+    let error = hasty.put("e\n", "1").await.expect_err("its store is gone");
+    let message = error.to_string();
+    assert!(message.starts_with("put of key e\\x0a gave up after "), "{message}");
+    assert!(message.contains(&address) || message.contains("leader"), "{message}");
+    assert!(!message.contains('\n'), "{message}");
+}
+
+/// Lets a store act on a request, and cuts it off before it can answer.
+async fn cut_off_once_acted(cluster: &mut Cluster) {
+    let mut acted = cluster.world.acted.subscribe();
+    let before = *acted.borrow_and_update();
+    soon("the store acts", acted.wait_for(|now| *now > before)).await.expect("alive");
+    let address = cluster.stores.remove(0).stop().await;
+    cluster.world.mute.send_replace(false);
+    let back = Server::start_at(address, cluster.world.routes(1)).await;
+    cluster.stores.insert(0, back);
+}
+
+#[tokio::test]
+async fn a_put_whose_outcome_is_unknown_is_repeated() {
+    let mut cluster = Cluster::start().await;
+    cluster.client.put("a", "0").await.expect("written");
+    cluster.world.mute.send_replace(true);
+    let client = cluster.client.clone();
+    let putting = tokio::spawn(async move { client.put("a", "1").await });
+    cut_off_once_acted(&mut cluster).await;
+    soon("the put ends", putting).await.expect("no panic").expect("written");
+    let puts = cluster.world.take_calls().into_iter().filter(|call| *call == (1, "put")).count();
+    assert!(puts >= 3, "the first, the one that was cut off, and its repetition: {puts}");
+}
+
+#[tokio::test]
+async fn a_swap_whose_outcome_is_unknown_is_not_repeated_and_says_so() {
+    let mut cluster = Cluster::start().await;
+    cluster.client.put("a", "0").await.expect("written");
+    cluster.world.mute.send_replace(true);
+    let client = cluster.client.clone();
+    let swapping =
+        tokio::spawn(async move { client.compare_and_swap("a", Some("0".into()), "1").await });
+    cut_off_once_acted(&mut cluster).await;
+    let error = soon("the swap ends", swapping).await.expect("no panic").expect_err("unknown");
+    assert!(matches!(error, ClientError::OutcomeUnknown { .. }), "{error}");
+    assert!(error.to_string().contains("may or may not have happened"), "{error}");
+    let swaps = cluster.world.take_calls().into_iter().filter(|call| call.1 == "cas").count();
+    assert_eq!(swaps, 1);
+    assert_eq!(cluster.world.value("a").as_deref(), Some(&b"1"[..]), "it had happened");
+}
+
+#[tokio::test]
+async fn a_swap_that_the_store_is_not_sure_of_is_not_repeated_but_one_it_refused_is() {
+    let cluster = Cluster::start().await;
+    let undetermined_result = Some(UndeterminedResult { message: "lost track".into() });
+    cluster.world.fail_next(errorpb::Error { undetermined_result, ..Default::default() });
+    let error = cluster.client.compare_and_swap("a", None, "1").await.expect_err("unknown");
+    assert!(matches!(error, ClientError::OutcomeUnknown { .. }), "{error}");
+    let undetermined_result = Some(UndeterminedResult { message: "lost track".into() });
+    cluster.world.fail_next(errorpb::Error { undetermined_result, ..Default::default() });
+    cluster.client.put("a", "0").await.expect("a put is repeated");
+
+    cluster.world.lead("a", 2);
+    let swap = cluster.client.compare_and_swap("a", Some("0".into()), "1").await;
+    assert!(swap.expect("repeated on the leader").swapped);
+}
+
+#[tokio::test]
+async fn many_callers_at_once_share_a_stream_and_each_gets_its_own_answer() {
+    let cluster = Cluster::start().await;
+    let put_and_get = |index: usize| {
+        let client = cluster.client.clone();
+        async move {
+            let key = Bytes::from(format!("{}{index}", (b'a' + (index % 26) as u8) as char));
+            client.put(key.clone(), key.clone()).await.expect("written");
+            assert_eq!(client.get(key.clone()).await.expect("read"), Some(key));
+        }
+    };
+    futures_util::future::join_all((0..2_000).map(put_and_get)).await;
+}
+
+#[tokio::test]
+async fn a_cluster_that_is_not_bootstrapped_holds_no_key() {
+    let placement = Placement::start(&World::new(1), 1).await;
+    let client: PlacementClient = placement.connect().await;
+    let kv = KvClient::new(client, NO_LOCAL).with_deadline(Duration::from_millis(300));
+    // The world has a region, but its store is not known to placement.
+    let error = kv.get("a").await.expect_err("no store");
+    assert!(error.to_string().contains("store 1 is not known"), "{error}");
+}

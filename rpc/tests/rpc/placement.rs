@@ -1,0 +1,436 @@
+//! The placement client against members that lead, do not lead, and change their minds.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use esker_rpc::ClientError;
+use esker_rpc::placement::{NOT_LEADER, PlacementClient};
+use esker_rpc::proto::metapb::{Region, Store};
+use esker_rpc::proto::pdpb::pd_server::{Pd, PdServer};
+use esker_rpc::proto::pdpb::{self, *};
+use esker_rpc::server::MAX_MESSAGE_BYTES;
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::codegen::BoxStream;
+use tonic::service::Routes;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::support::{Server, closed_address, soon};
+use crate::world::{Led, World, peer_on};
+
+pub const CLUSTER: u64 = 4242;
+
+/// What the members of one placement driver agree on.
+pub struct Members {
+    world: World,
+    addresses: Mutex<Vec<SocketAddr>>,
+    leader: watch::Sender<usize>,
+    next_id: Mutex<u64>,
+    clock: Mutex<i64>,
+    /// Requests for timestamps, as they came in.
+    tso_requests: Mutex<usize>,
+    heartbeats: mpsc::UnboundedSender<(usize, u64)>,
+    regions_asked: Mutex<usize>,
+}
+
+/// One member.
+struct FakeMember {
+    index: usize,
+    members: Arc<Members>,
+}
+
+impl FakeMember {
+    fn header(&self) -> Option<ResponseHeader> {
+        Some(ResponseHeader { cluster_id: CLUSTER, error: None })
+    }
+
+    fn lead(&self, header: Option<&RequestHeader>) -> Result<(), Status> {
+        assert_eq!(header.map(|header| header.cluster_id), Some(CLUSTER));
+        if *self.members.leader.borrow() == self.index {
+            return Ok(());
+        }
+        Err(Status::unavailable(format!("{NOT_LEADER}: member {} is not it", self.index)))
+    }
+
+    fn found(&self, led: Option<Led>) -> GetRegionResponse {
+        *self.members.regions_asked.lock() += 1;
+        let (region, leader) = match led {
+            Some((region, store)) => (Some(region.clone()), peer_on(&region, store)),
+            None => (None, None),
+        };
+        GetRegionResponse { header: self.header(), region, leader, ..Default::default() }
+    }
+
+    /// Ends a stream when this member no longer leads.
+    async fn deposed(&self) -> Status {
+        let mut leader = self.members.leader.subscribe();
+        let _ = leader.wait_for(|leader| *leader != self.index).await;
+        Status::unavailable(NOT_LEADER)
+    }
+}
+
+#[tonic::async_trait]
+impl Pd for FakeMember {
+    async fn get_members(
+        &self,
+        _: Request<GetMembersRequest>,
+    ) -> Result<Response<GetMembersResponse>, Status> {
+        let member = |(index, address): (usize, &SocketAddr)| Member {
+            name: format!("m{index}"),
+            member_id: index as u64 + 1,
+            client_urls: vec![format!("http://{address}")],
+            ..Default::default()
+        };
+        let addresses = self.members.addresses.lock().clone();
+        let members: Vec<Member> = addresses.iter().enumerate().map(member).collect();
+        let leader = members.get(*self.members.leader.borrow()).cloned();
+        let header = self.header();
+        Ok(Response::new(GetMembersResponse { header, members, leader, ..Default::default() }))
+    }
+
+    async fn alloc_id(
+        &self,
+        request: Request<AllocIdRequest>,
+    ) -> Result<Response<AllocIdResponse>, Status> {
+        let request = request.into_inner();
+        self.lead(request.header.as_ref())?;
+        let mut next = self.members.next_id.lock();
+        *next += u64::from(request.count);
+        let (id, count) = (*next, request.count);
+        Ok(Response::new(AllocIdResponse { header: self.header(), id, count }))
+    }
+
+    async fn bootstrap(
+        &self,
+        request: Request<BootstrapRequest>,
+    ) -> Result<Response<BootstrapResponse>, Status> {
+        self.lead(request.into_inner().header.as_ref())?;
+        let message = "store 1 was first".into();
+        let error = Some(pdpb::Error { r#type: ErrorType::AlreadyBootstrapped.into(), message });
+        let header = Some(ResponseHeader { cluster_id: CLUSTER, error });
+        Ok(Response::new(BootstrapResponse { header }))
+    }
+
+    async fn get_store(
+        &self,
+        request: Request<GetStoreRequest>,
+    ) -> Result<Response<GetStoreResponse>, Status> {
+        let request = request.into_inner();
+        self.lead(request.header.as_ref())?;
+        let id = request.store_id;
+        let store = self.members.world.address(id);
+        let store = store.map(|address| Store { id, address, ..Default::default() });
+        Ok(Response::new(GetStoreResponse { header: self.header(), store, ..Default::default() }))
+    }
+
+    async fn get_region(
+        &self,
+        request: Request<GetRegionRequest>,
+    ) -> Result<Response<GetRegionResponse>, Status> {
+        let request = request.into_inner();
+        self.lead(request.header.as_ref())?;
+        let key = request.region_key;
+        let mut regions = self.members.world.known_regions().into_iter().rev();
+        Ok(Response::new(self.found(regions.find(|(region, _)| region.start_key <= key))))
+    }
+
+    async fn get_prev_region(
+        &self,
+        request: Request<GetRegionRequest>,
+    ) -> Result<Response<GetRegionResponse>, Status> {
+        let request = request.into_inner();
+        self.lead(request.header.as_ref())?;
+        let key = request.region_key;
+        let mut regions = self.members.world.known_regions().into_iter().rev();
+        regions.find(|(region, _)| region.start_key <= key);
+        Ok(Response::new(self.found(regions.next())))
+    }
+
+    async fn scan_regions(
+        &self,
+        request: Request<ScanRegionsRequest>,
+    ) -> Result<Response<ScanRegionsResponse>, Status> {
+        let request = request.into_inner();
+        self.lead(request.header.as_ref())?;
+        let regions = self.members.world.known_regions().into_iter();
+        let regions = regions.map(|(region, store)| pdpb::Region {
+            leader: peer_on(&region, store),
+            region: Some(region),
+            ..Default::default()
+        });
+        let regions = regions.collect();
+        let header = self.header();
+        Ok(Response::new(ScanRegionsResponse { header, regions, ..Default::default() }))
+    }
+
+    async fn tso(
+        &self,
+        request: Request<Streaming<TsoRequest>>,
+    ) -> Result<Response<BoxStream<TsoResponse>>, Status> {
+        let mut requests = request.into_inner();
+        let (responses, outgoing) = mpsc::channel(16);
+        let member = FakeMember { index: self.index, members: Arc::clone(&self.members) };
+        tokio::spawn(async move {
+            loop {
+                let request = tokio::select! {
+                    request = requests.next() => request,
+                    status = member.deposed() => {
+                        let _ = responses.send(Err(status)).await;
+                        return;
+                    }
+                };
+                let Some(Ok(request)) = request else { return };
+                if let Err(status) = member.lead(request.header.as_ref()) {
+                    let _ = responses.send(Err(status)).await;
+                    return;
+                }
+                *member.members.tso_requests.lock() += 1;
+                let logical = {
+                    let mut clock = member.members.clock.lock();
+                    *clock += i64::from(request.count);
+                    *clock
+                };
+                let timestamp = Some(Timestamp { physical: 1, logical, suffix_bits: 0 });
+                let header = member.header();
+                let response = TsoResponse { header, count: request.count, timestamp };
+                if responses.send(Ok(response)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+    }
+
+    async fn region_heartbeat(
+        &self,
+        request: Request<Streaming<RegionHeartbeatRequest>>,
+    ) -> Result<Response<BoxStream<RegionHeartbeatResponse>>, Status> {
+        let mut requests = request.into_inner();
+        let (responses, outgoing) = mpsc::channel(16);
+        let member = FakeMember { index: self.index, members: Arc::clone(&self.members) };
+        tokio::spawn(async move {
+            loop {
+                let request = tokio::select! {
+                    request = requests.next() => request,
+                    status = member.deposed() => {
+                        let _ = responses.send(Err(status)).await;
+                        return;
+                    }
+                };
+                let Some(Ok(request)) = request else { return };
+                if let Err(status) = member.lead(request.header.as_ref()) {
+                    let _ = responses.send(Err(status)).await;
+                    return;
+                }
+                let region_id = request.region.map_or(0, |region| region.id);
+                let _ = member.members.heartbeats.send((member.index, region_id));
+                let header = member.header();
+                let step = RegionHeartbeatResponse { header, region_id, ..Default::default() };
+                if responses.send(Ok(step)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+    }
+}
+
+/// A running placement driver.
+pub struct Placement {
+    pub members: Arc<Members>,
+    servers: Vec<Server>,
+    heartbeats: mpsc::UnboundedReceiver<(usize, u64)>,
+}
+
+impl Placement {
+    pub async fn start(world: &World, count: usize) -> Self {
+        let (heartbeats, told) = mpsc::unbounded_channel();
+        let members = Arc::new(Members {
+            world: world.clone(),
+            addresses: Mutex::default(),
+            leader: watch::Sender::new(0),
+            next_id: Mutex::new(100),
+            clock: Mutex::default(),
+            tso_requests: Mutex::default(),
+            heartbeats,
+            regions_asked: Mutex::default(),
+        });
+        let mut servers = Vec::new();
+        for index in 0..count {
+            let member = FakeMember { index, members: Arc::clone(&members) };
+            let service = PdServer::new(member).max_decoding_message_size(MAX_MESSAGE_BYTES);
+            let server = Server::start(Routes::new(service)).await;
+            members.addresses.lock().push(server.address);
+            servers.push(server);
+        }
+        Placement { members, servers, heartbeats: told }
+    }
+
+    pub fn endpoint(&self, index: usize) -> String {
+        self.servers[index].address.to_string()
+    }
+
+    pub async fn connect(&self) -> PlacementClient {
+        PlacementClient::connect(vec![self.endpoint(0)]).await.expect("it is served")
+    }
+
+    fn elect(&self, index: usize) {
+        self.members.leader.send_replace(index);
+    }
+
+    pub fn regions_asked(&self) -> usize {
+        *self.members.regions_asked.lock()
+    }
+}
+
+#[tokio::test]
+async fn the_leader_is_found_by_way_of_any_member() {
+    let placement = Placement::start(&World::new(1), 3).await;
+    placement.elect(2);
+    let endpoints = vec![closed_address().await, placement.endpoint(0)];
+    let client = PlacementClient::connect(endpoints).await.expect("a leader");
+    assert_eq!(client.cluster_id(), CLUSTER);
+    assert_eq!(client.leader_address(), placement.endpoint(2));
+    assert_eq!(client.alloc_id(5).await.expect("ids"), 101..106);
+    assert_eq!(client.alloc_id(1).await.expect("ids"), 106..107);
+}
+
+#[tokio::test]
+async fn calls_follow_the_leader_when_it_changes_and_when_it_dies() {
+    let mut placement = Placement::start(&World::new(1), 3).await;
+    let client = placement.connect().await;
+    assert_eq!(client.alloc_id(1).await.expect("ids"), 101..102);
+    placement.elect(1);
+    assert_eq!(client.alloc_id(1).await.expect("ids"), 102..103);
+    assert_eq!(client.leader_address(), placement.endpoint(1));
+    placement.elect(2);
+    placement.servers.remove(1).stop().await;
+    assert_eq!(client.alloc_id(1).await.expect("ids"), 103..104);
+}
+
+#[tokio::test]
+async fn a_refusal_is_told_with_its_kind_and_not_repeated() {
+    let placement = Placement::start(&World::new(1), 1).await;
+    let client = placement.connect().await;
+    let refused = client.bootstrap(Store::default(), Region::default()).await;
+    match refused.expect_err("refused") {
+        ClientError::PlacementRefused { kind, message, .. } => {
+            assert_eq!(kind, ErrorType::AlreadyBootstrapped);
+            assert_eq!(message, "store 1 was first");
+        }
+        other => panic!("{other}"),
+    }
+    let missing = client.is_bootstrapped().await.expect_err("not served by the fake");
+    assert!(matches!(missing, ClientError::PlacementRefused { .. }), "{missing}");
+}
+
+#[tokio::test]
+async fn timestamps_are_unique_and_grow_though_callers_share_requests() {
+    const CALLERS: usize = 500;
+    let placement = Placement::start(&World::new(1), 2).await;
+    let client = placement.connect().await;
+    let ask = |count: u32| {
+        let client = client.clone();
+        async move { (count, client.tso(count).await.expect("a timestamp").logical) }
+    };
+    let calls = (0..CALLERS).map(|caller| ask(1 + (caller % 3) as u32));
+    let mut answers = futures_util::future::join_all(calls).await;
+    answers.sort_by_key(|(_, last)| *last);
+    let mut before = 0;
+    for (count, last) in answers {
+        assert!(last - i64::from(count) >= before, "{last} overlaps with {before}");
+        before = last;
+    }
+    let requests = *placement.members.tso_requests.lock();
+    assert!(requests < CALLERS / 2, "{requests} requests for {CALLERS} callers");
+    placement.elect(1);
+    assert!(client.tso(1).await.expect("from the next leader").logical > before);
+}
+
+#[tokio::test]
+async fn heartbeats_go_on_to_the_next_leader_and_bring_back_its_steps() {
+    let mut placement = Placement::start(&World::new(1), 2).await;
+    let client = placement.connect().await;
+    let (heartbeats, outgoing) = mpsc::channel(8);
+    let (opened, mut opens) = mpsc::unbounded_channel();
+    let mut steps = client.region_heartbeats(outgoing, move || {
+        let _ = opened.send(());
+    });
+    let heartbeat = |id| RegionHeartbeatRequest {
+        region: Some(Region { id, ..Default::default() }),
+        ..Default::default()
+    };
+    heartbeats.send(heartbeat(7)).await.expect("open");
+    assert_eq!(soon("a step", steps.recv()).await.map(|step| step.region_id), Some(7));
+    assert_eq!(placement.heartbeats.recv().await, Some((0, 7)));
+    assert_eq!(opens.recv().await, Some(()), "the first stream is told of");
+    placement.elect(1);
+    // One may be lost with the old stream; the next says more.
+    let mut again = tokio::time::interval(Duration::from_millis(20));
+    let reaching = async {
+        loop {
+            tokio::select! {
+                step = steps.recv() => return step.map(|step| step.region_id),
+                _ = again.tick() => heartbeats.send(heartbeat(8)).await.expect("open"),
+            }
+        }
+    };
+    assert_eq!(soon("a step of the new leader", reaching).await, Some(8));
+    assert_eq!(placement.heartbeats.recv().await, Some((1, 8)));
+    assert_eq!(opens.recv().await, Some(()), "and so is the next leader's");
+    drop(heartbeats);
+    let ending = async { while steps.recv().await.is_some() {} };
+    soon("the stream ends with its caller", ending).await;
+}
+
+#[tokio::test]
+async fn regions_are_found_by_key_by_what_is_before_and_in_order() {
+    let world = World::new(3);
+    world.split("g", 2);
+    world.split("p", 3);
+    let placement = Placement::start(&world, 1).await;
+    let client = placement.connect().await;
+    let found = client.region_by_key(Bytes::from("h")).await.expect("answered").expect("found");
+    assert_eq!(found.region.start_key, "g");
+    assert_eq!(found.leader.map(|leader| leader.store_id), Some(2));
+    let before = client.previous_region(Bytes::from("h")).await.expect("answered").expect("found");
+    assert_eq!(before.region.end_key, "g");
+    assert_eq!(client.previous_region(Bytes::from("a")).await.expect("answered"), None);
+    let all = client.scan_regions(Bytes::new(), Bytes::new(), 0).await.expect("answered");
+    let starts: Vec<Bytes> = all.into_iter().map(|info| info.region.start_key).collect();
+    assert_eq!(starts, ["", "g", "p"]);
+    let missing = client.get_store(9).await.expect_err("no such store");
+    assert!(matches!(missing, ClientError::NoStore { store: 9 }), "{missing}");
+}
+
+#[tokio::test]
+async fn no_placement_is_an_error_of_one_line_that_names_the_addresses() {
+    let (first, second) = (closed_address().await, closed_address().await);
+    let endpoints = vec![first.clone(), second.clone()];
+    let error = PlacementClient::connect_within(endpoints, Duration::from_millis(200)).await;
+    let message = error.err().expect("nothing listens").to_string();
+    assert!(message.contains(&first) && message.contains(&second), "{message}");
+    assert!(message.contains("refused") && !message.contains('\n'), "{message}");
+
+    let error = PlacementClient::connect(vec!["nonsense".into()]).await.err().expect("malformed");
+    assert_eq!(
+        error.to_string(),
+        "`nonsense` is not an address: the port is missing; write HOST:PORT"
+    );
+    let error = PlacementClient::connect(Vec::new()).await.err().expect("none");
+    assert!(matches!(error, ClientError::NoEndpoints));
+}
+
+#[tokio::test]
+async fn a_store_is_no_placement_driver() {
+    let server = World::new(1).serve(1).await;
+    let endpoints = vec![server.address.to_string()];
+    let error = PlacementClient::connect_within(endpoints, Duration::from_millis(100)).await;
+    let message = error.err().expect("not placement").to_string();
+    assert!(message.contains("Unimplemented"), "{message}");
+    server.stop().await;
+}

@@ -1,0 +1,227 @@
+//! A whole cluster in this process: what `esker playground` runs, for tests and programs.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use esker_placement::{MemberId, MemberInfo};
+use esker_rpc::kv::KvClient;
+use esker_rpc::placement::PlacementClient;
+use esker_rpc::proto::metapb::PeerRole;
+use futures_util::future::join_all;
+use tempfile::TempDir;
+
+use crate::Error;
+use crate::node::{Node, NodeConfig, Roles, tag_of};
+use crate::server::member::Members;
+
+/// How many replicas placement gives every region, where there are that many stores.
+const REPLICAS: usize = 3;
+/// How long a cluster on one machine may take until every region has all its replicas.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+const LOOK_AGAIN: Duration = Duration::from_millis(25);
+
+/// What kind of cluster.
+#[derive(Clone, Debug)]
+pub struct ClusterOptions {
+    pub stores: u32,
+    /// Members of the placement driver, at most one for each store.
+    pub placements: u32,
+    /// Where the data stays; without it, it is temporary.
+    pub data_dir: Option<PathBuf>,
+    /// Of the first placement member; 0 takes any that is free.
+    pub port: u16,
+    pub config: NodeConfig,
+}
+
+impl Default for ClusterOptions {
+    fn default() -> Self {
+        ClusterOptions {
+            stores: 3,
+            placements: 1,
+            data_dir: None,
+            port: 0,
+            config: NodeConfig::default(),
+        }
+    }
+}
+
+/// A running cluster. Stop it with [`Cluster::stop`].
+pub struct Cluster {
+    nodes: Vec<Node>,
+    placement: PlacementClient,
+    placement_address: String,
+    _temporary: Option<TempDir>,
+}
+
+impl Cluster {
+    /// Starts all nodes and waits until every region has all its replicas.
+    ///
+    /// # Errors
+    /// See [`Error`]; nothing keeps running.
+    pub async fn start(options: ClusterOptions) -> Result<Cluster, Error> {
+        let cluster = Cluster::launch(options).await?;
+        cluster.ready().await?;
+        Ok(cluster)
+    }
+
+    async fn launch(options: ClusterOptions) -> Result<Cluster, Error> {
+        let (directory, temporary) = match &options.data_dir {
+            Some(directory) => (directory.clone(), None),
+            None => {
+                let failed = |source| Error::File {
+                    what: "cannot make a temporary directory in",
+                    path: std::env::temp_dir(),
+                    source,
+                };
+                let temporary =
+                    tempfile::Builder::new().prefix("esker-").tempdir().map_err(failed)?;
+                (temporary.path().to_owned(), Some(temporary))
+            }
+        };
+        let placements = options.placements.clamp(1, options.stores.max(1)) as usize;
+        let stores = options.stores.max(1) as usize;
+        let listeners = (0..stores)
+            .map(|node| listen(if node == 0 { options.port } else { 0 }))
+            .collect::<Result<Vec<_>, Error>>()?;
+        let addresses: Vec<String> = listeners.iter().map(|(_, address)| address.clone()).collect();
+        let all: Vec<MemberInfo> = addresses[..placements]
+            .iter()
+            .zip(1..)
+            .map(|(address, number)| MemberInfo {
+                id: MemberId(number),
+                name: format!("placement-{number}"),
+                address: address.clone(),
+            })
+            .collect();
+        let config = NodeConfig {
+            schedule_interval_ms: options.config.schedule_interval_ms.or(Some(100)),
+            ..options.config.clone()
+        };
+        let starts = listeners.into_iter().enumerate().map(|(number, (listener, address))| {
+            let mut builder = Node::builder()
+                .data_dir(node_folder(&directory, number + 1))
+                .listen(address)
+                .listener(listener)
+                .config(config.clone());
+            let join = addresses[..placements].to_vec();
+            builder = match number < placements {
+                true => builder.members(
+                    Members {
+                        me: MemberId(number as u64 + 1),
+                        all: all.clone(),
+                        // Its members find each other again whatever their ports.
+                        tag: tag_of(&format!("playground of {placements}")),
+                    },
+                    join,
+                ),
+                false => builder.join(join).roles(Roles { placement: false, store: true }),
+            };
+            builder.start()
+        });
+        let mut nodes = Vec::new();
+        let mut failed = None;
+        for started in join_all(starts).await {
+            match started {
+                Ok(node) => nodes.push(node),
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        if let Some(error) = failed {
+            join_all(nodes.into_iter().map(Node::stop)).await;
+            return Err(error);
+        }
+        let placement = nodes[0].placement().clone();
+        let placement_address = nodes[0].address().to_owned();
+        Ok(Cluster { nodes, placement, placement_address, _temporary: temporary })
+    }
+
+    /// `host:port` of the placement driver.
+    pub fn placement_address(&self) -> &str {
+        &self.placement_address
+    }
+
+    pub fn placement(&self) -> &PlacementClient {
+        &self.placement
+    }
+
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// A client that talks to all nodes over their sockets, as one in another process would.
+    ///
+    /// # Errors
+    /// When placement cannot be reached.
+    pub async fn client(&self) -> Result<KvClient, Error> {
+        let placement = PlacementClient::connect(vec![self.placement_address.clone()]).await?;
+        Ok(KvClient::new(placement, []))
+    }
+
+    /// Takes a node out of the cluster's hands, to be stopped on its own.
+    pub fn take_node(&mut self, number: usize) -> Node {
+        self.nodes.remove(number)
+    }
+
+    /// Waits until every region has a leader and all its replicas.
+    ///
+    /// # Errors
+    /// When that takes too long.
+    pub async fn ready(&self) -> Result<(), Error> {
+        let began = Instant::now();
+        let wanted = REPLICAS.min(self.nodes.len());
+        loop {
+            let reason = match self.missing(wanted).await {
+                Ok(None) => return Ok(()),
+                Ok(Some(reason)) => reason,
+                Err(error) => error.to_string(),
+            };
+            if began.elapsed() > READY_WITHIN {
+                return Err(Error::Slow { seconds: READY_WITHIN.as_secs(), reason });
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// What the cluster lacks to be complete.
+    async fn missing(&self, replicas: usize) -> Result<Option<String>, Error> {
+        let regions = self.placement.scan_regions(Bytes::new(), Bytes::new(), 0).await?;
+        // The first region is cut at the bounds of the key spaces.
+        const FIRST_REGIONS: usize = 5;
+        if regions.len() < FIRST_REGIONS {
+            return Ok(Some(format!("{} of {FIRST_REGIONS} regions are there", regions.len())));
+        }
+        for info in &regions {
+            let id = info.region.id;
+            let voters =
+                info.region.peers.iter().filter(|peer| peer.role() == PeerRole::Voter).count();
+            if voters < replicas || voters != info.region.peers.len() {
+                return Ok(Some(format!("region {id} has {voters} of {replicas} replicas")));
+            }
+            if info.leader.is_none() {
+                return Ok(Some(format!("region {id} has no leader")));
+            }
+            if !info.pending_peers.is_empty() {
+                return Ok(Some(format!("a replica of region {id} is catching up")));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Stops all nodes and waits until their data is on disk.
+    pub async fn stop(self) {
+        join_all(self.nodes.into_iter().map(Node::stop)).await;
+    }
+}
+
+fn node_folder(directory: &Path, number: usize) -> PathBuf {
+    directory.join(format!("node-{number}"))
+}
+
+fn listen(port: u16) -> Result<(std::net::TcpListener, String), Error> {
+    let wanted = format!("127.0.0.1:{port}");
+    let failed = |source| Error::Listen { address: wanted.clone(), source };
+    let listener = std::net::TcpListener::bind(&wanted).map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?.to_string();
+    Ok((listener, address))
+}

@@ -1,0 +1,336 @@
+//! One node: a store, a placement member, or both, behind one port.
+
+mod config;
+mod start;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use esker_placement::{MemberId, MemberInfo};
+use esker_raftstore::RunningStore;
+use esker_rpc::kv::KvClient;
+use esker_rpc::placement::PlacementClient;
+use esker_rpc::service::StoreService;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::Error;
+use crate::server::late::LateStore;
+use crate::server::member::{MemberStore, Members};
+use crate::server::traffic::Traffic;
+
+pub use config::NodeConfig;
+
+/// What a node does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Roles {
+    pub placement: bool,
+    pub store: bool,
+}
+
+/// `esker start`, as typed.
+#[derive(Debug, Clone)]
+pub struct NodeOptions {
+    pub data_dir: PathBuf,
+    pub listen: String,
+    pub join: Vec<String>,
+    pub roles: Option<Roles>,
+    pub labels: Vec<(String, String)>,
+    pub config: Option<PathBuf>,
+}
+
+/// Starts a node in this process; see [`Node::builder`].
+#[derive(Debug)]
+pub struct NodeBuilder {
+    data_dir: Option<PathBuf>,
+    listen: String,
+    listener: Option<std::net::TcpListener>,
+    join: Vec<String>,
+    roles: Option<Roles>,
+    labels: Vec<(String, String)>,
+    members: Option<Members>,
+    config: NodeConfig,
+}
+
+/// A node that runs in this process. Stop it with [`Node::stop`]; dropped without
+/// that it stops too, but without waiting for the last flush.
+pub struct Node {
+    address: String,
+    store_id: Option<u64>,
+    placement: PlacementClient,
+    store_service: Arc<LateStore>,
+    traffic: Arc<Traffic>,
+    shutdown: watch::Sender<bool>,
+    server: Option<JoinHandle<()>>,
+    tasks: Vec<JoinHandle<()>>,
+    store: Option<RunningStore>,
+    directory: Option<esker_engine::DataDir>,
+    member: Option<MemberStore>,
+}
+
+impl Node {
+    /// A node of a cluster of its own on a free port of 127.0.0.1, unless told otherwise.
+    pub fn builder() -> NodeBuilder {
+        NodeBuilder {
+            data_dir: None,
+            listen: "127.0.0.1:0".into(),
+            listener: None,
+            join: Vec::new(),
+            roles: None,
+            labels: Vec::new(),
+            members: None,
+            config: NodeConfig::default(),
+        }
+    }
+
+    /// `host:port`, where this node serves everything.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The id of this node's store, if it has one.
+    pub fn store_id(&self) -> Option<u64> {
+        self.store_id
+    }
+
+    pub fn placement(&self) -> &PlacementClient {
+        &self.placement
+    }
+
+    /// A client whose requests to regions that are led on this node are function
+    /// calls; all others travel.
+    ///
+    /// # Errors
+    /// None at present; connecting later may find some.
+    pub async fn client(&self) -> Result<KvClient, Error> {
+        let local: Option<Arc<dyn StoreService>> =
+            self.store_service.get().map(|service| service.clone() as Arc<dyn StoreService>);
+        Ok(KvClient::new(self.placement.clone(), local))
+    }
+
+    /// Stops the node and waits until its data is on disk.
+    pub async fn stop(mut self) {
+        self.begin_stop();
+        if let Some(server) = self.server.take() {
+            let _ = server.await;
+        }
+        let (store, member) = (self.store.take(), self.member.take());
+        let directory = self.directory.take();
+        let stopping = tokio::task::spawn_blocking(move || {
+            if let Some(store) = store {
+                store.stop();
+            }
+            drop(directory);
+            if let Some(member) = member {
+                member.stop();
+            }
+        });
+        let _ = stopping.await;
+    }
+
+    fn begin_stop(&self) {
+        self.shutdown.send_replace(true);
+        self.traffic.clear();
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.begin_stop();
+        if let Some(server) = &self.server {
+            server.abort();
+        }
+    }
+}
+
+impl NodeBuilder {
+    /// Where the node keeps its data; made if it is not there. Required.
+    pub fn data_dir(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.data_dir = Some(directory.into());
+        self
+    }
+
+    /// `host:port` to serve on, by which others reach this node. Port 0 takes any that is free.
+    pub fn listen(mut self, address: impl Into<String>) -> Self {
+        self.listen = address.into();
+        self
+    }
+
+    /// The members of the placement driver, `host:port`. A node whose own address
+    /// is among them is one; without any, this node is a cluster of its own.
+    pub fn join<A: Into<String>>(mut self, members: impl IntoIterator<Item = A>) -> Self {
+        self.join = members.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// What the node does, where `join` alone does not say it right.
+    pub fn roles(mut self, roles: Roles) -> Self {
+        self.roles = Some(roles);
+        self
+    }
+
+    /// Where the node stands, for placement's rules: `zone=a`, `host=b`.
+    pub fn labels(mut self, labels: Vec<(String, String)>) -> Self {
+        self.labels = labels;
+        self
+    }
+
+    pub fn config(mut self, config: NodeConfig) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Serves on a socket that is bound already.
+    pub(crate) fn listener(mut self, listener: std::net::TcpListener) -> Self {
+        self.listener = Some(listener);
+        self
+    }
+
+    /// The placement members under ids of their own, whose addresses may change.
+    pub(crate) fn members(mut self, members: Members, join: Vec<String>) -> Self {
+        self.members = Some(members);
+        self.join = join;
+        self
+    }
+
+    /// Starts the node; returns when its store is open and known to placement.
+    ///
+    /// # Errors
+    /// See [`Error`]; nothing keeps running.
+    pub async fn start(self) -> Result<Node, Error> {
+        start::start(self).await
+    }
+
+    async fn bind(&mut self) -> Result<TcpListener, Error> {
+        let failed = |source| Error::Listen { address: self.listen.clone(), source };
+        match self.listener.take() {
+            Some(bound) => {
+                bound.set_nonblocking(true).map_err(failed)?;
+                TcpListener::from_std(bound).map_err(failed)
+            }
+            None => TcpListener::bind(&self.listen).await.map_err(failed),
+        }
+    }
+
+    /// Which placement members there are, and whether this node, at `address`, is one.
+    fn placement_members(&self, address: &str) -> Result<Option<Members>, Error> {
+        if let Some(members) = &self.members {
+            return Ok(Some(members.clone()));
+        }
+        let mut addresses: BTreeSet<String> = self.join.iter().cloned().collect();
+        // A cluster of one node may change its address; no one else knows it.
+        let tag = match addresses.is_empty() {
+            true => tag_of("alone"),
+            false => tag_of(&addresses.iter().cloned().collect::<Vec<_>>().join(",")),
+        };
+        if addresses.is_empty() {
+            addresses.insert(address.to_owned());
+        }
+        let wanted = self.roles.map(|roles| roles.placement);
+        let all: Vec<MemberInfo> = addresses
+            .iter()
+            .zip(1..)
+            .map(|(address, number)| MemberInfo {
+                id: MemberId(number),
+                name: format!("placement-{number}"),
+                address: address.clone(),
+            })
+            .collect();
+        let me = all.iter().find(|member| member.address == address).map(|member| member.id);
+        match (wanted, me) {
+            (Some(false), _) | (None, None) => Ok(None),
+            (_, Some(me)) => Ok(Some(Members { me, all, tag })),
+            (Some(true), None) => {
+                Err(Error::NotAMember { address: address.to_owned(), members: self.join.join(",") })
+            }
+        }
+    }
+}
+
+/// A number that tells sets of members apart: FNV-1a, which stays the same in
+/// every build.
+pub(crate) fn tag_of(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+    })
+}
+
+/// Runs a node until Ctrl-C or SIGTERM.
+///
+/// # Errors
+/// Why it did not start.
+pub fn run(options: NodeOptions) -> Result<(), Error> {
+    let config = match &options.config {
+        Some(path) => NodeConfig::read(path)?,
+        None => NodeConfig::default(),
+    };
+    block_on(async {
+        let mut builder = Node::builder()
+            .data_dir(&options.data_dir)
+            .listen(&options.listen)
+            .join(options.join.clone())
+            .labels(options.labels.clone())
+            .config(config);
+        if let Some(roles) = options.roles {
+            builder = builder.roles(roles);
+        }
+        let stop = interrupted();
+        tokio::pin!(stop);
+        let node = tokio::select! {
+            node = builder.start() => node?,
+            () = &mut stop => return Err(Error::Stopped),
+        };
+        let store = node.store_id().map_or_else(String::new, |id| format!(" store {id}"));
+        println!("ready: node at {}{store}", node.address());
+        stop.await;
+        node.stop().await;
+        Ok(())
+    })
+}
+
+/// Runs `body` on a runtime of its own, with metrics collected.
+pub(crate) fn block_on<T>(body: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    /// How often the exporter folds what was measured since the last time.
+    const UPKEEP: Duration = Duration::from_secs(5);
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Runtime)?;
+    runtime.block_on(async {
+        if let Some(metrics) = crate::server::pages::collect_metrics() {
+            tokio::spawn(async move {
+                let mut upkeep = tokio::time::interval(UPKEEP);
+                loop {
+                    upkeep.tick().await;
+                    metrics.run_upkeep();
+                }
+            });
+        }
+        body.await
+    })
+}
+
+/// Completes at Ctrl-C or SIGTERM.
+pub(crate) async fn interrupted() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let terminated = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut terminate) => {
+                terminate.recv().await;
+            }
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        result = tokio::signal::ctrl_c() => {
+            if result.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+        () = terminated => {}
+    }
+}

@@ -1,0 +1,255 @@
+//! What operators ask of one store: see inside a region, split it, move its leadership.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use esker_engine::{Cf, EngineError};
+use esker_raftstore::state::applied_in;
+use esker_raftstore::{
+    Admin as RegionAdmin, PeerId, RegionExt, RegionId, RequestError, StoreHandle, StoreId,
+};
+use esker_rpc::proto::errorpb;
+use esker_rpc::proto::esker::admin_server::Admin;
+use esker_rpc::proto::esker::{
+    PeerProgress, RegionChecksum, RegionDetailRequest, RegionDetailResponse, Role,
+    SplitRegionRequest, SplitRegionResponse, StoreDetailRequest, StoreDetailResponse,
+    TransferLeaderRequest, TransferLeaderResponse,
+};
+use esker_rpc::proto::metapb::{Region, Store};
+use tonic::{Request, Response, Status};
+
+use super::late::{LateStore, not_open};
+use super::pages::disk_space;
+use super::raw::RawError;
+use super::regions::RegionService;
+
+/// The most parts that one request may cut a region into.
+pub const MAX_PARTS: u32 = 128;
+
+/// Answers the `Admin` service of a node.
+pub struct AdminService {
+    pub store: Arc<LateStore>,
+    pub directory: PathBuf,
+}
+
+fn proto(error: RawError) -> errorpb::Error {
+    match error {
+        RawError::Region(error) => error.to_proto(),
+        RawError::Text(message) => errorpb::Error { message, ..Default::default() },
+    }
+}
+
+impl AdminService {
+    fn open(&self) -> Result<Arc<RegionService>, Status> {
+        self.store.get().cloned().ok_or_else(not_open)
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    async fn transfer_leader(
+        &self,
+        request: Request<TransferLeaderRequest>,
+    ) -> Result<Response<TransferLeaderResponse>, Status> {
+        let request = request.into_inner();
+        let service = self.open()?;
+        let region = RegionId(request.region_id);
+        let transfer = async {
+            let status = service.store().status(region).await?;
+            let to = StoreId(request.to_store);
+            let target = *status.region.peer_on(to).ok_or_else(|| RequestError::Transfer {
+                region,
+                reason: format!("it has no replica on store {to}"),
+            })?;
+            let already = status.role == "leader" && status.peer.id == target.id;
+            if !already {
+                let epoch = request.region_epoch.unwrap_or_else(|| status.region.epoch());
+                let admin = RegionAdmin::TransferLeader(Some(PeerId(target.id)));
+                service.store().admin(region, epoch, admin).await?;
+            }
+            Ok::<_, RequestError>(target)
+        };
+        Ok(Response::new(match transfer.await {
+            Ok(target) => TransferLeaderResponse { target: Some(target), region_error: None },
+            Err(error) => {
+                TransferLeaderResponse { region_error: Some(error.to_proto()), target: None }
+            }
+        }))
+    }
+
+    async fn split_region(
+        &self,
+        request: Request<SplitRegionRequest>,
+    ) -> Result<Response<SplitRegionResponse>, Status> {
+        let request = request.into_inner();
+        let service = self.open()?;
+        Ok(Response::new(match split(&service, request).await {
+            Ok(regions) => SplitRegionResponse { regions, region_error: None },
+            Err(error) => {
+                SplitRegionResponse { region_error: Some(proto(error)), regions: Vec::new() }
+            }
+        }))
+    }
+
+    async fn region_detail(
+        &self,
+        request: Request<RegionDetailRequest>,
+    ) -> Result<Response<RegionDetailResponse>, Status> {
+        let request = request.into_inner();
+        let service = self.open()?;
+        let detail = detail(service.store(), &request).await;
+        Ok(Response::new(detail.unwrap_or_else(|error| RegionDetailResponse {
+            region_error: Some(proto(error)),
+            ..Default::default()
+        })))
+    }
+
+    async fn store_detail(
+        &self,
+        _: Request<StoreDetailRequest>,
+    ) -> Result<Response<StoreDetailResponse>, Status> {
+        let service = self.open()?;
+        let store = service.store();
+        let space = disk_space(&self.directory);
+        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        let descriptors = store.delegates().descriptors();
+        let leads = |region: &&Arc<Region>| store.holds_lease(region.region_id());
+        Ok(Response::new(StoreDetailResponse {
+            store: Some(Store { id: store.store_id().0, ..Store::default() }),
+            cluster_id: service.placement().cluster_id(),
+            region_count: count(descriptors.len()),
+            leader_count: count(descriptors.iter().filter(leads).count()),
+            capacity: space.total,
+            available: space.available,
+            used_size: store.engine().statistics().map_or(0, |engine| engine.sst_bytes),
+        }))
+    }
+}
+
+async fn split(
+    service: &RegionService,
+    request: SplitRegionRequest,
+) -> Result<Vec<Region>, RawError> {
+    let region = RegionId(request.region_id);
+    let store = service.store();
+    let status = store.status(region).await?;
+    let epoch = request.region_epoch.unwrap_or_else(|| status.region.epoch());
+    let mut keys = request.keys;
+    if keys.is_empty() {
+        keys = middle_keys(store, &status.region, request.parts).await?;
+    }
+    keys.sort();
+    keys.dedup();
+    RegionService::split_at(store, service.placement(), region, epoch, keys).await
+}
+
+/// Keys that cut the region into parts of about equal size.
+async fn middle_keys(
+    store: &StoreHandle,
+    region: &Region,
+    parts: u32,
+) -> Result<Vec<Bytes>, RawError> {
+    let id = region.region_id();
+    let refused = |reason: String| RequestError::Split { region: id, reason };
+    if !(2..=MAX_PARTS).contains(&parts) {
+        return Err(refused(format!("{parts} parts; 2 to {MAX_PARTS} are possible")).into());
+    }
+    let (engine, region) = (store.engine().clone(), region.clone());
+    let scan = move || {
+        let end = (!region.end_key.is_empty()).then_some(&region.end_key[..]);
+        engine.split_keys(&region.start_key, end, parts as usize)
+    };
+    // Reads the whole region.
+    let keys = tokio::task::spawn_blocking(scan)
+        .await
+        .map_err(|error| RawError::Text(error.to_string()))??;
+    if keys.is_empty() {
+        return Err(refused("it holds too few keys to be cut into parts".into()).into());
+    }
+    Ok(keys.into_iter().map(Bytes::from).collect())
+}
+
+async fn detail(
+    store: &StoreHandle,
+    request: &RegionDetailRequest,
+) -> Result<RegionDetailResponse, RawError> {
+    let id = RegionId(request.region_id);
+    let status = store.status(id).await?;
+    let role = match status.role {
+        "leader" => Role::Leader,
+        "candidate" => Role::Candidate,
+        "learner" => Role::Learner,
+        _ => Role::Follower,
+    };
+    let end = (!status.region.end_key.is_empty()).then_some(&status.region.end_key[..]);
+    let size = store.engine().approximate_size(&status.region.start_key, end)?;
+    let checksum = match request.with_checksum {
+        true => Some(checksum(store, &status.region).await?),
+        false => None,
+    };
+    let leader = status.leader.and_then(|leader| status.region.peer(leader).copied());
+    let progress = status
+        .progress
+        .iter()
+        .filter_map(|progress| {
+            Some(PeerProgress {
+                peer: Some(*status.region.peer(progress.peer)?),
+                match_index: progress.matched.0,
+                next_index: progress.next.0,
+                state: progress.state.to_owned(),
+                recently_active: progress.recently_active,
+            })
+        })
+        .collect();
+    Ok(RegionDetailResponse {
+        role: role.into(),
+        term: status.term.0,
+        leader,
+        first_index: status.first.0,
+        last_index: status.last.0,
+        commit_index: status.commit.0,
+        applied_index: status.applied.0,
+        progress,
+        approximate_size: size,
+        checksum,
+        region: Some(status.region),
+        ..Default::default()
+    })
+}
+
+/// The sum over all that a replica holds of a region, with the index it is as of.
+async fn checksum(store: &StoreHandle, region: &Region) -> Result<RegionChecksum, RawError> {
+    let (engine, region) = (store.engine().clone(), region.clone());
+    let sum = move || {
+        let view = engine.snapshot();
+        let applied = applied_in(&view, region.region_id()).map_err(|e| e.to_string())?;
+        let mut hash = crc32fast::Hasher::new();
+        let (mut pairs, mut bytes) = (0, 0);
+        let end = (!region.end_key.is_empty()).then_some(&region.end_key[..]);
+        for cf in Cf::DATA {
+            let mut iter = view.iter_uncached(cf, &region.start_key, end);
+            iter.seek_to_first();
+            while iter.valid().map_err(|e: EngineError| e.to_string())? {
+                hash.update(&[cf.number()]);
+                for part in [iter.key(), iter.value()] {
+                    hash.update(&(part.len() as u64).to_be_bytes());
+                    hash.update(part);
+                    bytes += part.len() as u64;
+                }
+                pairs += 1;
+                iter.next();
+            }
+        }
+        Ok::<_, String>(RegionChecksum {
+            applied_index: applied.map_or(0, |applied| applied.index.0),
+            checksum: u64::from(hash.finalize()),
+            pairs,
+            bytes,
+        })
+    };
+    tokio::task::spawn_blocking(sum)
+        .await
+        .map_err(|error| RawError::Text(error.to_string()))?
+        .map_err(RawError::Text)
+}

@@ -1,0 +1,152 @@
+//! A store's reports to placement, and placement's orders to the store.
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use esker_raftstore::{
+    Admin, PeerChange, PeerId, RegionId, RegionReport, RequestError, StoreHandle,
+};
+use esker_rpc::placement::PlacementClient;
+use esker_rpc::proto::eraftpb::ConfChangeType;
+use esker_rpc::proto::pdpb::{
+    ChangePeer, PeerStats, RegionHeartbeatRequest, RegionHeartbeatResponse, StoreStats,
+    TimeInterval,
+};
+use tokio::sync::mpsc;
+
+use super::outbox::{MAX_WAITING_REPORTS, Report};
+
+/// How often a store says that it is alive.
+const STORE_HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// Carries reports and orders until the store stops or the task is aborted.
+pub async fn run(
+    store: StoreHandle,
+    placement: PlacementClient,
+    mut reports: mpsc::Receiver<Report>,
+    directory: PathBuf,
+) {
+    let (outgoing, stream) = mpsc::channel(MAX_WAITING_REPORTS);
+    let reporter = store.clone();
+    // A leader of placement that is new knows no region.
+    let mut orders = placement.region_heartbeats(stream, move || reporter.report_all());
+    let started = seconds();
+    let mut alive = tokio::time::interval(STORE_HEARTBEAT);
+    loop {
+        tokio::select! {
+            report = reports.recv() => match report {
+                Some(Report::Region(report)) => {
+                    // Full: the region is reported again.
+                    let _ = outgoing.try_send(heartbeat(*report));
+                }
+                Some(Report::Split(regions)) => {
+                    let placement = placement.clone();
+                    tokio::spawn(async move {
+                        // The leaders' own reports say the same a little later.
+                        if let Err(error) = placement.report_batch_split(regions).await {
+                            tracing::info!(%error, "a split could not be reported");
+                        }
+                    });
+                }
+                None => return,
+            },
+            order = orders.recv() => match order {
+                Some(order) => carry_out(&store, order),
+                None => return,
+            },
+            _ = alive.tick() => {
+                let stats = statistics(&store, &directory, started);
+                let placement = placement.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = placement.store_heartbeat(stats).await {
+                        tracing::warn!(%error, "placement did not take the store's heartbeat");
+                    }
+                });
+            }
+        }
+    }
+}
+
+fn seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn heartbeat(report: RegionReport) -> RegionHeartbeatRequest {
+    const MIB: u64 = 1 << 20;
+    RegionHeartbeatRequest {
+        region: Some(report.region),
+        leader: Some(report.leader),
+        down_peers: report
+            .down
+            .into_iter()
+            .map(|(peer, down_seconds)| PeerStats { peer: Some(peer), down_seconds })
+            .collect(),
+        pending_peers: report.pending,
+        bytes_written: report.written_bytes,
+        bytes_read: report.read_bytes,
+        keys_written: report.written_keys,
+        keys_read: report.read_keys,
+        approximate_size: report.approximate_bytes.div_ceil(MIB),
+        interval: Some(TimeInterval { start_timestamp: 0, end_timestamp: seconds() }),
+        term: report.term,
+        ..Default::default()
+    }
+}
+
+fn statistics(store: &StoreHandle, directory: &PathBuf, started: u64) -> StoreStats {
+    let space = super::pages::disk_space(directory);
+    let used = store
+        .engine()
+        .statistics()
+        .map_or(0, |engine| engine.sst_bytes.saturating_add(engine.memtable_bytes));
+    StoreStats {
+        store_id: store.store_id().0,
+        capacity: space.total,
+        available: space.available,
+        used_size: used,
+        region_count: u32::try_from(store.delegates().count()).unwrap_or(u32::MAX),
+        start_time: u32::try_from(started).unwrap_or(u32::MAX),
+        interval: Some(TimeInterval {
+            start_timestamp: seconds().saturating_sub(STORE_HEARTBEAT.as_secs()),
+            end_timestamp: seconds(),
+        }),
+        ..Default::default()
+    }
+}
+
+fn peer_change(change: &ChangePeer) -> Option<PeerChange> {
+    let peer = change.peer?;
+    Some(match change.change_type() {
+        ConfChangeType::AddNode => PeerChange::AddVoter(peer),
+        ConfChangeType::AddLearnerNode => PeerChange::AddLearner(peer),
+        ConfChangeType::RemoveNode => PeerChange::Remove(peer),
+    })
+}
+
+/// An order is advice: what does not fit the region any more is dropped, and
+/// placement sees from the next report where the region really is.
+fn carry_out(store: &StoreHandle, order: RegionHeartbeatResponse) {
+    let region = RegionId(order.region_id);
+    let admin = if let Some(transfer) = order.transfer_leader {
+        transfer.peer.map(|peer| Admin::TransferLeader(Some(PeerId(peer.id))))
+    } else if let Some(change) = order.change_peer_v2 {
+        change.changes.iter().map(peer_change).collect::<Option<Vec<_>>>().map(Admin::ChangePeers)
+    } else {
+        order
+            .change_peer
+            .as_ref()
+            .and_then(peer_change)
+            .map(|change| Admin::ChangePeers(vec![change]))
+    };
+    let Some(admin) = admin else { return };
+    let epoch = order.region_epoch.unwrap_or_default();
+    let store = store.clone();
+    tokio::spawn(async move {
+        match store.admin(region, epoch, admin.clone()).await {
+            Ok(_) => tracing::info!(%region, order = ?admin, "done"),
+            // Told twice, or too late.
+            Err(RequestError::EpochNotMatch { .. } | RequestError::ServerIsBusy { .. }) => {}
+            Err(error) => tracing::info!(%region, order = ?admin, %error, "order not carried out"),
+        }
+    });
+}

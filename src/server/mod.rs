@@ -1,0 +1,16 @@
+//! What a node serves: the store's requests, the traffic between stores, reports to
+//! placement, and the placement driver's own replicated state.
+//!
+//! Everything here is glue between the sockets of `esker-rpc` and the region logic
+//! of `esker-raftstore`; it decides nothing about regions.
+
+pub mod admin;
+pub mod bootstrap;
+pub mod heartbeats;
+pub mod late;
+pub mod member;
+pub mod outbox;
+pub mod pages;
+pub mod raw;
+pub mod regions;
+pub mod traffic;

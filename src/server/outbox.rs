@@ -1,0 +1,152 @@
+//! What leaves a store of this node: messages by the transport, reports by a channel.
+
+use std::sync::{Arc, OnceLock};
+
+use esker_raftstore::{
+    Outbox, PeerId, RegionId, RegionReport, RegionSnapshotSource, StoreHandle, StoreId,
+};
+use esker_rpc::proto::esker::RaftMessage;
+use esker_rpc::proto::metapb::{Peer, Region};
+use esker_rpc::transport::{
+    RaftTransport, SentSnapshot, SnapshotError, SnapshotOutcome, SnapshotPart, SnapshotSource,
+    TransportEvents,
+};
+use futures_util::future::BoxFuture;
+use tokio::sync::{mpsc, watch};
+
+/// Reports that may wait for placement; what does not fit is reported again later.
+pub const MAX_WAITING_REPORTS: usize = 16 << 10;
+
+/// What a store has to tell placement.
+#[derive(Debug)]
+pub enum Report {
+    Region(Box<RegionReport>),
+    Split(Vec<Region>),
+}
+
+/// Who leads a region, for those who wait for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct RegionLeader {
+    pub term: u64,
+    pub leader: Option<Peer>,
+    pub here: bool,
+}
+
+/// Whom a store talks to.
+pub enum Audience {
+    /// A data store reports to placement.
+    Placement(mpsc::Sender<Report>),
+    /// The placement driver's own store tells its member who leads.
+    Member(watch::Sender<RegionLeader>),
+}
+
+/// The outbox of a store that runs on this node.
+pub struct NodeOutbox {
+    transport: RaftTransport,
+    audience: Audience,
+}
+
+impl NodeOutbox {
+    pub fn new(transport: RaftTransport, audience: Audience) -> Self {
+        NodeOutbox { transport, audience }
+    }
+}
+
+impl Outbox for NodeOutbox {
+    fn send(&self, to: StoreId, message: RaftMessage) {
+        // A full queue means that the store takes less than it is sent: as good as lost.
+        let _ = self.transport.send(to.0, message);
+    }
+
+    fn send_snapshot(
+        &self,
+        to: StoreId,
+        _peer: PeerId,
+        message: RaftMessage,
+        source: RegionSnapshotSource,
+    ) {
+        self.transport.send_snapshot(to.0, message, Box::new(Outgoing(source)));
+    }
+
+    fn report_region(&self, report: RegionReport) {
+        if let Audience::Placement(reports) = &self.audience {
+            let _ = reports.try_send(Report::Region(Box::new(report)));
+        }
+    }
+
+    fn report_split(&self, regions: Vec<Region>) {
+        if let Audience::Placement(reports) = &self.audience {
+            let _ = reports.try_send(Report::Split(regions));
+        }
+    }
+
+    fn leadership(&self, _region: RegionId, term: u64, leader: Option<Peer>, here: bool) {
+        if let Audience::Member(leaders) = &self.audience {
+            leaders.send_replace(RegionLeader { term, leader, here });
+        }
+    }
+}
+
+struct Outgoing(RegionSnapshotSource);
+
+impl SnapshotSource for Outgoing {
+    fn next_part(&mut self) -> Result<Option<SnapshotPart>, SnapshotError> {
+        Ok(self.0.next_block()?.map(|block| SnapshotPart {
+            cf: u32::from(block.cf.number()),
+            pairs: block.pairs,
+            count: block.count,
+        }))
+    }
+}
+
+/// Tells a store what became of its traffic. Made before the store, which needs
+/// the transport that needs this.
+#[derive(Default)]
+pub struct Events {
+    store: OnceLock<StoreHandle>,
+}
+
+impl Events {
+    pub fn connect(&self, store: StoreHandle) {
+        let _ = self.store.set(store);
+    }
+}
+
+impl TransportEvents for Events {
+    fn unreachable(&self, store: u64) {
+        if let Some(handle) = self.store.get() {
+            handle.unreachable(StoreId(store));
+        }
+    }
+
+    fn snapshot_outcome(&self, snapshot: SentSnapshot, outcome: SnapshotOutcome) {
+        if let Some(handle) = self.store.get() {
+            let delivered = outcome == SnapshotOutcome::Delivered;
+            handle.snapshot_sent(RegionId(snapshot.region), PeerId(snapshot.to_peer), delivered);
+        }
+    }
+}
+
+/// Where stores are, as placement knows.
+pub struct PlacementAddresses(pub esker_rpc::placement::PlacementClient);
+
+impl esker_rpc::transport::AddressResolver for PlacementAddresses {
+    fn address(&self, store: u64) -> BoxFuture<'_, Result<String, String>> {
+        Box::pin(async move {
+            let (store, _) = self.0.get_store(store).await.map_err(|error| error.to_string())?;
+            Ok(store.address)
+        })
+    }
+}
+
+/// Where the members of the placement driver are: fixed.
+pub struct MemberAddresses(pub Arc<[(u64, String)]>);
+
+impl esker_rpc::transport::AddressResolver for MemberAddresses {
+    fn address(&self, store: u64) -> BoxFuture<'_, Result<String, String>> {
+        let found = self.0.iter().find(|(id, _)| *id == store).map(|(_, address)| address.clone());
+        Box::pin(
+            async move { found.ok_or_else(|| format!("no placement member has store {store}")) },
+        )
+    }
+}

@@ -1,0 +1,335 @@
+//! Raw requests: a user's keys and values against one region.
+//!
+//! A request becomes either one write command or reads of one view of the region.
+//! What concerns the region travels back as a region error that clients act on;
+//! what is wrong with the request itself, as an error text.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use esker_engine::{Cf, KvIter};
+use esker_raftstore::config::MAX_KEY_BYTES;
+use esker_raftstore::raw_value::RawValue;
+use esker_raftstore::{
+    PeerId, RegionExt, RegionId, RegionSnapshot, RequestContext, RequestError, StoreHandle,
+    StoreId, Term, WriteResult,
+};
+use esker_rpc::proto::esker::command::{
+    CompareAndSwap, Delete, DeleteRange, Mutation, Put, mutation::Kind,
+};
+use esker_rpc::proto::kvrpcpb::{Context, KeyRange, KvPair};
+
+/// The most pairs that one scan of a region returns; a client that wants more asks again.
+pub const MAX_SCAN_LIMIT: u32 = 100_000;
+
+/// Why a raw request was not carried out.
+#[derive(Debug)]
+pub enum RawError {
+    /// For the client's region logic.
+    Region(RequestError),
+    /// For the user.
+    Text(String),
+}
+
+impl From<RequestError> for RawError {
+    fn from(error: RequestError) -> Self {
+        match error {
+            // Nothing about the region is wrong; asking elsewhere would not help.
+            RequestError::EmptyKey | RequestError::KeyTooLarge { .. } => {
+                RawError::Text(error.to_string())
+            }
+            other => RawError::Region(other),
+        }
+    }
+}
+
+impl From<esker_engine::EngineError> for RawError {
+    fn from(error: esker_engine::EngineError) -> Self {
+        RawError::Text(error.to_string())
+    }
+}
+
+pub fn now_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// The column family that a request names; none is the default one.
+pub fn family(name: &str) -> Result<Cf, RawError> {
+    match name {
+        "" | "default" => Ok(Cf::Default),
+        "lock" => Ok(Cf::Lock),
+        "write" => Ok(Cf::Write),
+        other => Err(RawError::Text(format!(
+            "unknown column family {other:?}; there are default, lock and write"
+        ))),
+    }
+}
+
+/// A raw request's view of a store.
+#[derive(Clone)]
+pub struct RawStore {
+    pub store: StoreHandle,
+}
+
+/// What every raw request says about where it goes.
+pub struct Target {
+    pub region: RegionId,
+    pub context: RequestContext,
+}
+
+impl RawStore {
+    pub fn target(&self, context: Option<&Context>) -> Result<Target, RawError> {
+        let context = context.cloned().unwrap_or_default();
+        let peer = context.peer.filter(|peer| peer.id != 0);
+        if let Some(asked) = context.peer.map(|peer| StoreId(peer.store_id))
+            && asked.0 != 0
+            && asked != self.store.store_id()
+        {
+            let actual = self.store.store_id();
+            return Err(RequestError::StoreNotMatch { asked, actual }.into());
+        }
+        Ok(Target {
+            region: RegionId(context.region_id),
+            context: RequestContext {
+                epoch: context.region_epoch.unwrap_or_default(),
+                peer: peer.map(|peer| PeerId(peer.id)),
+                term: (context.term != 0).then_some(Term(context.term)),
+                replica_read: context.replica_read,
+            },
+        })
+    }
+
+    pub async fn view(&self, context: Option<&Context>) -> Result<RegionSnapshot, RawError> {
+        let target = self.target(context)?;
+        Ok(self.store.snapshot(target.region, target.context).await?)
+    }
+
+    pub async fn write(
+        &self,
+        context: Option<&Context>,
+        mutations: Vec<Mutation>,
+    ) -> Result<WriteResult, RawError> {
+        let target = self.target(context)?;
+        Ok(self.store.write(target.region, target.context, mutations).await?)
+    }
+
+    pub async fn get(
+        &self,
+        context: Option<&Context>,
+        cf: &str,
+        key: &Bytes,
+    ) -> Result<Option<RawValue>, RawError> {
+        let cf = family(cf)?;
+        check_key(key)?;
+        let view = self.view(context).await?;
+        let found = live_value(&view, cf, key, now_seconds())?;
+        let bytes = key.len() + found.as_ref().map_or(0, |value| value.value.len());
+        view.count_read(1, bytes as u64);
+        Ok(found)
+    }
+
+    /// The pairs found, in the order in which they were asked for.
+    pub async fn batch_get(
+        &self,
+        context: Option<&Context>,
+        cf: &str,
+        keys: Vec<Bytes>,
+    ) -> Result<Vec<KvPair>, RawError> {
+        let cf = family(cf)?;
+        keys.iter().try_for_each(check_key)?;
+        let view = self.view(context).await?;
+        let now = now_seconds();
+        let mut pairs = Vec::new();
+        let mut bytes = 0;
+        for key in keys {
+            if let Some(found) = live_value(&view, cf, &key, now)? {
+                bytes += key.len() + found.value.len();
+                pairs.push(KvPair { key, value: found.value, ..KvPair::default() });
+            }
+        }
+        view.count_read(pairs.len() as u64, bytes as u64);
+        Ok(pairs)
+    }
+
+    pub async fn put(
+        &self,
+        context: Option<&Context>,
+        cf: &str,
+        pairs: Vec<(Bytes, Bytes, u64)>,
+    ) -> Result<(), RawError> {
+        let cf = u32::from(family(cf)?.number());
+        let now = now_seconds();
+        let mutations = pairs
+            .into_iter()
+            .map(|(key, value, ttl)| {
+                let expires_at = (ttl != 0).then(|| now.saturating_add(ttl));
+                let value = RawValue::new(value, expires_at).encode();
+                Mutation { kind: Some(Kind::Put(Put { cf, key, value })) }
+            })
+            .collect();
+        self.write(context, mutations).await?;
+        Ok(())
+    }
+
+    pub async fn delete(
+        &self,
+        context: Option<&Context>,
+        cf: &str,
+        keys: Vec<Bytes>,
+    ) -> Result<(), RawError> {
+        let cf = u32::from(family(cf)?.number());
+        let mutations = keys
+            .into_iter()
+            .map(|key| Mutation { kind: Some(Kind::Delete(Delete { cf, key })) })
+            .collect();
+        self.write(context, mutations).await?;
+        Ok(())
+    }
+
+    pub async fn delete_range(
+        &self,
+        context: Option<&Context>,
+        cf: &str,
+        start: Bytes,
+        end: Bytes,
+    ) -> Result<(), RawError> {
+        let cf = u32::from(family(cf)?.number());
+        if !end.is_empty() && start >= end {
+            return match start == end {
+                true => Ok(()),
+                false => Err(RawError::Text("the start of the range is after its end".into())),
+            };
+        }
+        let range = DeleteRange { cf, start, end };
+        self.write(context, vec![Mutation { kind: Some(Kind::DeleteRange(range)) }]).await?;
+        Ok(())
+    }
+
+    pub async fn compare_and_swap(
+        &self,
+        context: Option<&Context>,
+        cf: &str,
+        mut cas: CompareAndSwap,
+        ttl: u64,
+    ) -> Result<WriteResult, RawError> {
+        cas.cf = u32::from(family(cf)?.number());
+        cas.now_s = now_seconds();
+        cas.expire_at_s = if ttl == 0 { 0 } else { cas.now_s.saturating_add(ttl) };
+        self.write(context, vec![Mutation { kind: Some(Kind::Cas(cas)) }]).await
+    }
+}
+
+fn check_key(key: &Bytes) -> Result<(), RawError> {
+    if key.is_empty() {
+        return Err(RequestError::EmptyKey.into());
+    }
+    if key.len() > MAX_KEY_BYTES {
+        return Err(RequestError::KeyTooLarge { size: key.len(), limit: MAX_KEY_BYTES }.into());
+    }
+    Ok(())
+}
+
+fn decode(stored: Bytes, key: &[u8]) -> Result<RawValue, RawError> {
+    RawValue::decode(stored)
+        .map_err(|error| RawError::Text(format!("value of key {}: {error}", key.escape_ascii())))
+}
+
+fn live_value(
+    view: &RegionSnapshot,
+    cf: Cf,
+    key: &Bytes,
+    now: u64,
+) -> Result<Option<RawValue>, RawError> {
+    if !view.descriptor.contains_key(key) {
+        return Err(RequestError::KeyNotInRegion {
+            region: view.descriptor.region_id(),
+            key: key.clone(),
+            start: view.descriptor.start_key.clone(),
+            end: view.descriptor.end_key.clone(),
+        }
+        .into());
+    }
+    let Some(stored) = view.kv.get(cf, key)? else { return Ok(None) };
+    let value = decode(stored.into(), key)?;
+    Ok(Some(value).filter(|value| value.is_live(now)))
+}
+
+/// What a scan of one region returns.
+#[derive(Clone, Copy, Debug)]
+pub struct ScanShape {
+    pub limit: u32,
+    pub key_only: bool,
+    pub reverse: bool,
+}
+
+/// Scans the part of a range that lies in the region. Forward from `start` up to
+/// `end`; in reverse from `start`, exclusive, down to `end`, inclusive.
+pub fn scan(
+    view: &RegionSnapshot,
+    cf: Cf,
+    start: &Bytes,
+    end: &Bytes,
+    shape: ScanShape,
+) -> Result<Vec<KvPair>, RawError> {
+    let (lower, upper) = if shape.reverse { (end, start) } else { (start, end) };
+    let region = &view.descriptor;
+    let lower = lower.max(&region.start_key);
+    let upper = match (upper.is_empty(), region.end_key.is_empty()) {
+        (true, _) => &region.end_key,
+        (false, true) => upper,
+        (false, false) => upper.min(&region.end_key),
+    };
+    if (!upper.is_empty() && lower >= upper) || shape.limit == 0 {
+        return Ok(Vec::new());
+    }
+    if shape.limit > MAX_SCAN_LIMIT {
+        let asked = shape.limit;
+        return Err(RawError::Text(format!(
+            "a scan of {asked} pairs is more than the limit of {MAX_SCAN_LIMIT}"
+        )));
+    }
+    let mut iter = view.kv.iter(cf, lower, (!upper.is_empty()).then_some(&upper[..]));
+    if shape.reverse {
+        iter.seek_to_last();
+    } else {
+        iter.seek_to_first();
+    }
+    let (pairs, bytes) = collect(&mut iter, shape)?;
+    view.count_read(pairs.len() as u64, bytes);
+    Ok(pairs)
+}
+
+fn collect(iter: &mut KvIter, shape: ScanShape) -> Result<(Vec<KvPair>, u64), RawError> {
+    let now = now_seconds();
+    let mut pairs = Vec::new();
+    let mut bytes = 0;
+    while pairs.len() < shape.limit as usize && iter.valid()? {
+        let value = decode(Bytes::copy_from_slice(iter.value()), iter.key())?;
+        if value.is_live(now) {
+            bytes += (iter.key().len() + value.value.len()) as u64;
+            let value = if shape.key_only { Bytes::new() } else { value.value };
+            let key = Bytes::copy_from_slice(iter.key());
+            pairs.push(KvPair { key, value, ..KvPair::default() });
+        }
+        if shape.reverse {
+            iter.prev();
+        } else {
+            iter.next();
+        }
+    }
+    Ok((pairs, bytes))
+}
+
+/// Scans several ranges of one region.
+pub fn batch_scan(
+    view: &RegionSnapshot,
+    cf: Cf,
+    ranges: &[KeyRange],
+    shape: ScanShape,
+) -> Result<Vec<KvPair>, RawError> {
+    let mut pairs = Vec::new();
+    for range in ranges {
+        pairs.extend(scan(view, cf, &range.start_key, &range.end_key, shape)?);
+    }
+    Ok(pairs)
+}

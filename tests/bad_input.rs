@@ -1,0 +1,386 @@
+//! What is wrong is refused with a sentence, and nothing else happens.
+
+mod common;
+
+use std::net::TcpListener;
+use std::path::Path;
+
+use bytes::Bytes;
+use common::operator::Operator;
+use common::process::{Finished, PATIENCE, Process, free_address, run};
+use esker::{Cluster, ClusterOptions};
+use esker_rpc::placement::RegionInfo;
+use esker_rpc::proto::kvrpcpb::{
+    Context, RawBatchPutRequest, RawCasRequest, RawDeleteRangeRequest, RawDeleteRequest,
+    RawGetRequest, RawPutRequest, RawPutResponse, RawScanRequest,
+};
+use esker_rpc::proto::metapb::RegionEpoch;
+use esker_rpc::proto::tikvpb::batch_commands_request::Request;
+use esker_rpc::proto::tikvpb::tikv_client::TikvClient;
+use esker_rpc::proto::tikvpb::{BatchCommandsRequest, batch_commands_request};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+
+/// The longest key, and the largest entry of the log.
+const MAX_KEY: usize = 4 << 10;
+const MAX_ENTRY: usize = 8 << 20;
+
+/// Clients that hang up, one after another, and the requests that each leaves behind.
+const HANG_UPS: u64 = 20;
+const REQUESTS_LEFT_BEHIND: u64 = 200;
+
+/// A command that was refused: the sentence, after checking that there is only one.
+fn refused(finished: &Finished, status: i32) -> String {
+    assert_eq!(finished.status.code(), Some(status), "{finished:?}");
+    assert_eq!(finished.output, "", "something was printed");
+    let mut lines = finished.errors.lines();
+    let sentence = lines.next().and_then(|line| line.strip_prefix("error: "));
+    let sentence = sentence.unwrap_or_else(|| panic!("no error is named: {finished:?}"));
+    // Wrong usage is told how to ask for help.
+    if status == 1 {
+        assert_eq!(lines.next(), None, "one line is enough: {finished:?}");
+    }
+    sentence.to_owned()
+}
+
+/// Runs a command that must be refused with a sentence that has all these parts.
+async fn is_refused(arguments: &[&str], status: i32, parts: &[&str]) {
+    let sentence = refused(&run(arguments).await, status);
+    for part in parts {
+        assert!(sentence.contains(part), "`{part}` is not in: {sentence}");
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a temporary directory has a plain name")
+}
+
+fn entries(path: &Path) -> usize {
+    std::fs::read_dir(path).expect("the directory can be read").count()
+}
+
+async fn starts_not(data_dir: &Path, listen: &str, status: i32, parts: &[&str]) {
+    let arguments = ["start", "--data-dir", text(data_dir), "--listen", listen, "--join", listen];
+    is_refused(&arguments, status, parts).await;
+}
+
+#[tokio::test]
+async fn a_malformed_address_is_refused_and_nothing_is_created() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let data_dir = root.path().join("data");
+    for (address, fault) in [
+        ("nonsense", "port is missing"),
+        ("http://127.0.0.1:2379", "leave out the scheme"),
+        ("127.0.0.1:0", "is not a port"),
+        ("127.0.0.1:65536", "is not a port"),
+        (":2379", "host is missing"),
+    ] {
+        starts_not(&data_dir, address, 2, &[address, fault]).await;
+        is_refused(&["kv", "get", "a", "--placement", address], 2, &[address, fault]).await;
+    }
+    let join = ["start", "--data-dir", text(&data_dir), "--listen", "127.0.0.1:1", "--join", "a,b"];
+    is_refused(&join, 2, &["port is missing"]).await;
+    assert!(!data_dir.exists(), "a data directory was created");
+}
+
+#[tokio::test]
+async fn a_malformed_escape_is_refused() {
+    for arguments in
+        [&["kv", "get", "\\xZZ"][..], &["kv", "put", "a", "\\q"], &["region", "key", "a\\"]]
+    {
+        is_refused(arguments, 2, &["escape"]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_data_directory_that_cannot_be_written_is_refused_and_nothing_is_created() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let file = root.path().join("file");
+    std::fs::write(&file, "not a directory").expect("the directory can be written");
+    // Even root creates nothing below a file, or in the kernel's own tree.
+    for data_dir in [file.join("below"), file.clone(), "/proc/esker".into()] {
+        starts_not(&data_dir, &free_address(), 1, &[text(&data_dir)]).await;
+        let playground = ["playground", "--port", "0", "--data-dir", text(&data_dir)];
+        is_refused(&playground, 1, &[text(&data_dir)]).await;
+    }
+    assert_eq!(entries(root.path()), 1, "something was created");
+    let kept = std::fs::read_to_string(&file).expect("the file can be read");
+    assert_eq!(kept, "not a directory");
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_refused_and_nothing_is_created() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let data_dir = root.path().join("data");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+    let address = listener.local_addr().expect("it is bound").to_string();
+    starts_not(&data_dir, &address, 1, &[&address, "in use"]).await;
+    let port = address.rsplit(':').next().expect("an address has a port");
+    let playground = ["playground", "--port", port, "--data-dir", text(&data_dir)];
+    is_refused(&playground, 1, &[&address, "in use"]).await;
+    assert!(!data_dir.exists(), "a data directory was created");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_directory_in_use_or_of_another_cluster_is_refused_and_left_alone() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let (ours, theirs) = (root.path().join("ours"), root.path().join("theirs"));
+    let address = free_address();
+    let node = Process::node(&ours, &address, std::slice::from_ref(&address));
+    let operator = Operator::connect(std::slice::from_ref(&address)).await;
+    operator.whole(1, PATIENCE).await;
+    operator.kv().put("a", "1").await.expect("a whole cluster takes writes");
+
+    starts_not(&ours, &free_address(), 1, &[text(&ours), "in use"]).await;
+    let kept = operator.kv().get("a").await.expect("the first process is not disturbed");
+    assert_eq!(kept, Some(Bytes::from("1")));
+    node.kill().await;
+
+    // A second cluster, which the first one's directory is now to join.
+    let other = free_address();
+    let _other = Process::node(&theirs, &other, std::slice::from_ref(&other));
+    Operator::connect(std::slice::from_ref(&other)).await.whole(1, PATIENCE).await;
+    let listen = free_address();
+    let join = ["start", "--data-dir", text(&ours), "--listen", &listen, "--join", &other];
+    is_refused(&join, 1, &[text(&ours), "belongs to"]).await;
+
+    let _node = Process::node(&ours, &address, std::slice::from_ref(&address));
+    let operator = Operator::connect(std::slice::from_ref(&address)).await;
+    operator.whole(1, PATIENCE).await;
+    let kept = operator.kv().get("a").await.expect("the directory is what it was");
+    assert_eq!(kept, Some(Bytes::from("1")));
+}
+
+async fn one_store() -> (Cluster, Operator) {
+    let options = ClusterOptions { stores: 1, ..ClusterOptions::default() };
+    let cluster = Cluster::start(options).await.expect("the cluster starts");
+    let operator = Operator::connect(&[cluster.placement_address().to_owned()]).await;
+    (cluster, operator)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_name_the_region_store_or_key_that_does_not_exist() {
+    let (cluster, operator) = one_store().await;
+    let placement = cluster.placement_address();
+    let region = operator.regions().await[0].region.id.to_string();
+    let long = "k".repeat(MAX_KEY + 1);
+    let cases: [(&[&str], &[&str]); 9] = [
+        (&["region", "show", "987654"], &["region 987654"]),
+        (&["region", "split", "987654"], &["region 987654"]),
+        (&["region", "transfer-leader", "987654", "--to", "1"], &["region 987654"]),
+        (&["region", "transfer-leader", &region, "--to", "987654"], &["store 987654"]),
+        (&["region", "split", &region, "--key", ""], &[&region]),
+        (&["kv", "get", "no such key"], &["no such key"]),
+        (&["kv", "put", "", "value"], &["empty key"]),
+        (&["kv", "get", ""], &["empty key"]),
+        (&["kv", "put", &long, "value"], &["4097", "4096"]),
+    ];
+    for (command, parts) in cases {
+        let arguments = [command, &["--placement", placement]].concat();
+        is_refused(&arguments, 1, parts).await;
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_cluster_that_is_not_there_is_named() {
+    let nobody = free_address();
+    is_refused(&["kv", "get", "a", "--placement", &nobody], 1, &[&nobody]).await;
+}
+
+/// The store's own service, without a client that would correct what is wrong.
+struct Raw {
+    client: TikvClient<Channel>,
+    region: RegionInfo,
+}
+
+impl Raw {
+    /// For the region that holds `a`.
+    async fn connect(operator: &Operator) -> Self {
+        let found = operator.placement().region_by_key(Bytes::from("a")).await;
+        let region = found.expect("placement answers").expect("the cluster is bootstrapped");
+        let leader = region.leader.expect("a whole region has a leader");
+        let address = operator.address(leader.store_id).await.expect("placement answers");
+        let client = TikvClient::connect(format!("http://{address}")).await;
+        Raw { client: client.expect("the store listens"), region }
+    }
+
+    fn context(&self) -> Context {
+        Context {
+            region_id: self.region.region.id,
+            region_epoch: self.region.region.region_epoch,
+            peer: self.region.leader,
+            ..Default::default()
+        }
+    }
+
+    async fn put(&mut self, context: Context, key: Bytes, value: Bytes) -> RawPutResponse {
+        let request = RawPutRequest { context: Some(context), key, value, ..Default::default() };
+        let answer = self.client.raw_put(request).await;
+        answer.expect("what is wrong is said in the response").into_inner()
+    }
+
+    async fn assert_works(&mut self) {
+        let answer = self.put(self.context(), "a".into(), "works".into()).await;
+        assert_eq!(answer, RawPutResponse::default());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_and_values_out_of_bounds_are_errors_in_the_response() {
+    let (cluster, operator) = one_store().await;
+    let mut raw = Raw::connect(&operator).await;
+    let context = Some(raw.context());
+    let long = Bytes::from(vec![b'k'; MAX_KEY + 1]);
+    for (key, fault) in [(Bytes::new(), "empty key"), (long, "4097")] {
+        let mut errors = vec![raw.put(raw.context(), key.clone(), "v".into()).await.error];
+        let get =
+            RawGetRequest { context: context.clone(), key: key.clone(), ..Default::default() };
+        errors.push(raw.client.raw_get(get).await.expect("an answer").into_inner().error);
+        let delete =
+            RawDeleteRequest { context: context.clone(), key: key.clone(), ..Default::default() };
+        errors.push(raw.client.raw_delete(delete).await.expect("an answer").into_inner().error);
+        let swap = RawCasRequest {
+            context: context.clone(),
+            key: key.clone(),
+            previous_not_exist: true,
+            ..Default::default()
+        };
+        let swap = raw.client.raw_compare_and_swap(swap).await;
+        errors.push(swap.expect("an answer").into_inner().error);
+        let pair = esker_rpc::proto::kvrpcpb::KvPair { key, ..Default::default() };
+        let batch = RawBatchPutRequest {
+            context: context.clone(),
+            pairs: vec![pair],
+            ..Default::default()
+        };
+        errors.push(raw.client.raw_batch_put(batch).await.expect("an answer").into_inner().error);
+        for error in errors {
+            assert!(error.contains(fault), "`{fault}` is not in: {error:?}");
+        }
+    }
+
+    // The longest key, and a value that just fits with it.
+    let key = Bytes::from(vec![b'k'; MAX_KEY]);
+    let fits = Bytes::from(vec![b'v'; MAX_ENTRY - 2 * MAX_KEY]);
+    let answer = raw.put(raw.context(), key.clone(), fits).await;
+    assert_eq!(answer, RawPutResponse::default());
+    let answer = raw.put(raw.context(), key, Bytes::from(vec![b'v'; MAX_ENTRY + 1])).await;
+    let error = answer.region_error.expect("clients expect a region error");
+    let too_large = error.raft_entry_too_large.expect("that says so");
+    assert_eq!(too_large.region_id, raw.region.region.id);
+    assert!(too_large.entry_size > MAX_ENTRY as u64, "{too_large:?}");
+
+    let delete = RawDeleteRangeRequest {
+        context: context.clone(),
+        start_key: "z".into(),
+        end_key: "a".into(),
+        ..Default::default()
+    };
+    let answer = raw.client.raw_delete_range(delete).await.expect("an answer").into_inner();
+    assert!(!answer.error.is_empty(), "a range from its end to its start was deleted");
+    let scan = RawScanRequest {
+        context,
+        start_key: "a".into(),
+        limit: 10,
+        cf: "no such family".into(),
+        ..Default::default()
+    };
+    let answer = raw.client.raw_scan(scan).await.expect("an answer").into_inner();
+    let said = answer.kvs.iter().filter_map(|pair| pair.error.as_ref()).count();
+    assert!(said > 0 || answer.region_error.is_some(), "{answer:?}");
+    raw.assert_works().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_for_what_is_not_here_gets_the_region_error_that_clients_act_on() {
+    let (cluster, operator) = one_store().await;
+    let outdated = Raw::connect(&operator).await.context();
+    operator.kv().split_region(vec!["b".into()]).await.expect("it splits");
+    let mut raw = Raw::connect(&operator).await;
+    let (region, peer) = (raw.region.region.clone(), raw.region.leader.expect("a leader"));
+
+    for epoch in [outdated.region_epoch, None, Some(RegionEpoch { version: 99, conf_ver: 99 })] {
+        let context =
+            Context { region_epoch: epoch, region_id: outdated.region_id, ..raw.context() };
+        let context = Context { peer: outdated.peer, ..context };
+        let error = raw.put(context, "a".into(), "v".into()).await.region_error;
+        let mismatch = error.and_then(|error| error.epoch_not_match).expect("an epoch mismatch");
+        let epochs: Vec<_> =
+            mismatch.current_regions.iter().map(|region| region.region_epoch).collect();
+        assert!(!epochs.contains(&None), "clients unwrap the epochs: {mismatch:?}");
+    }
+
+    let context = Context { region_id: 987_654, ..raw.context() };
+    let error = raw.put(context, "a".into(), "v".into()).await.region_error;
+    let not_found = error.and_then(|error| error.region_not_found).expect("no such region");
+    assert_eq!(not_found.region_id, 987_654);
+
+    let other_store = esker_rpc::proto::metapb::Peer { store_id: 987_654, ..peer };
+    let context = Context { peer: Some(other_store), ..raw.context() };
+    let error = raw.put(context, "a".into(), "v".into()).await.region_error;
+    let mismatch = error.and_then(|error| error.store_not_match).expect("another store");
+    assert_eq!((mismatch.request_store_id, mismatch.actual_store_id), (987_654, peer.store_id));
+
+    let context = raw.context();
+    let outside = if region.end_key == "b" { "x" } else { "a" };
+    let error = raw.put(context, outside.into(), "v".into()).await.region_error;
+    let outside = error.and_then(|error| error.key_not_in_region).expect("a key elsewhere");
+    assert_eq!(outside.region_id, region.id);
+
+    raw.assert_works().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_names_the_leader() {
+    let cluster = Cluster::start(ClusterOptions::default()).await.expect("the cluster starts");
+    let operator = Operator::connect(&[cluster.placement_address().to_owned()]).await;
+    operator.whole(3, PATIENCE).await;
+    let mut raw = Raw::connect(&operator).await;
+    let leader = raw.region.leader.expect("a whole region has a leader");
+    let follower = *raw.region.region.peers.iter().find(|peer| **peer != leader).expect("three");
+    let address = operator.address(follower.store_id).await.expect("placement answers");
+    raw.client = TikvClient::connect(format!("http://{address}")).await.expect("it listens");
+    let context = Context { peer: Some(follower), ..raw.context() };
+    let error = raw.put(context, "a".into(), "v".into()).await.region_error;
+    let not_leader = error.and_then(|error| error.not_leader).expect("a follower takes no writes");
+    assert_eq!(not_leader.region_id, raw.region.region.id);
+    if let Some(named) = not_leader.leader {
+        assert_ne!(named.id, follower.id, "a follower sends nobody back to itself");
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_hang_up_with_requests_under_way_disturb_nobody() {
+    let (cluster, operator) = one_store().await;
+    let mut raw = Raw::connect(&operator).await;
+    let context = raw.context();
+    for client in 0..HANG_UPS {
+        let (requests, outgoing) = mpsc::channel(1);
+        let stream = raw.client.batch_commands(ReceiverStream::new(outgoing)).await;
+        let stream = stream.expect("the store takes a stream").into_inner();
+        let put = |number: u64| {
+            let key = format!("a/{client}/{number}").into();
+            let value = Bytes::from(vec![b'v'; 10_000]);
+            let context = Some(context.clone());
+            let put = RawPutRequest { context, key, value, ..Default::default() };
+            Request { cmd: Some(batch_commands_request::request::Cmd::RawPut(put)) }
+        };
+        let batch = BatchCommandsRequest {
+            requests: (0..REQUESTS_LEFT_BEHIND).map(put).collect(),
+            request_ids: (0..REQUESTS_LEFT_BEHIND).collect(),
+            ..Default::default()
+        };
+        requests.send(batch).await.expect("the stream is open");
+        // Nobody reads an answer.
+        drop(stream);
+    }
+    raw.assert_works().await;
+    // A new connection is served like the old one.
+    Raw::connect(&operator).await.assert_works().await;
+    cluster.stop().await;
+}

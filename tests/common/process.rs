@@ -1,0 +1,153 @@
+//! `esker` as a process of its own: killed when the test ends, however it ends.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+/// How long a command, or the start of a server, may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a server's log may take in memory; the rest is read and forgotten.
+const MAX_LOG_BYTES: usize = 1 << 20;
+
+/// An address of loopback that nobody listens on. Another process could take it before
+/// it is used; the system hands out ports in turn, so that this does not happen soon.
+pub fn free_address() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+    listener.local_addr().expect("it is bound").to_string()
+}
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_esker"));
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.env_remove("ESKER_PLACEMENT").kill_on_drop(true);
+    command
+}
+
+/// A server that runs until it is killed.
+pub struct Process {
+    child: Child,
+    output: Lines<BufReader<ChildStdout>>,
+    log: Arc<Mutex<String>>,
+    reader: JoinHandle<()>,
+}
+
+impl Process {
+    pub fn spawn(arguments: &[&str]) -> Self {
+        let mut child = command(arguments)
+            .env("ESKER_LOG", "warn")
+            .spawn()
+            .expect("the program that was built for this test starts");
+        let output = child.stdout.take().expect("it is piped");
+        let errors = child.stderr.take().expect("it is piped");
+        let log = Arc::new(Mutex::new(String::new()));
+        let reader = tokio::spawn(keep_reading(errors, Arc::clone(&log)));
+        Process { child, output: BufReader::new(output).lines(), log, reader }
+    }
+
+    /// `esker start`, one member of `join` or one that follows them.
+    pub fn node(data_dir: &Path, listen: &str, join: &[String]) -> Self {
+        let data_dir = data_dir.to_str().expect("a temporary directory has a plain name");
+        let join = join.join(",");
+        Process::spawn(&["start", "--data-dir", data_dir, "--listen", listen, "--join", &join])
+    }
+
+    /// `esker playground`, once it says that it is ready: the process, and where its
+    /// placement driver listens.
+    pub async fn playground(data_dir: &Path) -> (Self, String) {
+        let data_dir = data_dir.to_str().expect("a temporary directory has a plain name");
+        let mut process = Process::spawn(&["playground", "--data-dir", data_dir, "--port", "0"]);
+        let placement = process.line_after("ready: placement at ").await;
+        (process, placement)
+    }
+
+    /// The rest of the first line of standard output that begins so.
+    pub async fn line_after(&mut self, prefix: &str) -> String {
+        let found = async {
+            while let Some(line) = self.output.next_line().await.expect("the output is text") {
+                if let Some(rest) = line.strip_prefix(prefix) {
+                    return Some(rest.to_owned());
+                }
+            }
+            None
+        };
+        match timeout(PATIENCE, found).await {
+            Ok(Some(rest)) => rest,
+            Ok(None) => panic!("it ended before it said `{prefix}`: {}", self.log()),
+            Err(_) => panic!("no `{prefix}` within {PATIENCE:?}: {}", self.log()),
+        }
+    }
+
+    /// What it wrote to standard error so far.
+    pub fn log(&self) -> String {
+        self.log.lock().clone()
+    }
+
+    /// SIGKILL: nothing is flushed, closed or said good-bye to.
+    pub async fn kill(mut self) {
+        self.child.start_kill().expect("it is still running");
+        timeout(PATIENCE, self.child.wait())
+            .await
+            .expect("a killed process ends")
+            .expect("it is our child");
+        self.reader.abort();
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("it is our child").is_none()
+    }
+}
+
+async fn keep_reading(errors: impl AsyncRead + Unpin, log: Arc<Mutex<String>>) {
+    let mut lines = BufReader::new(errors).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        let mut log = log.lock();
+        if log.len() < MAX_LOG_BYTES {
+            log.push_str(&line);
+            log.push('\n');
+        }
+    }
+}
+
+/// What a command left behind.
+#[derive(Debug)]
+pub struct Finished {
+    pub status: ExitStatus,
+    pub output: String,
+    pub errors: String,
+}
+
+/// Runs a command to its end.
+pub async fn run(arguments: &[&str]) -> Finished {
+    let mut child = command(arguments)
+        // The message at the end is under test, not the log on the way there.
+        .env("ESKER_LOG", "off")
+        .spawn()
+        .expect("the program that was built for this test starts");
+    let (mut output, mut errors) = (String::new(), String::new());
+    let mut stdout = child.stdout.take().expect("it is piped");
+    let mut stderr = child.stderr.take().expect("it is piped");
+    let finished = async {
+        let (output, errors, status) = tokio::join!(
+            stdout.read_to_string(&mut output),
+            stderr.read_to_string(&mut errors),
+            child.wait()
+        );
+        output.expect("the output is text");
+        errors.expect("the errors are text");
+        status.expect("it is our child")
+    };
+    let status = timeout(PATIENCE, finished)
+        .await
+        .unwrap_or_else(|_| panic!("`esker {}` did not end", arguments.join(" ")));
+    Finished { status, output, errors }
+}

@@ -1,0 +1,155 @@
+//! Nodes as processes of their own, killed in the middle of their work: what was
+//! acknowledged stays, and the others carry on.
+
+mod common;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use common::load::{self, Load, Outcome};
+use common::operator::Operator;
+use common::process::{PATIENCE, Process, free_address};
+use esker_rpc::kv::KvClient;
+use futures_util::future::try_join_all;
+
+const NODES: usize = 3;
+const REGIONS: u64 = 6;
+const WRITERS: u64 = 6;
+
+/// Writes that a load has behind it before something happens to the cluster, and after.
+const SOME_WRITES: u64 = 300;
+
+/// How long after the death of a node every region serves again.
+const FAILOVER: Duration = Duration::from_secs(5);
+
+/// Three processes, each with a directory and an address of its own.
+struct Nodes {
+    root: tempfile::TempDir,
+    addresses: Vec<String>,
+    /// The members of the placement driver.
+    join: Vec<String>,
+    processes: Vec<Option<Process>>,
+    operator: Operator,
+}
+
+impl Nodes {
+    /// Starts them, and waits until they are one cluster with some regions.
+    async fn start(placements: usize) -> Self {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let addresses: Vec<String> = (0..NODES).map(|_| free_address()).collect();
+        let join = addresses[..placements].to_vec();
+        let processes = addresses
+            .iter()
+            .enumerate()
+            .map(|(node, address)| {
+                Some(Process::node(&root.path().join(node.to_string()), address, &join))
+            })
+            .collect();
+        let operator = Operator::connect(&join).await;
+        operator.whole(NODES, PATIENCE).await;
+        let made = operator.kv().split_region(load::split_keys(REGIONS)).await;
+        made.expect("a whole cluster splits its regions");
+        operator.whole(NODES, PATIENCE).await;
+        Nodes { root, addresses, join, processes, operator }
+    }
+
+    async fn kill(&mut self, node: usize) {
+        self.processes[node].take().expect("it runs").kill().await;
+    }
+
+    fn start_again(&mut self, node: usize) {
+        let data_dir = self.root.path().join(node.to_string());
+        let process = Process::node(&data_dir, &self.addresses[node], &self.join);
+        self.processes[node] = Some(process);
+    }
+
+    /// A node that leads some region.
+    async fn a_leader_among(&self, nodes: &[usize]) -> usize {
+        let regions = self.operator.regions().await;
+        for node in nodes {
+            let store = self.operator.store_at(&self.addresses[*node]).await;
+            if regions.iter().any(|region| region.leader.is_some_and(|peer| peer.store_id == store))
+            {
+                return *node;
+            }
+        }
+        nodes[0]
+    }
+}
+
+/// How long it takes until every region has accepted a write.
+async fn all_regions_write(client: &KvClient) -> Duration {
+    let started = Instant::now();
+    let probes = load::probe_keys(REGIONS);
+    let writes = probes.into_iter().map(|key| client.put(key, "probe"));
+    try_join_all(writes).await.expect("the cluster answers");
+    started.elapsed()
+}
+
+/// Kills a node under load, and starts it again once the others have carried on.
+async fn kill_and_start_again(nodes: &mut Nodes, victim: usize) -> Outcome {
+    let client = nodes.operator.kv().clone();
+    let load = Load::start(&client, WRITERS);
+    load.acknowledges(SOME_WRITES).await;
+
+    nodes.kill(victim).await;
+    let outage = all_regions_write(&client).await;
+    assert!(outage <= FAILOVER, "some region was not writable for {outage:?}");
+
+    load.acknowledges(SOME_WRITES).await;
+    nodes.start_again(victim);
+    load.acknowledges(SOME_WRITES).await;
+    let outcome = load.stop().await;
+    assert_eq!(outcome.errors, [""; 0], "an error reached a writer");
+    assert!(outcome.longest <= FAILOVER, "a write took {:?}", outcome.longest);
+    outcome.assert_kept(&client).await;
+    outcome
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_killed_under_load_is_replaced_within_seconds_and_catches_up_when_it_is_back() {
+    let mut nodes = Nodes::start(1).await;
+    // The first one is the placement driver.
+    let victim = nodes.a_leader_among(&[1, 2]).await;
+    let outcome = kill_and_start_again(&mut nodes, victim).await;
+    let pairs = nodes.operator.replicas_are_equal(NODES, PATIENCE).await;
+    assert!(pairs >= outcome.kept_keys() + REGIONS, "the replicas hold {pairs} pairs");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_three_placement_members_no_node_is_indispensable() {
+    let mut nodes = Nodes::start(NODES).await;
+    // The member that leads the placement driver is the hardest to lose.
+    let leader = nodes.operator.placement().leader_address();
+    let listens = |address: &String| leader.ends_with(address.as_str());
+    let victim = nodes.addresses.iter().position(listens).expect("a member leads");
+    let outcome = kill_and_start_again(&mut nodes, victim).await;
+    let pairs = nodes.operator.replicas_are_equal(NODES, PATIENCE).await;
+    assert!(pairs >= outcome.kept_keys() + REGIONS, "the replicas hold {pairs} pairs");
+}
+
+async fn operator_of_playground(data_dir: &Path) -> (Process, Operator) {
+    let (process, placement) = Process::playground(data_dir).await;
+    let operator = Operator::connect(&[placement]).await;
+    (process, operator)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_playground_killed_under_load_has_every_acknowledged_write_on_every_replica() {
+    let data_dir = tempfile::tempdir().expect("a temporary directory");
+    let (process, operator) = operator_of_playground(data_dir.path()).await;
+    let made = operator.kv().split_region(load::split_keys(REGIONS)).await;
+    made.expect("a whole cluster splits its regions");
+    let load = Load::start(operator.kv(), WRITERS);
+    load.acknowledges(2 * SOME_WRITES).await;
+    process.kill().await;
+    let outcome = load.abandon().await;
+
+    let (_process, operator) = operator_of_playground(data_dir.path()).await;
+    outcome.assert_kept(operator.kv()).await;
+    let pairs = operator.replicas_are_equal(NODES, PATIENCE).await;
+    assert!(pairs >= outcome.kept_keys(), "the replicas hold {pairs} pairs");
+    // It is not only readable.
+    let outage = all_regions_write(operator.kv()).await;
+    assert!(outage <= FAILOVER, "some region was not writable for {outage:?}");
+}

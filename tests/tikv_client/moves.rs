@@ -1,0 +1,71 @@
+//! Changes to the regions under the clients' feet.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::common::eventually;
+use crate::common::operator::Operator;
+use crate::common::process::PATIENCE;
+use crate::model;
+
+/// Between two changes: a client repeats a request ten times and no more, so that a
+/// region whose leader never stays would be an error of its own.
+const PACE: Duration = Duration::from_millis(50);
+
+/// How long a transfer may take before another one is tried.
+const TRANSFER: Duration = Duration::from_secs(2);
+
+/// Splits regions at random keys of the workers, and moves leaders between stores, until
+/// there have been so many of each. `layouts` are the prefixes of the workers' keys.
+pub async fn split_and_transfer(
+    operator: &Operator,
+    layouts: &[Bytes],
+    workers: usize,
+    splits: usize,
+    transfers: usize,
+) {
+    let mut random = ChaCha8Rng::seed_from_u64(7);
+    let mut pace = tokio::time::interval(PACE);
+    let (mut split, mut moved) = (0, 0);
+    let started = std::time::Instant::now();
+    while split < splits || moved < transfers {
+        assert!(started.elapsed() < PATIENCE, "only {split} splits and {moved} transfers");
+        pace.tick().await;
+        let layout = &layouts[random.random_range(0..layouts.len())];
+        if split < splits {
+            let key =
+                model::key(random.random_range(0..workers), random.random_range(0..model::KEYS));
+            let key = Bytes::from([layout, &key[..]].concat());
+            let made = operator.kv().split_region(vec![key]).await.expect("a region splits");
+            split += usize::from(!made.is_empty());
+        }
+        let regions =
+            operator.regions_between(&[layout, &b"k"[..]].concat(), &[layout, &b"l"[..]].concat());
+        let regions = regions.await;
+        let region = &regions[random.random_range(0..regions.len())];
+        let Some(leader) = region.leader else { continue };
+        let others: Vec<_> =
+            region.region.peers.iter().filter(|peer| peer.id != leader.id).collect();
+        let to = others[random.random_range(0..others.len())].store_id;
+        // A region that has changed since is not moved; there are others.
+        if operator.transfer_leader(region, to).await.is_ok() {
+            moved += usize::from(leads(operator, region.region.id, to).await);
+        }
+    }
+}
+
+/// Whether the replica on a store comes to lead.
+async fn leads(operator: &Operator, region: u64, store: u64) -> bool {
+    use esker_rpc::proto::esker::Role;
+    let looking = eventually("the leader moves", PATIENCE, async || {
+        match operator.replica(region, store, false).await {
+            Ok(replica) if replica.role == Role::Leader as i32 => Ok(()),
+            Ok(replica) => Err(format!("{replica:?}")),
+            Err(reason) => Err(reason),
+        }
+    });
+    tokio::time::timeout(TRANSFER, looking).await.is_ok()
+}
