@@ -42,9 +42,8 @@ pub async fn split_and_transfer(
             let made = operator.kv().split_region(vec![key]).await.expect("a region splits");
             split += usize::from(!made.is_empty());
         }
-        let regions =
-            operator.regions_between(&[layout, &b"k"[..]].concat(), &[layout, &b"l"[..]].concat());
-        let regions = regions.await;
+        let (start, end) = ([layout, &b"k"[..]].concat(), [layout, &b"l"[..]].concat());
+        let regions = operator.regions_between(&start, &end).await;
         let region = &regions[random.random_range(0..regions.len())];
         let Some(leader) = region.leader else { continue };
         let others: Vec<_> =

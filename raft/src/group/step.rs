@@ -85,6 +85,14 @@ impl<R: LogReader> Group<R> {
         if message.from == here {
             return Err(StepError::FromItself { here });
         }
+        // What was once committed stays so: this knowledge is good in every term.
+        if let MessageBody::PreVote { commit, .. }
+        | MessageBody::PreVoteReply { commit, .. }
+        | MessageBody::Vote { commit, .. }
+        | MessageBody::VoteReply { commit, .. } = message.body
+        {
+            self.learn_commit(commit)?;
+        }
         match message.term.cmp(&self.term) {
             Ordering::Less => {
                 self.answer_older_term(&message);
@@ -148,20 +156,16 @@ impl<R: LogReader> Group<R> {
     fn dispatch(&mut self, message: Message) -> Result<(), StepError> {
         let Message { from, term, body, .. } = message;
         match body {
-            MessageBody::PreVote { last_index, last_term, commit } => {
-                self.learn_commit(commit)?;
+            MessageBody::PreVote { last_index, last_term, .. } => {
                 self.on_pre_vote(from, term, (last_term, last_index));
             }
-            MessageBody::PreVoteReply { granted, commit } => {
-                self.learn_commit(commit)?;
+            MessageBody::PreVoteReply { granted, .. } => {
                 self.on_pre_vote_reply(from, term, granted);
             }
-            MessageBody::Vote { last_index, last_term, transfer, commit } => {
-                self.learn_commit(commit)?;
+            MessageBody::Vote { last_index, last_term, transfer, .. } => {
                 self.on_vote(from, (last_term, last_index), transfer);
             }
-            MessageBody::VoteReply { granted, commit } => {
-                self.learn_commit(commit)?;
+            MessageBody::VoteReply { granted, .. } => {
                 self.on_vote_reply(from, granted);
             }
             MessageBody::Append { prev_index, prev_term, entries, commit, stamp } => {

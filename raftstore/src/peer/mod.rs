@@ -122,6 +122,9 @@ pub struct Peer {
     may_truncate: Option<(LogIndex, Term)>,
     next_log_gc: Time,
     next_report: Time,
+    /// When to look whether the peers that were reported as pending have caught
+    /// up: placement's next step waits for that.
+    next_look: Option<Time>,
     written_bytes: u64,
     written_keys: u64,
     was_leader: bool,
@@ -186,6 +189,7 @@ impl Peer {
             may_truncate: None,
             next_log_gc: now + config.log_gc_interval,
             next_report: now,
+            next_look: None,
             written_bytes: 0,
             written_keys: 0,
             was_leader: false,
@@ -226,6 +230,9 @@ impl Peer {
         if self.is_leader() {
             consider(self.next_report);
             consider(self.next_log_gc);
+            if let Some(look) = self.next_look {
+                consider(look);
+            }
         } else if self.may_truncate.is_some() {
             consider(self.next_log_gc);
         }
@@ -422,28 +429,42 @@ impl Peer {
         }
     }
 
+    /// Peers that are not caught up, and whether any of them is on its way.
+    fn pending(&self) -> (Vec<PeerMeta>, bool) {
+        /// Caught up is who has all but what is on its way.
+        const CAUGHT_UP_WITHIN: u64 = 256;
+        let first = self.group.first_index();
+        let (mut pending, mut coming) = (Vec::new(), false);
+        for (peer, progress) in self.group.progress() {
+            let Some(meta) = self.descriptor.peer(peer).filter(|_| peer != self.group.id()) else {
+                continue;
+            };
+            let matched = progress.match_index;
+            if progress.state == ProgressState::Snapshot
+                || matched.0 == 0
+                || matched.next() < first
+                || matched.0 + CAUGHT_UP_WITHIN < self.applied.index.0
+            {
+                pending.push(*meta);
+                coming |= progress.recently_active;
+            }
+        }
+        (pending, coming)
+    }
+
     /// What placement is told of a region that is led here.
     fn report(&mut self, now: Time, approximate_bytes: u64) -> RegionReport {
         const DOWN_AFTER: Duration = Duration::from_secs(10);
-        let (mut down, mut pending) = (Vec::new(), Vec::new());
-        let applied = self.applied.index;
+        let (pending, coming) = self.pending();
+        self.next_look = coming.then(|| now + ready::LOOK_AGAIN);
+        let mut down = Vec::new();
         for (peer, progress) in self.group.progress() {
-            let Some(meta) = self.descriptor.peer(peer) else { continue };
-            if peer == self.group.id() {
-                continue;
-            }
             let silent = now - progress.last_ack;
-            if silent > DOWN_AFTER {
-                down.push((*meta, silent.as_secs()));
-            }
-            // Caught up is who has all but what is on its way.
-            const CAUGHT_UP_WITHIN: u64 = 256;
-            if progress.state == ProgressState::Snapshot
-                || progress.match_index.0 < self.group.first_index().0.saturating_sub(1)
-                || progress.match_index.0 + CAUGHT_UP_WITHIN < applied.0
-                || progress.match_index.0 == 0
+            if let Some(meta) = self.descriptor.peer(peer)
+                && peer != self.group.id()
+                && silent > DOWN_AFTER
             {
-                pending.push(*meta);
+                down.push((*meta, silent.as_secs()));
             }
         }
         let (read_bytes, read_keys) = self.delegate.take_read_load();

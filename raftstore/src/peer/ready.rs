@@ -1,5 +1,7 @@
 //! What the group wants after a turn, and what it learns when that is done.
 
+use std::time::Duration;
+
 use esker_raft::{
     ConfChange, Entry, Message, MessageBody, PeerId, Ready, ReadyNumber, SnapshotMeta, Time,
 };
@@ -17,6 +19,9 @@ use crate::read::RegionSnapshot;
 use crate::region::RegionExt;
 use crate::state::{Applied, durable_applied, encode_entry};
 use esker_engine::KvEngine;
+
+/// How soon a leader looks again whether its pending peers have caught up.
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 impl Peer {
     /// Proposes what waits, and moves everything the group wants to `out`.
@@ -395,7 +400,19 @@ impl Peer {
             }
             self.truncate(kv, out)?;
         }
-        if !self.is_leader() || now < self.next_report || self.destroying {
+        if !self.is_leader() || self.destroying {
+            return Ok(None);
+        }
+        if let Some(look) = self.next_look
+            && now >= look
+        {
+            let (pending, coming) = self.pending();
+            self.next_look = coming.then(|| now + LOOK_AGAIN);
+            if pending.is_empty() {
+                self.next_report = now;
+            }
+        }
+        if now < self.next_report {
             return Ok(None);
         }
         self.next_report = now + config.region_report_interval;
