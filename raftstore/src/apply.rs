@@ -36,7 +36,6 @@ use crate::state::{self, Applied};
 /// A region as far as its entries are applied.
 struct Progress {
     region: Region,
-    peer: PeerId,
     generation: u64,
     applied: Applied,
     /// The applied index is behind what the batch holds.
@@ -100,10 +99,9 @@ impl Applier {
 
     fn take(&mut self, task: ApplyTask) -> Result<(), StoreError> {
         match task {
-            ApplyTask::Register { region, peer, generation, applied } => {
+            ApplyTask::Register { region, generation, applied } => {
                 let id = region.region_id();
-                self.regions
-                    .insert(id, Progress { region, peer, generation, applied, dirty: false });
+                self.regions.insert(id, Progress { region, generation, applied, dirty: false });
             }
             ApplyTask::Entries { region, generation, entries, proposals } => {
                 self.apply_entries(region, generation, entries, proposals)?;

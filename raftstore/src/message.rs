@@ -279,7 +279,6 @@ pub enum ApplyTask {
     /// From now on tasks of this region will come, from a peer of this generation.
     Register {
         region: Region,
-        peer: PeerId,
         generation: u64,
         applied: Applied,
     },

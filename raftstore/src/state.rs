@@ -71,8 +71,12 @@ pub enum RegionState {
         files: String,
     },
     /// The peer was removed. The record outlives the data, so that a message
-    /// that was long under way does not bring the peer back.
-    Tombstone(Region),
+    /// that was long under way does not bring the peer back, and so that a peer
+    /// which waits for the vote of this one learns how far it knew to be committed.
+    Tombstone {
+        region: Region,
+        applied: Applied,
+    },
 }
 
 impl RegionState {
@@ -91,8 +95,10 @@ impl RegionState {
                 out.put_slice(files.as_bytes());
                 region
             }
-            RegionState::Tombstone(region) => {
+            RegionState::Tombstone { region, applied } => {
                 out.push(2);
+                out.put_u64(applied.index.0);
+                out.put_u64(applied.term.0);
                 region
             }
         };
@@ -105,10 +111,13 @@ impl RegionState {
         check_format(WHAT, id, &mut stored)?;
         let short = || corrupt(WHAT, id, "it is cut short");
         let kind = stored.try_get_u8().map_err(|_| short())?;
-        let mut installing = None;
-        if kind == 1 {
+        let (mut installing, mut applied) = (None, None);
+        if kind != 0 {
             let index = LogIndex(stored.try_get_u64().map_err(|_| short())?);
             let term = Term(stored.try_get_u64().map_err(|_| short())?);
+            applied = Some(Applied { index, term });
+        }
+        if let (1, Some(Applied { index, term })) = (kind, applied) {
             let length = usize::from(stored.try_get_u16().map_err(|_| short())?);
             let files = stored.get(..length).ok_or_else(short)?;
             let files = String::from_utf8(files.to_vec()).map_err(|e| corrupt(WHAT, id, e))?;
@@ -116,12 +125,12 @@ impl RegionState {
             installing = Some((index, term, files));
         }
         let region = Region::decode(stored).map_err(|e| corrupt(WHAT, id, e))?;
-        match (kind, installing) {
-            (0, None) => Ok(RegionState::Normal(region)),
-            (1, Some((index, term, files))) => {
+        match (kind, installing, applied) {
+            (0, None, None) => Ok(RegionState::Normal(region)),
+            (1, Some((index, term, files)), _) => {
                 Ok(RegionState::Installing { region, index, term, files })
             }
-            (2, None) => Ok(RegionState::Tombstone(region)),
+            (2, None, Some(applied)) => Ok(RegionState::Tombstone { region, applied }),
             _ => Err(corrupt(WHAT, id, format!("unknown state {kind}"))),
         }
     }
@@ -317,7 +326,10 @@ mod tests {
         let region = Region { id: 7, end_key: Bytes::from_static(b"m"), ..Default::default() };
         for state in [
             RegionState::Normal(region.clone()),
-            RegionState::Tombstone(region.clone()),
+            RegionState::Tombstone {
+                region: region.clone(),
+                applied: Applied { index: LogIndex(9), term: Term(7) },
+            },
             RegionState::Installing {
                 region,
                 index: LogIndex(12),

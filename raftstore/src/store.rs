@@ -180,7 +180,7 @@ fn restore(shared: &Shared, snapshots: &Path) -> Result<Vec<PeerSeed>, StoreErro
                 complete_installation(kv, &region, Applied { index, term }, &files)?;
                 region
             }
-            RegionState::Tombstone(_) => {
+            RegionState::Tombstone { .. } => {
                 if log.state(id.0)?.is_some() {
                     obsolete.remove(id.0);
                 }

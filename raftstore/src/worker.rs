@@ -326,12 +326,7 @@ impl Worker {
         }
         self.out.apply.push((
             region,
-            ApplyTask::Register {
-                region: (**peer.descriptor()).clone(),
-                peer: esker_raft::PeerId(peer.me.id),
-                generation,
-                applied,
-            },
+            ApplyTask::Register { region: (**peer.descriptor()).clone(), generation, applied },
         ));
         if let Some(mut replaced) = self.peers.insert(region, peer) {
             replaced.fail_all(&RequestError::StaleCommand(region));

@@ -214,9 +214,13 @@ impl Applier {
         let mut batch = KvBatch::new();
         delete_data(&mut batch, &last);
         let epoch = last.region_epoch.get_or_insert_default();
-        epoch.conf_ver = epoch.conf_ver.max(tombstone_conf_ver);
-        last.peers.retain(|peer| peer.id != progress.peer.0);
-        state::put_region(&mut batch, region, &RegionState::Tombstone(last));
+        if epoch.conf_ver < tombstone_conf_ver {
+            // Others said so; who the members were then is not known here.
+            epoch.conf_ver = tombstone_conf_ver;
+            last.peers.clear();
+        }
+        let tombstone = RegionState::Tombstone { region: last, applied: progress.applied };
+        state::put_region(&mut batch, region, &tombstone);
         state::delete_applied(&mut batch, region);
         self.kv.write(&batch)?;
         self.kv.persist()?;

@@ -3,7 +3,7 @@
 //! here any more.
 
 use bytes::Bytes;
-use esker_raft::{Message, MessageBody, PeerId, Time};
+use esker_raft::{CommitPoint, Message, MessageBody, PeerId, Time};
 use esker_rpc::proto::esker::RaftMessage;
 use esker_rpc::proto::metapb::Region;
 use prost::Message as _;
@@ -14,7 +14,7 @@ use crate::ids::{RegionId, StoreId};
 use crate::message::Input;
 use crate::region::RegionExt;
 use crate::snapshot::ReceivedSnapshot;
-use crate::state::{RegionState, region_state};
+use crate::state::{Applied, RegionState, region_state};
 
 impl Worker {
     pub(super) fn on_input(&mut self, now: Time, input: Input) -> Result<(), StoreError> {
@@ -151,18 +151,19 @@ impl Worker {
             return Ok(true);
         }
         match region_state(&self.shared.kv, region)? {
-            Some(RegionState::Tombstone(last)) => {
+            Some(RegionState::Tombstone { region: last, applied }) => {
                 let epoch = envelope.epoch.unwrap_or_default();
                 if epoch.conf_ver <= last.epoch().conf_ver {
                     let is_vote = matches!(
                         message.body,
                         MessageBody::Vote { .. } | MessageBody::PreVote { .. }
                     );
-                    if is_vote
-                        && epoch.conf_ver < last.epoch().conf_ver
-                        && last.peer(PeerId(from.id)).is_none()
-                    {
-                        self.tell_gone(envelope, &last);
+                    // Without peers it does not know who stayed.
+                    if is_vote && epoch.conf_ver < last.epoch().conf_ver && !last.peers.is_empty() {
+                        match last.peer(PeerId(from.id)) {
+                            Some(_) => self.refuse_vote(envelope, message, applied),
+                            None => self.tell_gone(envelope, &last),
+                        }
                     }
                     return Ok(false);
                 }
@@ -188,6 +189,31 @@ impl Worker {
         }
         self.add_empty_peer(now, region, to)?;
         Ok(true)
+    }
+
+    /// A peer that stayed counts on the vote of one that left, because it has not
+    /// applied the removal. Told that the removal is committed, it does.
+    fn refuse_vote(&self, envelope: &RaftMessage, asked: &Message, applied: Applied) {
+        let Some(from) = envelope.from else { return };
+        let commit = CommitPoint { index: applied.index, term: applied.term };
+        let (term, body) = match asked.body {
+            // A request for a pre-vote names the term after the candidate's own.
+            MessageBody::PreVote { .. } => {
+                (asked.term.prev(), MessageBody::PreVoteReply { granted: false, commit })
+            }
+            _ => (asked.term, MessageBody::VoteReply { granted: false, commit }),
+        };
+        let mut encoded = Vec::new();
+        Message { from: asked.to, to: asked.from, term, body }.encode(&mut encoded);
+        let answer = RaftMessage {
+            region_id: envelope.region_id,
+            from: envelope.to,
+            to: Some(from),
+            epoch: envelope.epoch,
+            message: encoded.into(),
+            ..Default::default()
+        };
+        self.shared.outbox.send(StoreId(from.store_id), answer);
     }
 
     fn tell_gone(&self, envelope: &RaftMessage, descriptor: &Region) {

@@ -185,7 +185,8 @@ impl Cluster {
         while self.step() {}
     }
 
-    fn step(&mut self) -> bool {
+    /// One turn of every part, then everything sent is delivered.
+    pub fn step(&mut self) -> bool {
         let now = self.clock.now();
         let mut busy = false;
         for machine in self.machines.values_mut() {

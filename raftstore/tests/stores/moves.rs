@@ -116,6 +116,34 @@ fn a_leader_may_remove_itself() {
 }
 
 #[test]
+fn the_last_peer_is_not_stuck_when_the_leader_that_left_did_not_tell_it_of_the_commit() {
+    let mut cluster = Cluster::with(2, config());
+    cluster.await_leader(1);
+    cluster.add_replica(1, 2);
+    cluster.put("a", "1");
+    cluster.await_agreement(&[1, 2]);
+    cluster.run(Duration::from_secs(1));
+    let region = cluster.region_on(1, 1).unwrap();
+    let me = *region.peer_on(StoreId(1)).unwrap();
+    let handle = cluster.store(1).handle.clone();
+    let removal = Admin::ChangePeers(vec![PeerChange::Remove(me)]);
+    let _ = handle.start_admin(esker_raftstore::RegionId(1), region.epoch(), removal).unwrap();
+    // The append goes out; the acknowledgement comes back; nothing after that.
+    let before = cluster.store(2).handle.clone();
+    cluster.step();
+    cluster.step();
+    cluster.cut.insert((StoreId(1), StoreId(2)));
+    cluster.settle();
+    assert!(cluster.region_on(1, 1).is_none(), "store 1 has left");
+    let peers = before.delegates().get(esker_raftstore::RegionId(1)).unwrap().descriptor();
+    assert_eq!(peers.peers.len(), 2, "store 2 was not told");
+    cluster.heal();
+    cluster.run_until("store 2 leads alone", |cluster| cluster.leader(1) == Some(2));
+    assert_eq!(cluster.get("a").as_deref(), Some("1"));
+    assert_eq!(cluster.region_on(2, 1).unwrap().peers.len(), 1);
+}
+
+#[test]
 fn a_split_that_a_follower_applies_late_loses_neither_data_nor_its_first_election() {
     let mut cluster = Cluster::replicated();
     cluster.transfer(1, 1);
