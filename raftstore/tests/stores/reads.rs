@@ -45,6 +45,28 @@ fn a_deposed_leader_serves_no_reads() {
 }
 
 #[test]
+fn a_new_leader_serves_no_lease_reads_before_it_has_applied_what_its_predecessor_acknowledged() {
+    let mut cluster = Cluster::replicated();
+    cluster.transfer(1, 1);
+    cluster.put("a", "1");
+    cluster.await_agreement(&[1, 2, 3]);
+    // Store 2 has the next write in its log, and is slow to apply it.
+    cluster.machines.get_mut(&StoreId(2)).unwrap().stuck_apply = true;
+    cluster.put("a", "2");
+    let region = cluster.region_of(b"a");
+    cluster.transfer(1, 2);
+    cluster.run(Duration::from_millis(500));
+    assert!(!cluster.store(2).handle.holds_lease(RegionId(1)));
+    let mut answer = cluster.start_read(2, &region, Cluster::context(&region));
+    cluster.settle();
+    assert!(answer.try_recv().is_err(), "answered from what is applied so far");
+    cluster.machines.get_mut(&StoreId(2)).unwrap().stuck_apply = false;
+    cluster.settle();
+    assert_eq!(value(&answer.try_recv().unwrap().unwrap(), "a").as_deref(), Some("2"));
+    assert!(cluster.store(2).handle.holds_lease(RegionId(1)));
+}
+
+#[test]
 fn a_lease_does_not_outlive_a_transfer() {
     let mut cluster = Cluster::replicated();
     cluster.transfer(1, 1);
