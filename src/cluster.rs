@@ -19,6 +19,8 @@ use crate::server::member::Members;
 const REPLICAS: usize = 3;
 /// How long a cluster on one machine may take until every region has all its replicas.
 const READY_WITHIN: Duration = Duration::from_secs(60);
+/// In a node's folder: where it listened last.
+const PORT_FILE: &str = "PORT";
 const LOOK_AGAIN: Duration = Duration::from_millis(25);
 
 /// What kind of cluster.
@@ -82,7 +84,10 @@ impl Cluster {
         let placements = options.placements.clamp(1, options.stores.max(1)) as usize;
         let stores = options.stores.max(1) as usize;
         let listeners = (0..stores)
-            .map(|node| listen(if node == 0 { options.port } else { 0 }))
+            .map(|node| match node {
+                0 if options.port != 0 => listen(options.port),
+                _ => listen_again(&node_folder(&directory, node + 1)),
+            })
             .collect::<Result<Vec<_>, Error>>()?;
         let addresses: Vec<String> = listeners.iter().map(|(_, address)| address.clone()).collect();
         let all: Vec<MemberInfo> = addresses[..placements]
@@ -130,6 +135,16 @@ impl Cluster {
         if let Some(error) = failed {
             join_all(nodes.into_iter().map(Node::stop)).await;
             return Err(error);
+        }
+        for (number, node) in nodes.iter().enumerate() {
+            let folder = node_folder(&directory, number + 1);
+            let path = folder.join(PORT_FILE);
+            let port = node.address().rsplit(':').next().unwrap_or_default();
+            std::fs::write(&path, port).map_err(|source| Error::File {
+                what: "cannot write",
+                path,
+                source,
+            })?;
         }
         let placement = nodes[0].placement().clone();
         let placement_address = nodes[0].address().to_owned();
@@ -216,6 +231,16 @@ impl Cluster {
 
 fn node_folder(directory: &Path, number: usize) -> PathBuf {
     directory.join(format!("node-{number}"))
+}
+
+/// The port that the node had when it ran last, if it is still free: the other
+/// nodes know it by that, and no other node's old port may become this one's.
+fn listen_again(folder: &Path) -> Result<(std::net::TcpListener, String), Error> {
+    let last = std::fs::read_to_string(folder.join(PORT_FILE)).ok();
+    match last.and_then(|port| port.trim().parse().ok()) {
+        Some(port) => listen(port).or_else(|_| listen(0)),
+        None => listen(0),
+    }
 }
 
 fn listen(port: u16) -> Result<(std::net::TcpListener, String), Error> {

@@ -49,5 +49,5 @@ pub use clock::{Clock, SystemClock};
 pub use operator::OperatorLimits;
 pub use schedule::ScheduleConfig;
 pub use server::{MemberInfo, PlacementConfig, PlacementServer};
-pub use state::{DamagedState, Leadership, ReplicatedState, StateError, StateWrite};
+pub use state::{DamagedState, Leadership, Pairs, ReplicatedState, StateError, StateWrite};
 pub use types::MemberId;

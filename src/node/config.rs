@@ -45,7 +45,7 @@ impl NodeConfig {
         let failed = |reason: String| Error::Config { path: path.to_owned(), reason };
         let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
         let one_line = |error: toml::de::Error| {
-            let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
+            let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
             failed(format!("line {line}: {}", error.message()))
         };
         let config: NodeConfig = toml::from_str(&text).map_err(one_line)?;

@@ -1,6 +1,6 @@
 //! A store's reports to placement, and placement's orders to the store.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use esker_raftstore::{
@@ -93,7 +93,7 @@ fn heartbeat(report: RegionReport) -> RegionHeartbeatRequest {
     }
 }
 
-fn statistics(store: &StoreHandle, directory: &PathBuf, started: u64) -> StoreStats {
+fn statistics(store: &StoreHandle, directory: &Path, started: u64) -> StoreStats {
     let space = super::pages::disk_space(directory);
     let used = store
         .engine()

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use esker_engine::{Cf, DataDir, EngineOptions, Ident, KvEngine, KvSnapshot, LogEngine};
-use esker_placement::{Leadership, MemberId, MemberInfo, ReplicatedState, StateError, StateWrite};
+use esker_placement::{
+    Leadership, MemberId, MemberInfo, Pairs, ReplicatedState, StateError, StateWrite,
+};
 use esker_raftstore::state::bootstrap_region;
 use esker_raftstore::{
     MonotonicClock, Parts, RegionExt, RegionId, RequestContext, RequestError, RunningStore, Store,
@@ -176,7 +178,7 @@ fn refused(error: RequestError) -> StateError {
     }
 }
 
-fn with_prefix(kv: &KvSnapshot, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StateError> {
+fn with_prefix(kv: &KvSnapshot, prefix: &[u8]) -> Result<Pairs, StateError> {
     let failed = |error: esker_engine::EngineError| {
         tracing::error!("placement state: {error}");
         StateError::Unknown
@@ -214,10 +216,7 @@ impl ReplicatedState for MemberState {
         })
     }
 
-    fn scan(
-        &self,
-        prefix: Vec<u8>,
-    ) -> BoxFuture<'static, Result<Vec<(Vec<u8>, Vec<u8>)>, StateError>> {
+    fn scan(&self, prefix: Vec<u8>) -> BoxFuture<'static, Result<Pairs, StateError>> {
         let (store, context) = (self.store.clone(), self.context());
         Box::pin(async move {
             let view = store.snapshot(REGION, context).await.map_err(refused)?;
@@ -225,10 +224,7 @@ impl ReplicatedState for MemberState {
         })
     }
 
-    fn scan_stale(
-        &self,
-        prefix: Vec<u8>,
-    ) -> BoxFuture<'static, Result<Vec<(Vec<u8>, Vec<u8>)>, StateError>> {
+    fn scan_stale(&self, prefix: Vec<u8>) -> BoxFuture<'static, Result<Pairs, StateError>> {
         let kv = self.store.engine().snapshot();
         Box::pin(async move { with_prefix(&kv, &prefix) })
     }

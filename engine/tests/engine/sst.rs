@@ -86,12 +86,13 @@ fn an_ingestion_can_be_repeated_and_a_builder_without_pairs_makes_no_file() {
     assert!(file.path.exists());
     engine.ingest(vec![file.clone()]).expect("an ingestion");
     assert!(file.path.exists());
-    engine.write(&{
-        let mut batch = esker_engine::KvBatch::new();
-        batch.delete(Cf::Default, b"a");
-        batch
-    })
-    .expect("a write");
+    engine
+        .write(&{
+            let mut batch = esker_engine::KvBatch::new();
+            batch.delete(Cf::Default, b"a");
+            batch
+        })
+        .expect("a write");
     engine.ingest(vec![file.clone()]).expect("the same ingestion again");
     assert!(engine.get(Cf::Default, b"a").expect("a read").is_some());
 

@@ -276,7 +276,6 @@ fn split_descriptors(region: &Region, split: &Split) -> (Region, Vec<Region>) {
                 .zip(&new.peer_ids)
                 .map(|(peer, id)| Peer { id: *id, ..*peer })
                 .collect(),
-            ..region.clone()
         })
         .collect();
     (parent, children)

@@ -150,25 +150,22 @@ impl Worker {
             }
             return Ok(true);
         }
-        match region_state(&self.shared.kv, region)? {
-            Some(RegionState::Tombstone { region: last, applied }) => {
-                let epoch = envelope.epoch.unwrap_or_default();
-                if epoch.conf_ver <= last.epoch().conf_ver {
-                    let is_vote = matches!(
-                        message.body,
-                        MessageBody::Vote { .. } | MessageBody::PreVote { .. }
-                    );
-                    // Without peers it does not know who stayed.
-                    if is_vote && epoch.conf_ver < last.epoch().conf_ver && !last.peers.is_empty() {
-                        match last.peer(PeerId(from.id)) {
-                            Some(_) => self.refuse_vote(envelope, message, applied),
-                            None => self.tell_gone(envelope, &last),
-                        }
+        if let Some(RegionState::Tombstone { region: last, applied }) =
+            region_state(&self.shared.kv, region)?
+        {
+            let epoch = envelope.epoch.unwrap_or_default();
+            if epoch.conf_ver <= last.epoch().conf_ver {
+                let is_vote =
+                    matches!(message.body, MessageBody::Vote { .. } | MessageBody::PreVote { .. });
+                // Without peers it does not know who stayed.
+                if is_vote && epoch.conf_ver < last.epoch().conf_ver && !last.peers.is_empty() {
+                    match last.peer(PeerId(from.id)) {
+                        Some(_) => self.refuse_vote(envelope, message, applied),
+                        None => self.tell_gone(envelope, &last),
                     }
-                    return Ok(false);
                 }
+                return Ok(false);
             }
-            Some(_) | None => {}
         }
         let may_create = envelope.is_initial
             && matches!(

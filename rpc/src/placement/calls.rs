@@ -161,8 +161,13 @@ impl PlacementClient {
 
     pub async fn region_by_id(&self, id: u64) -> Result<Option<RegionInfo>, ClientError> {
         let answer =
-            call!(self, PdClient::get_region_by_id, GetRegionByIdRequest { region_id: id }).await?;
-        Ok(RegionInfo::from_response(answer))
+            call!(self, PdClient::get_region_by_id, GetRegionByIdRequest { region_id: id }).await;
+        match answer {
+            Ok(answer) => Ok(RegionInfo::from_response(answer)),
+            // Nobody has reported a region of that id.
+            Err(ClientError::PlacementRefused { kind: ErrorType::RegionNotFound, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Regions in key order from the one that holds `start`, up to `end` (exclusive; empty means

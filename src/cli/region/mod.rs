@@ -15,7 +15,7 @@ use super::output::{print, print_json};
 use super::view::{RegionView, region_table};
 
 /// The most parts of one split: each costs a region id and peers from placement.
-const MAX_PARTS: i64 = 1_024;
+const MAX_PARTS: i64 = 128;
 
 /// How often a change is sent to the leader that the placement driver names, when the
 /// store answers that it does not lead, or that the region has changed since.
