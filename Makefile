@@ -9,7 +9,7 @@ export CARGO
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help prerequisites build playground test check fmt
+.PHONY: help prerequisites build playground test bench check fmt
 
 help: ## shows this
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
@@ -27,6 +27,10 @@ playground: build ## builds, and starts a cluster on this machine; ARGS are its 
 
 test: prerequisites ## builds everything and runs all tests
 	$(CARGO) test
+
+# In the profile of everything else: cargo's own for benchmarks compiles RocksDB again.
+bench: prerequisites ## measures one store on this machine's disk
+	$(CARGO) bench --profile dev
 
 check: ## looks at the formatting and at clippy's warnings
 	@scripts/prerequisites.sh lint

@@ -103,6 +103,8 @@ async fn kill_and_start_again(nodes: &mut Nodes, victim: usize) -> Outcome {
     assert_eq!(outcome.errors, [""; 0], "an error reached a writer");
     assert!(outcome.longest <= FAILOVER, "a write took {:?}", outcome.longest);
     outcome.assert_kept(&client).await;
+    let Outcome { acknowledged, longest, .. } = &outcome;
+    println!("{outage:?} until all regions wrote; {acknowledged} writes, one of {longest:?}");
     outcome
 }
 

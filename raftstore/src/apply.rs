@@ -8,7 +8,7 @@
 
 mod admin;
 
-pub(crate) use admin::complete_installation;
+pub(crate) use admin::{bury, complete_installation};
 
 use std::collections::HashMap;
 
@@ -172,11 +172,12 @@ impl Applier {
         entries: Vec<Entry>,
         proposals: Vec<Proposal>,
     ) -> Result<(), StoreError> {
-        let Some(mut progress) =
-            self.regions.remove(&region).filter(|p| p.generation == generation)
-        else {
+        // Tasks of an earlier peer of this region may still come.
+        let is_current = |progress: &Progress| progress.generation == generation;
+        if !self.regions.get(&region).is_some_and(is_current) {
             return Ok(());
-        };
+        }
+        let Some(mut progress) = self.regions.remove(&region) else { return Ok(()) };
         let mut notice = AppliedNotice {
             region,
             generation,

@@ -8,8 +8,11 @@ pub const INITIAL_INDEX: u64 = 5;
 /// See [`INITIAL_INDEX`].
 pub const INITIAL_TERM: u64 = 5;
 
-/// The longest key accepted, in bytes.
+/// The longest key that a client may use, in bytes.
 pub const MAX_KEY_BYTES: usize = 4 << 10;
+/// The longest key that is stored: in its memcomparable form a key is longer by a byte for
+/// each eight and up to nine more, and a version takes eight.
+pub const MAX_STORED_KEY_BYTES: usize = MAX_KEY_BYTES / 8 * 9 + 9 + 8;
 /// The largest single write command accepted, in bytes.
 pub const MAX_COMMAND_BYTES: usize = 8 << 20;
 /// Commands of one region that wait together become one entry up to this size.

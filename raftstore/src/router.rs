@@ -13,7 +13,7 @@ use esker_rpc::proto::esker::command::{Mutation, mutation::Kind};
 use esker_rpc::proto::metapb::RegionEpoch;
 use tokio::sync::oneshot;
 
-use crate::config::{MAX_COMMAND_BYTES, MAX_KEY_BYTES};
+use crate::config::{MAX_COMMAND_BYTES, MAX_STORED_KEY_BYTES};
 use crate::error::RequestError;
 use crate::ids::{RegionId, StoreId};
 use crate::message::{
@@ -287,8 +287,9 @@ fn check_mutations(region: RegionId, mutations: &[Mutation]) -> Result<usize, Re
             return Err(RequestError::EmptyKey);
         }
         for key in [Some(key), end].into_iter().flatten() {
-            if key.len() > MAX_KEY_BYTES {
-                return Err(RequestError::KeyTooLarge { size: key.len(), limit: MAX_KEY_BYTES });
+            if key.len() > MAX_STORED_KEY_BYTES {
+                let (size, limit) = (key.len(), MAX_STORED_KEY_BYTES);
+                return Err(RequestError::KeyTooLarge { size, limit });
             }
             bytes += key.len();
         }

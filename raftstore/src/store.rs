@@ -13,7 +13,7 @@ use esker_engine::{KvEngine, LogBatch, LogEngine};
 use esker_raft::{LogIndex, Term};
 use esker_rpc::proto::metapb::Region;
 
-use crate::apply::{Applier, complete_installation};
+use crate::apply::{Applier, bury, complete_installation};
 use crate::config::{APPLY_QUEUE, LOG_QUEUE, StoreConfig, WORKER_INBOX};
 use crate::error::StoreError;
 use crate::ids::{RegionId, StoreId};
@@ -187,6 +187,13 @@ fn restore(shared: &Shared, snapshots: &Path) -> Result<Vec<PeerSeed>, StoreErro
                 continue;
             }
         };
+        if descriptor.peer_on(shared.store).is_none() {
+            // The removal was applied, and the crash came before the data went.
+            let applied = state::applied(kv, id)?.unwrap_or(Applied::INITIAL);
+            bury(kv, &descriptor, descriptor.clone(), applied)?;
+            obsolete.remove(id.0);
+            continue;
+        }
         seeds.push(restore_peer(shared, id, descriptor, &mut obsolete)?);
     }
     if !obsolete.is_empty() {

@@ -24,16 +24,15 @@ use esker_rpc::proto::metapb::{Peer, Region, RegionEpoch, Store};
 use esker_rpc::proto::pdpb::ErrorType;
 use prost::Message as _;
 
+use super::keys::memcomparable;
 use super::regions::RegionService;
 use crate::Error;
 
 const FILE: &str = "BOOTSTRAP";
 
-/// Where the key spaces of API version 2 begin and end: raw keys of the default
-/// key space, then its transactional keys as they are ordered on disk. Clients
-/// that scan to the end of a key space rely on a region ending there.
-const BOUNDS: [&[u8]; 4] =
-    [b"r\0\0\0", b"r\0\0\x01", b"x\0\0\0\0\0\0\0\xfb", b"x\0\0\x01\0\0\0\0\xfb"];
+/// Where the raw and the transactional keys of the default key space of API version 2
+/// begin and end. Clients that scan to the end of a key space rely on a region ending there.
+const BOUNDS: [&[u8]; 4] = [b"r\0\0\0", b"r\0\0\x01", b"x\0\0\0", b"x\0\0\x01"];
 
 /// The store's identity, from the directory or new from placement.
 pub async fn identify(data: &mut DataDir, placement: &PlacementClient) -> Result<Ident, Error> {
@@ -161,7 +160,7 @@ async fn try_cut(
     let region = status.region;
     let keys: Vec<Bytes> = BOUNDS
         .iter()
-        .map(|key| Bytes::from_static(key))
+        .map(|key| memcomparable(key))
         .filter(|key| region.contains_key(key) && *key != region.start_key)
         .collect();
     if keys.len() < BOUNDS.len() {

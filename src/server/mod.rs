@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod bootstrap;
 pub mod heartbeats;
+pub mod keys;
 pub mod late;
 pub mod member;
 pub mod outbox;

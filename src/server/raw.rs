@@ -8,7 +8,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use esker_engine::{Cf, KvIter};
-use esker_raftstore::config::MAX_KEY_BYTES;
 use esker_raftstore::raw_value::RawValue;
 use esker_raftstore::{
     PeerId, RegionExt, RegionId, RegionSnapshot, RequestContext, RequestError, StoreHandle,
@@ -18,6 +17,8 @@ use esker_rpc::proto::esker::command::{
     CompareAndSwap, Delete, DeleteRange, Mutation, Put, mutation::Kind,
 };
 use esker_rpc::proto::kvrpcpb::{Context, KeyRange, KvPair};
+
+use super::keys::KeyLayout;
 
 /// The most pairs that one scan of a region returns; a client that wants more asks again.
 pub const MAX_SCAN_LIMIT: u32 = 100_000;
@@ -120,9 +121,9 @@ impl RawStore {
         key: &Bytes,
     ) -> Result<Option<RawValue>, RawError> {
         let cf = family(cf)?;
-        check_key(key)?;
+        let stored = KeyLayout::of(context).stored(key)?;
         let view = self.view(context).await?;
-        let found = live_value(&view, cf, key, now_seconds())?;
+        let found = live_value(&view, cf, &stored, now_seconds())?;
         let bytes = key.len() + found.as_ref().map_or(0, |value| value.value.len());
         view.count_read(1, bytes as u64);
         Ok(found)
@@ -136,13 +137,17 @@ impl RawStore {
         keys: Vec<Bytes>,
     ) -> Result<Vec<KvPair>, RawError> {
         let cf = family(cf)?;
-        keys.iter().try_for_each(check_key)?;
+        let layout = KeyLayout::of(context);
+        let keys = keys
+            .into_iter()
+            .map(|key| Ok((layout.stored(&key)?, key)))
+            .collect::<Result<Vec<_>, RequestError>>()?;
         let view = self.view(context).await?;
         let now = now_seconds();
         let mut pairs = Vec::new();
         let mut bytes = 0;
-        for key in keys {
-            if let Some(found) = live_value(&view, cf, &key, now)? {
+        for (stored, key) in keys {
+            if let Some(found) = live_value(&view, cf, &stored, now)? {
                 bytes += key.len() + found.value.len();
                 pairs.push(KvPair { key, value: found.value, ..KvPair::default() });
             }
@@ -158,15 +163,16 @@ impl RawStore {
         pairs: Vec<(Bytes, Bytes, u64)>,
     ) -> Result<(), RawError> {
         let cf = u32::from(family(cf)?.number());
-        let now = now_seconds();
+        let (layout, now) = (KeyLayout::of(context), now_seconds());
         let mutations = pairs
             .into_iter()
             .map(|(key, value, ttl)| {
+                let key = layout.stored(&key)?;
                 let expires_at = (ttl != 0).then(|| now.saturating_add(ttl));
                 let value = RawValue::new(value, expires_at).encode();
-                Mutation { kind: Some(Kind::Put(Put { cf, key, value })) }
+                Ok(Mutation { kind: Some(Kind::Put(Put { cf, key, value })) })
             })
-            .collect();
+            .collect::<Result<_, RequestError>>()?;
         self.write(context, mutations).await?;
         Ok(())
     }
@@ -178,10 +184,14 @@ impl RawStore {
         keys: Vec<Bytes>,
     ) -> Result<(), RawError> {
         let cf = u32::from(family(cf)?.number());
+        let layout = KeyLayout::of(context);
         let mutations = keys
-            .into_iter()
-            .map(|key| Mutation { kind: Some(Kind::Delete(Delete { cf, key })) })
-            .collect();
+            .iter()
+            .map(|key| {
+                let key = layout.stored(key)?;
+                Ok(Mutation { kind: Some(Kind::Delete(Delete { cf, key })) })
+            })
+            .collect::<Result<_, RequestError>>()?;
         self.write(context, mutations).await?;
         Ok(())
     }
@@ -200,7 +210,8 @@ impl RawStore {
                 false => Err(RawError::Text("the start of the range is after its end".into())),
             };
         }
-        let range = DeleteRange { cf, start, end };
+        let layout = KeyLayout::of(context);
+        let range = DeleteRange { cf, start: layout.bound(&start), end: layout.bound(&end) };
         self.write(context, vec![Mutation { kind: Some(Kind::DeleteRange(range)) }]).await?;
         Ok(())
     }
@@ -213,20 +224,11 @@ impl RawStore {
         ttl: u64,
     ) -> Result<WriteResult, RawError> {
         cas.cf = u32::from(family(cf)?.number());
+        cas.key = KeyLayout::of(context).stored(&cas.key)?;
         cas.now_s = now_seconds();
         cas.expire_at_s = if ttl == 0 { 0 } else { cas.now_s.saturating_add(ttl) };
         self.write(context, vec![Mutation { kind: Some(Kind::Cas(cas)) }]).await
     }
-}
-
-fn check_key(key: &Bytes) -> Result<(), RawError> {
-    if key.is_empty() {
-        return Err(RequestError::EmptyKey.into());
-    }
-    if key.len() > MAX_KEY_BYTES {
-        return Err(RequestError::KeyTooLarge { size: key.len(), limit: MAX_KEY_BYTES }.into());
-    }
-    Ok(())
 }
 
 fn decode(stored: Bytes, key: &[u8]) -> Result<RawValue, RawError> {
@@ -257,6 +259,7 @@ fn live_value(
 /// What a scan of one region returns.
 #[derive(Clone, Copy, Debug)]
 pub struct ScanShape {
+    pub layout: KeyLayout,
     pub limit: u32,
     pub key_only: bool,
     pub reverse: bool,
@@ -272,12 +275,13 @@ pub fn scan(
     shape: ScanShape,
 ) -> Result<Vec<KvPair>, RawError> {
     let (lower, upper) = if shape.reverse { (end, start) } else { (start, end) };
+    let (lower, upper) = (shape.layout.bound(lower), shape.layout.bound(upper));
     let region = &view.descriptor;
-    let lower = lower.max(&region.start_key);
+    let lower = (&lower).max(&region.start_key);
     let upper = match (upper.is_empty(), region.end_key.is_empty()) {
         (true, _) => &region.end_key,
-        (false, true) => upper,
-        (false, false) => upper.min(&region.end_key),
+        (false, true) => &upper,
+        (false, false) => (&upper).min(&region.end_key),
     };
     if (!upper.is_empty() && lower >= upper) || shape.limit == 0 {
         return Ok(Vec::new());
@@ -305,10 +309,12 @@ fn collect(iter: &mut KvIter, shape: ScanShape) -> Result<(Vec<KvPair>, u64), Ra
     let mut bytes = 0;
     while pairs.len() < shape.limit as usize && iter.valid()? {
         let value = decode(Bytes::copy_from_slice(iter.value()), iter.key())?;
-        if value.is_live(now) {
-            bytes += (iter.key().len() + value.value.len()) as u64;
+        // What was stored under a key of another layout is not among the client's keys.
+        if value.is_live(now)
+            && let Some(key) = shape.layout.of_client(iter.key())
+        {
+            bytes += (key.len() + value.value.len()) as u64;
             let value = if shape.key_only { Bytes::new() } else { value.value };
-            let key = Bytes::copy_from_slice(iter.key());
             pairs.push(KvPair { key, value, ..KvPair::default() });
         }
         if shape.reverse {

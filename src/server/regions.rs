@@ -12,6 +12,7 @@ use esker_rpc::proto::pdpb::SplitReason;
 use esker_rpc::proto::tikvpb::BatchCommandsEmptyResponse;
 use esker_rpc::service::{Answer, Command, Reply, StoreService, unimplemented};
 
+use super::keys::KeyLayout;
 use super::raw::{self, RawError, RawStore, ScanShape, now_seconds};
 
 /// A store's requests, answered from its regions.
@@ -162,8 +163,12 @@ async fn delete_range(raw: RawStore, request: RawDeleteRangeRequest) -> RawDelet
 }
 
 async fn scan(raw: RawStore, request: RawScanRequest) -> RawScanResponse {
-    let shape =
-        ScanShape { limit: request.limit, key_only: request.key_only, reverse: request.reverse };
+    let shape = ScanShape {
+        layout: KeyLayout::of(request.context.as_ref()),
+        limit: request.limit,
+        key_only: request.key_only,
+        reverse: request.reverse,
+    };
     let scanned = async {
         let cf = raw::family(&request.cf)?;
         let view = raw.view(request.context.as_ref()).await?;
@@ -177,6 +182,7 @@ async fn scan(raw: RawStore, request: RawScanRequest) -> RawScanResponse {
 
 async fn batch_scan(raw: RawStore, request: RawBatchScanRequest) -> RawBatchScanResponse {
     let shape = ScanShape {
+        layout: KeyLayout::of(request.context.as_ref()),
         limit: request.each_limit,
         key_only: request.key_only,
         reverse: request.reverse,
@@ -224,20 +230,6 @@ async fn compare_and_swap(raw: RawStore, request: RawCasRequest) -> RawCasRespon
         }
         Err(error) => refuse!(RawCasResponse, error),
     }
-}
-
-/// A key as transactional clients order keys: see the wire protocol's memcomparable bytes.
-fn memcomparable(key: &[u8]) -> Bytes {
-    const GROUP: usize = 8;
-    let mut out = Vec::with_capacity((key.len() / GROUP + 1) * (GROUP + 1));
-    for at in (0..=key.len()).step_by(GROUP) {
-        let group = &key[at..key.len().min(at + GROUP)];
-        out.extend_from_slice(group);
-        let pad = GROUP - group.len();
-        out.resize(out.len() + pad, 0);
-        out.push(0xFF - u8::try_from(pad).expect("at most eight"));
-    }
-    out.into()
 }
 
 impl StoreService for RegionService {
@@ -294,9 +286,11 @@ impl StoreService for RegionService {
                 if keys.is_empty() {
                     keys.push(request.split_key);
                 }
-                if !request.is_raw_kv {
-                    keys = keys.iter().map(|key| memcomparable(key)).collect();
-                }
+                let layout = match request.is_raw_kv {
+                    true => KeyLayout::of(request.context.as_ref()),
+                    false => KeyLayout::Memcomparable,
+                };
+                keys = keys.iter().map(|key| layout.stored(key)).collect::<Result<_, _>>()?;
                 keys.sort();
                 keys.dedup();
                 let (region, epoch) = (target.region, target.context.epoch);
@@ -323,23 +317,5 @@ fn name(command: &Command) -> &'static str {
         Command::Commit(_) => "KvCommit",
         Command::BatchGet(_) => "KvBatchGet",
         _ => "this command",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::memcomparable;
-
-    #[test]
-    fn memcomparable_keys_are_as_the_protocol_says() {
-        assert_eq!(&memcomparable(b"")[..], b"\0\0\0\0\0\0\0\0\xf7");
-        assert_eq!(&memcomparable(b"abc")[..], b"abc\0\0\0\0\0\xfa");
-        assert_eq!(&memcomparable(b"12345678")[..], b"12345678\xff\0\0\0\0\0\0\0\0\xf7");
-    }
-
-    #[test]
-    fn memcomparable_keys_sort_as_the_keys_do() {
-        let keys: [&[u8]; 6] = [b"", b"\0", b"a", b"a\0", b"aaaaaaaa", b"aaaaaaaab"];
-        assert!(keys.map(memcomparable).is_sorted());
     }
 }

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::Layout;
 use crate::common::eventually;
 use crate::common::operator::Operator;
 use crate::common::process::PATIENCE;
@@ -19,10 +19,9 @@ const PACE: Duration = Duration::from_millis(50);
 const TRANSFER: Duration = Duration::from_secs(2);
 
 /// Splits regions at random keys of the workers, and moves leaders between stores, until
-/// there have been so many of each. `layouts` are the prefixes of the workers' keys.
+/// there have been so many of each.
 pub async fn split_and_transfer(
     operator: &Operator,
-    layouts: &[Bytes],
     workers: usize,
     splits: usize,
     transfers: usize,
@@ -34,15 +33,18 @@ pub async fn split_and_transfer(
     while split < splits || moved < transfers {
         assert!(started.elapsed() < PATIENCE, "only {split} splits and {moved} transfers");
         pace.tick().await;
-        let layout = &layouts[random.random_range(0..layouts.len())];
+        let layout = Layout::ALL[random.random_range(0..Layout::ALL.len())];
         if split < splits {
             let key =
                 model::key(random.random_range(0..workers), random.random_range(0..model::KEYS));
-            let key = Bytes::from([layout, &key[..]].concat());
-            let made = operator.kv().split_region(vec![key]).await.expect("a region splits");
+            let made = operator
+                .kv()
+                .split_region(vec![layout.bound(&key)])
+                .await
+                .expect("a region splits");
             split += usize::from(!made.is_empty());
         }
-        let (start, end) = ([layout, &b"k"[..]].concat(), [layout, &b"l"[..]].concat());
+        let (start, end) = (layout.bound(b"k"), layout.bound(b"l"));
         let regions = operator.regions_between(&start, &end).await;
         let region = &regions[random.random_range(0..regions.len())];
         let Some(leader) = region.leader else { continue };

@@ -48,6 +48,23 @@ pub(crate) fn complete_installation(
     Ok(())
 }
 
+/// Removes the data of a region's `range` and leaves a tombstone, in one durable write.
+pub(crate) fn bury(
+    kv: &KvEngine,
+    range: &Region,
+    tombstone: Region,
+    applied: Applied,
+) -> Result<(), StoreError> {
+    let id = range.region_id();
+    let mut batch = KvBatch::new();
+    delete_data(&mut batch, range);
+    state::put_region(&mut batch, id, &RegionState::Tombstone { region: tombstone, applied });
+    state::delete_applied(&mut batch, id);
+    kv.write(&batch)?;
+    kv.persist()?;
+    Ok(())
+}
+
 impl Applier {
     fn answer_admin(
         &mut self,
@@ -198,32 +215,28 @@ impl Applier {
         Ok(())
     }
 
-    /// The tombstone and the removal of the data are one write.
     pub(super) fn destroy(
         &mut self,
         region: RegionId,
         generation: u64,
         tombstone_conf_ver: u64,
     ) -> Result<(), StoreError> {
-        let Some(progress) = self.regions.remove(&region) else { return Ok(()) };
+        let Some(progress) = self.regions.remove(&region) else {
+            panic!("region {region} is destroyed but was never registered");
+        };
         assert_eq!(
             progress.generation, generation,
             "region {region} is destroyed by the peer that is there"
         );
         let mut last = progress.region;
-        let mut batch = KvBatch::new();
-        delete_data(&mut batch, &last);
+        let range = last.clone();
         let epoch = last.region_epoch.get_or_insert_default();
         if epoch.conf_ver < tombstone_conf_ver {
             // Others said so; who the members were then is not known here.
             epoch.conf_ver = tombstone_conf_ver;
             last.peers.clear();
         }
-        let tombstone = RegionState::Tombstone { region: last, applied: progress.applied };
-        state::put_region(&mut batch, region, &tombstone);
-        state::delete_applied(&mut batch, region);
-        self.kv.write(&batch)?;
-        self.kv.persist()?;
+        bury(&self.kv, &range, last, progress.applied)?;
         self.tell(region, Notice::Destroyed { region, generation });
         Ok(())
     }

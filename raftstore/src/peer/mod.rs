@@ -13,7 +13,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use esker_engine::LogEngine;
+use esker_engine::{KvSnapshot, LogEngine};
 use esker_raft::{
     Config, Entry, Group, LogIndex, LogReadError, LogReader, Message, MessageBody, PeerId,
     ProgressState, Restored, RoleKind, Term, Time,
@@ -86,6 +86,9 @@ pub struct PeerSeed {
     pub fresh: bool,
 }
 
+/// How long a learner hears of nobody before it asks whether it is still a member.
+const QUESTION_AFTER: Duration = Duration::from_secs(10);
+
 pub struct Peer {
     id: RegionId,
     store: StoreId,
@@ -107,8 +110,13 @@ pub struct Peer {
     /// Reads whose confirmation is under way.
     confirming: HashMap<u64, Vec<ReadRequest>>,
     next_read: u64,
-    /// Confirmed reads that wait until the index is applied.
+    /// Reads with the index that they must see.
     confirmed: VecDeque<(LogIndex, Vec<ReadRequest>)>,
+    /// A follower's reads, with a view that has what they must see, and how far
+    /// that view is: they wait until the leader is known to be as far.
+    ahead: VecDeque<(LogIndex, KvSnapshot, Vec<ReadRequest>)>,
+    /// How far the leaders of this region are known to have applied.
+    leader_applied: LogIndex,
 
     /// A split proposed in this term and not applied yet. Another store may apply
     /// it first and let the new region be written there: until it is applied here,
@@ -122,6 +130,8 @@ pub struct Peer {
     may_truncate: Option<(LogIndex, Term)>,
     next_log_gc: Time,
     next_report: Time,
+    last_heard: Time,
+    next_question: Time,
     /// When to look whether the peers that were reported as pending have caught
     /// up: placement's next step waits for that.
     next_look: Option<Time>,
@@ -182,6 +192,8 @@ impl Peer {
             confirming: HashMap::new(),
             next_read: 1,
             confirmed: VecDeque::new(),
+            ahead: VecDeque::new(),
+            leader_applied: LogIndex(0),
             splitting: None,
             received: None,
             installing: false,
@@ -189,6 +201,8 @@ impl Peer {
             may_truncate: None,
             next_log_gc: now + config.log_gc_interval,
             next_report: now,
+            last_heard: now,
+            next_question: now + QUESTION_AFTER,
             next_look: None,
             written_bytes: 0,
             written_keys: 0,
@@ -233,10 +247,19 @@ impl Peer {
             if let Some(look) = self.next_look {
                 consider(look);
             }
-        } else if self.may_truncate.is_some() {
-            consider(self.next_log_gc);
+        } else {
+            if self.may_truncate.is_some() {
+                consider(self.next_log_gc);
+            }
+            if self.is_learner() {
+                consider(self.next_question);
+            }
         }
         deadline
+    }
+
+    fn is_learner(&self) -> bool {
+        self.is_initialized() && !self.group.configuration().is_voter(self.group.id())
     }
 
     pub fn tick(&mut self, now: Time) {
@@ -289,6 +312,8 @@ impl Peer {
             }
             self.senders.insert(PeerId(from.id), from);
         }
+        self.last_heard = now;
+        self.leader_applied = self.leader_applied.max(LogIndex(envelope.applied_index));
         if let Err(refused) = self.group.step(now, message) {
             metrics::counter!("esker_raft_messages_refused_total").increment(1);
             tracing::debug!(region = %self.id, store = %self.store, %refused, "message refused");
@@ -356,6 +381,7 @@ impl Peer {
             message: encoded.into(),
             gone: false,
             is_initial: true,
+            applied_index: 0,
         };
         Some((StoreId(target.store_id), envelope))
     }
@@ -382,7 +408,8 @@ impl Peer {
             .reads
             .drain(..)
             .chain(self.confirming.drain().flat_map(|(_, reads)| reads))
-            .chain(self.confirmed.drain(..).flat_map(|(_, reads)| reads));
+            .chain(self.confirmed.drain(..).flat_map(|(_, reads)| reads))
+            .chain(self.ahead.drain(..).flat_map(|(_, _, reads)| reads));
         for read in waiting {
             let _ = read.reply.send(Err(reads.clone()));
         }

@@ -9,14 +9,14 @@ use esker_rpc::proto::esker::RaftMessage;
 use esker_rpc::proto::metapb::Region;
 use prost::Message as _;
 
-use super::{Outputs, Peer};
+use super::{Outputs, Peer, QUESTION_AFTER};
 use crate::config::StoreConfig;
 use crate::error::{RequestError, StoreError};
 use crate::ids::StoreId;
 use crate::message::{AppliedNotice, ApplyTask, Effect, Persisted, Proposal, ReadRequest};
 use crate::outbox::{Outbox, RegionReport};
 use crate::read::RegionSnapshot;
-use crate::region::RegionExt;
+use crate::region::{RegionExt, same_range};
 use crate::state::{Applied, durable_applied, encode_entry};
 use esker_engine::KvEngine;
 
@@ -40,6 +40,7 @@ impl Peer {
         while let Some(ready) = self.group.ready() {
             self.take_ready(kv, ready, outbox, out)?;
         }
+        self.serve_confirmed(kv);
         // Before the messages of this turn leave: among them may be the one that
         // makes another peer the leader.
         self.publish_lease();
@@ -223,6 +224,7 @@ impl Peer {
                 message: encoded.into(),
                 gone: false,
                 is_initial: !has_entries && self.is_initialized(),
+                applied_index: if self.is_leader() { self.applied.index.0 } else { 0 },
             },
         ))
     }
@@ -286,20 +288,28 @@ impl Peer {
         self.installing
     }
 
+    /// Answers reads for which this replica is far enough, and its leader too.
+    ///
+    /// The second matters on a follower. It may have applied more than its leader
+    /// has; a reader who saw that here and then asked the leader, who reads under
+    /// a lease from what it has applied, would see time run backwards.
     fn serve_confirmed(&mut self, kv: &KvEngine) {
         let mut shared = None;
         while self.confirmed.front().is_some_and(|(index, _)| *index <= self.applied.index) {
             let Some((_, reads)) = self.confirmed.pop_front() else { break };
+            let view = shared.get_or_insert_with(|| kv.snapshot()).clone();
+            self.ahead.push_back((self.applied.index, view, reads));
+        }
+        while let Some((index, ..)) = self.ahead.front()
+            && (self.is_leader() || *index <= self.leader_applied)
+        {
+            let Some((_, view, reads)) = self.ahead.pop_front() else { break };
             for read in reads {
-                let answer = match crate::region::same_range(
-                    &read.context.epoch,
-                    &self.descriptor.epoch(),
-                ) {
-                    true => {
-                        let kv = shared.get_or_insert_with(|| kv.snapshot()).clone();
-                        Ok(RegionSnapshot::new(kv, self.descriptor.clone(), self.delegate.clone()))
-                    }
-                    false => Err(self.epoch_not_match()),
+                let answer = if same_range(&read.context.epoch, &self.descriptor.epoch()) {
+                    let descriptor = self.descriptor.clone();
+                    Ok(RegionSnapshot::new(view.clone(), descriptor, self.delegate.clone()))
+                } else {
+                    Err(self.epoch_not_match())
                 };
                 let _ = read.reply.send(answer);
             }
@@ -400,6 +410,12 @@ impl Peer {
             }
             self.truncate(kv, out)?;
         }
+        if self.is_learner() && now >= self.next_question && !self.destroying {
+            self.next_question = now + QUESTION_AFTER;
+            if now - self.last_heard >= QUESTION_AFTER {
+                self.ask_for_membership(out);
+            }
+        }
         if !self.is_leader() || self.destroying {
             return Ok(None);
         }
@@ -420,6 +436,19 @@ impl Peer {
         let size =
             kv.approximate_size(&self.descriptor.start_key, (!end.is_empty()).then_some(&end[..]))?;
         Ok(Some(self.report(now, size)))
+    }
+
+    fn ask_for_membership(&self, out: &mut Outputs) {
+        for to in self.descriptor.peers.iter().filter(|peer| peer.id != self.me.id) {
+            let question = RaftMessage {
+                region_id: self.id.0,
+                from: Some(self.me),
+                to: Some(*to),
+                epoch: Some(self.descriptor.epoch()),
+                ..RaftMessage::default()
+            };
+            out.messages.push((StoreId(to.store_id), question));
+        }
     }
 
     /// Forgets the prefix of the log that the group agreed to forget and that the

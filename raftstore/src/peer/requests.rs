@@ -175,7 +175,6 @@ impl Peer {
                 epoch: Some(self.descriptor.epoch()),
                 mutations,
                 admin: None,
-                proposed_at_ms: 0,
             };
             metrics::histogram!("esker_commands_per_entry").record(waiters.len() as f64);
             self.propose(now, command, Waiters::Write(waiters));
@@ -265,7 +264,6 @@ impl Peer {
             epoch: Some(self.descriptor.epoch()),
             mutations: Vec::new(),
             admin: Some(AdminCommand { kind: Some(kind) }),
-            proposed_at_ms: 0,
         }
     }
 

@@ -90,6 +90,9 @@ impl Worker {
             self.on_gone(region, &envelope);
             return Ok(());
         }
+        if envelope.message.is_empty() {
+            return self.on_membership_question(region, &envelope);
+        }
         let Some(message) = decode(&envelope) else { return Ok(()) };
         if !self.has_peer_for(now, region, &envelope, &message)? {
             return Ok(());
@@ -188,6 +191,32 @@ impl Worker {
         Ok(true)
     }
 
+    /// A learner that hears of no leader asks whether it is still a member: it does
+    /// not campaign, so that nobody would tell it otherwise.
+    fn on_membership_question(
+        &mut self,
+        region: RegionId,
+        envelope: &RaftMessage,
+    ) -> Result<(), StoreError> {
+        let from = PeerId(envelope.from.unwrap_or_default().id);
+        let asked = envelope.epoch.unwrap_or_default().conf_ver;
+        let known = match self.peers.get(&region) {
+            Some(peer) => Some((**peer.descriptor()).clone()),
+            None => match region_state(&self.shared.kv, region)? {
+                Some(RegionState::Tombstone { region, .. }) => Some(region),
+                Some(_) | None => None,
+            },
+        };
+        if let Some(descriptor) = known
+            && !descriptor.peers.is_empty()
+            && asked < descriptor.epoch().conf_ver
+            && descriptor.peer(from).is_none()
+        {
+            self.tell_gone(envelope, &descriptor);
+        }
+        Ok(())
+    }
+
     /// A peer that stayed counts on the vote of one that left, because it has not
     /// applied the removal. Told that the removal is committed, it does.
     fn refuse_vote(&self, envelope: &RaftMessage, asked: &Message, applied: Applied) {
@@ -237,7 +266,9 @@ impl Worker {
         let is_me = envelope.to.unwrap_or_default().id == peer.me.id;
         if is_me && later && peer.is_initialized() && !peer.is_installing() {
             tracing::info!(%region, store = %self.shared.store, "was removed from the region while away");
-            self.destroy(region, conf_ver);
+            // In the membership that the answer speaks of this store may have
+            // another peer already: the tombstone must not refuse that one.
+            self.destroy(region, conf_ver - 1);
         }
     }
 

@@ -266,6 +266,42 @@ impl Cluster {
     }
 
     /// Lets time pass until something holds.
+    /// What every store knows of every region, for a person who looks for a cause.
+    pub fn describe(&mut self) -> String {
+        use std::fmt::Write;
+        let mut text = String::new();
+        for store in self.running() {
+            for descriptor in self.store(store).handle.delegates().descriptors() {
+                let Some(status) = self.status(store, descriptor.id) else { continue };
+                let peers: Vec<String> = descriptor
+                    .peers
+                    .iter()
+                    .map(|peer| format!("{}@{} {:?}", peer.id, peer.store_id, peer.role()))
+                    .collect();
+                let epoch = descriptor.epoch();
+                let _ = writeln!(
+                    text,
+                    "store {store} region {} [{:?}, {:?}) epoch {}.{} {} term {} leader {:?} log {}..{} commit {} applied {} peers {} {:?}",
+                    descriptor.id,
+                    descriptor.start_key,
+                    descriptor.end_key,
+                    epoch.conf_ver,
+                    epoch.version,
+                    status.role,
+                    status.term,
+                    status.leader,
+                    status.first,
+                    status.last,
+                    status.commit,
+                    status.applied,
+                    peers.join(", "),
+                    status.progress,
+                );
+            }
+        }
+        text
+    }
+
     #[track_caller]
     pub fn run_until(&mut self, what: &str, mut holds: impl FnMut(&mut Self) -> bool) {
         const PATIENCE: u32 = 3000;
@@ -276,7 +312,11 @@ impl Cluster {
             }
             self.run(TICK);
         }
-        panic!("{} of virtual time were not enough for: {what}", humantime(TICK * PATIENCE));
+        let state = self.describe();
+        panic!(
+            "{} s of virtual time were not enough for: {what}\n{state}",
+            (TICK * PATIENCE).as_secs()
+        );
     }
 
     /// Cuts a store off from all others, in both directions.
@@ -549,10 +589,6 @@ impl Cluster {
             stores[1..].iter().all(|store| cluster.contents(*store) == first)
         });
     }
-}
-
-fn humantime(time: Duration) -> String {
-    format!("{} s", time.as_secs())
 }
 
 pub fn bytes(text: &str) -> Bytes {

@@ -2,6 +2,7 @@
 //! clock, a scripted network, RocksDB in memory. No thread, no sleep: what happens
 //! is what the test makes happen, and happens the same way each time.
 
+mod chaos;
 mod cluster;
 mod life;
 mod moves;

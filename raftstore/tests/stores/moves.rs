@@ -51,6 +51,25 @@ fn a_replica_that_was_removed_while_it_was_away_does_not_disturb_and_goes() {
 }
 
 #[test]
+fn a_learner_that_was_removed_while_it_was_away_goes_too_although_it_never_campaigns() {
+    let mut cluster = Cluster::replicated();
+    cluster.transfer(1, 1);
+    cluster.put("a", "1");
+    let me = *cluster.region_on(1, 1).unwrap().peer_on(StoreId(3)).unwrap();
+    let learner = Peer { role: PeerRole::Learner.into(), ..me };
+    cluster.admin(1, &Admin::ChangePeers(vec![PeerChange::AddLearner(learner)]));
+    cluster.await_agreement(&[1, 2, 3]);
+    cluster.isolate(3);
+    remove(&mut cluster, 1, 3);
+    cluster.crash(3);
+    cluster.heal();
+    cluster.start(StoreId(3));
+    cluster.run_until("store 3 knows that it was removed", |cluster| {
+        cluster.region_on(3, 1).is_none() && cluster.contents(3).is_empty()
+    });
+}
+
+#[test]
 fn a_replica_that_left_and_came_back_under_a_new_id_while_it_was_away_is_replaced() {
     let mut cluster = Cluster::replicated();
     cluster.transfer(1, 1);

@@ -139,6 +139,34 @@ fn a_follower_answers_a_replica_read_after_asking_the_leader() {
 }
 
 #[test]
+fn a_follower_shows_nothing_that_its_leader_would_not_show_under_its_lease() {
+    let mut cluster = Cluster::replicated();
+    cluster.transfer(1, 1);
+    cluster.put("a", "1");
+    cluster.await_agreement(&[1, 2, 3]);
+    // The leader commits the next write and is slow to apply it; store 2 is not.
+    cluster.machines.get_mut(&StoreId(1)).unwrap().stuck_apply = true;
+    let region = cluster.region_of(b"a");
+    let mut written = cluster.start_put(1, &region, "a", "2").unwrap();
+    cluster.run(Duration::from_millis(300));
+    assert_eq!(cluster.local(2, "a").as_deref(), Some("2"), "the follower is ahead");
+    let context = RequestContext { replica_read: true, ..Cluster::context(&region) };
+    let mut at_follower = cluster.start_read(2, &region, context);
+    cluster.run(Duration::from_millis(300));
+    let seen = at_follower.try_recv();
+    // What a reader who has asked the follower then finds at the leader.
+    let mut at_leader = cluster.start_read(1, &region, Cluster::context(&region));
+    cluster.settle();
+    let found = at_leader.try_recv().unwrap().unwrap();
+    assert_eq!(value(&found, "a").as_deref(), Some("1"));
+    assert!(seen.is_err(), "the follower showed what the leader does not: time ran backwards");
+    cluster.machines.get_mut(&StoreId(1)).unwrap().stuck_apply = false;
+    cluster.run(Duration::from_millis(300));
+    assert!(written.try_recv().unwrap().is_ok());
+    assert_eq!(value(&at_follower.try_recv().unwrap().unwrap(), "a").as_deref(), Some("2"));
+}
+
+#[test]
 fn a_request_for_another_peer_or_region_is_told_so() {
     let mut cluster = Cluster::replicated();
     cluster.transfer(1, 1);
