@@ -38,9 +38,8 @@ fn a_deposed_leader_serves_no_reads() {
     cluster.put("a", "2");
     let mut answer = cluster.start_read(1, &region, Cluster::context(&region));
     cluster.run(Duration::from_secs(3));
-    match answer.try_recv() {
-        Ok(Ok(snapshot)) => panic!("stale read: {:?}", value(&snapshot, "a")),
-        Ok(Err(_)) | Err(_) => {}
+    if let Ok(Ok(snapshot)) = answer.try_recv() {
+        panic!("stale read: {:?}", value(&snapshot, "a"));
     }
 }
 
@@ -77,7 +76,7 @@ fn a_lease_does_not_outlive_a_transfer() {
     cluster.cut.insert((StoreId(3), StoreId(1)));
     let target = PeerId(region.peers.iter().find(|peer| peer.store_id == 2).unwrap().id);
     let handle = cluster.store(1).handle.clone();
-    let _ = handle
+    let _asked = handle
         .start_admin(RegionId(1), region.region_epoch.unwrap(), Admin::TransferLeader(Some(target)))
         .unwrap();
     cluster.settle();
