@@ -12,8 +12,8 @@
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let cluster = esker::Cluster::start(esker::ClusterOptions::default()).await?;
 //! let client = cluster.client().await?;
-//! client.put("hello".into(), "world".into()).await?;
-//! assert_eq!(client.get("hello".into()).await?.as_deref(), Some(&b"world"[..]));
+//! client.put("hello", "world").await?;
+//! assert_eq!(client.get("hello").await?.as_deref(), Some(&b"world"[..]));
 //! cluster.stop().await;
 //! # Ok(())
 //! # }

@@ -109,33 +109,38 @@ impl Operator {
         }
     }
 
-    /// Waits until every store is up and every region has this many voters, all of which
-    /// keep up.
-    pub async fn whole(&self, replicas: usize, within: Duration) {
+    /// Waits until there is a region for every key, and every region has this many voters,
+    /// all of which keep up.
+    pub async fn whole(&self, replicas: usize, within: Duration) -> Vec<RegionInfo> {
         eventually("every region has all its replicas", within, async || {
             let regions = self
                 .placement
                 .scan_regions(Bytes::new(), Bytes::new(), 0)
                 .await
                 .map_err(|error| error.to_string())?;
-            if regions.is_empty() {
-                return Err("there are no regions".to_owned());
+            let mut covered = Some(Bytes::new());
+            for region in &regions {
+                if covered.as_ref() != Some(&region.region.start_key) || !is_whole(region, replicas)
+                {
+                    return Err(format!("{covered:?}, then {region:?}"));
+                }
+                // No region follows the one that has no end.
+                covered = Some(region.region.end_key.clone()).filter(|end| !end.is_empty());
             }
-            match regions.iter().find(|region| !is_whole(region, replicas)) {
-                None => Ok(()),
-                Some(region) => Err(format!("{region:?}")),
+            if covered.is_some() {
+                return Err(format!("nobody speaks for what follows {covered:?}"));
             }
+            Ok(regions)
         })
-        .await;
+        .await
     }
 
     /// Waits until all replicas of every region hold the same data: the same checksum at
     /// the same applied index. To be called when nobody writes. Answers how many pairs
     /// one replica of each region holds, all together.
     pub async fn replicas_are_equal(&self, replicas: usize, within: Duration) -> u64 {
-        self.whole(replicas, within).await;
         let mut pairs = 0;
-        for region in self.regions().await {
+        for region in self.whole(replicas, within).await {
             let id = region.region.id;
             pairs +=
                 eventually(&format!("region {id} is the same everywhere"), within, async || {

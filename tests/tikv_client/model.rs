@@ -190,7 +190,7 @@ impl Subject {
     async fn batch_put(&mut self, with_ttl: bool) {
         let pairs: Vec<_> = self.some_keys().into_iter().map(|key| (key, self.a_value())).collect();
         // Some of them expire, some of them never do.
-        let expires = |number: usize| with_ttl && number % 2 == 0;
+        let expires = |number: usize| with_ttl && number.is_multiple_of(2);
         let written = if with_ttl {
             let ttls = (0..pairs.len()).map(|number| if expires(number) { LONG_TTL } else { 0 });
             self.client.batch_put_with_ttl(pairs.clone(), ttls).await

@@ -456,8 +456,8 @@ impl Peer {
         }
     }
 
-    /// Peers that are not caught up, and whether any of them is on its way.
-    fn pending(&self) -> (Vec<PeerMeta>, bool) {
+    /// Peers that are not caught up, and how soon to look at them again.
+    fn pending(&self) -> (Vec<PeerMeta>, Option<Duration>) {
         /// Caught up is who has all but what is on its way.
         const CAUGHT_UP_WITHIN: u64 = 256;
         let first = self.group.first_index();
@@ -476,14 +476,16 @@ impl Peer {
                 coming |= progress.recently_active;
             }
         }
-        (pending, coming)
+        let soon = if coming { ready::LOOK_AGAIN } else { ready::LOOK_AT_SILENT };
+        let look = (!pending.is_empty()).then_some(soon);
+        (pending, look)
     }
 
     /// What placement is told of a region that is led here.
     fn report(&mut self, now: Time, approximate_bytes: u64) -> RegionReport {
         const DOWN_AFTER: Duration = Duration::from_secs(10);
-        let (pending, coming) = self.pending();
-        self.next_look = coming.then(|| now + ready::LOOK_AGAIN);
+        let (pending, look) = self.pending();
+        self.next_look = look.map(|soon| now + soon);
         let mut down = Vec::new();
         for (peer, progress) in self.group.progress() {
             let silent = now - progress.last_ack;

@@ -22,6 +22,8 @@ use esker_engine::KvEngine;
 
 /// How soon a leader looks again whether its pending peers have caught up.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// The same when none of them answers: they may come back.
+pub(super) const LOOK_AT_SILENT: Duration = Duration::from_secs(1);
 
 impl Peer {
     /// Proposes what waits, and moves everything the group wants to `out`.
@@ -422,8 +424,8 @@ impl Peer {
         if let Some(look) = self.next_look
             && now >= look
         {
-            let (pending, coming) = self.pending();
-            self.next_look = coming.then(|| now + LOOK_AGAIN);
+            let (pending, look) = self.pending();
+            self.next_look = look.map(|soon| now + soon);
             if pending.is_empty() {
                 self.next_report = now;
             }

@@ -14,7 +14,7 @@ use crate::channel;
 use crate::error::{ClientError, display_key};
 use crate::placement::RegionInfo;
 use crate::proto::errorpb;
-use crate::proto::kvrpcpb::Context;
+use crate::proto::kvrpcpb::{ApiVersion, Context};
 use crate::proto::metapb::Region;
 
 impl KvClient {
@@ -99,7 +99,7 @@ impl KvClient {
             region_id: route.region.id,
             region_epoch: route.region.region_epoch,
             peer: Some(route.leader),
-            api_version: self.api_version.into(),
+            api_version: ApiVersion::V1.into(),
             cluster_id: self.shared.placement.cluster_id(),
             ..Default::default()
         };

@@ -28,7 +28,7 @@ use bytes::Bytes;
 use crate::backoff::Backoff;
 use crate::error::{ClientError, display_key, waited_since};
 use crate::placement::PlacementClient;
-use crate::proto::kvrpcpb::ApiVersion;
+use crate::proto::pdpb::ErrorType;
 use crate::service::StoreService;
 
 pub use batch::{MAX_IN_FLIGHT, MAX_REQUESTS_PER_BATCH};
@@ -56,7 +56,6 @@ const MAX_CONCURRENT_REGIONS: usize = 16;
 #[derive(Clone)]
 pub struct KvClient {
     shared: Arc<Shared>,
-    api_version: ApiVersion,
     deadline: Duration,
 }
 
@@ -80,16 +79,8 @@ impl KvClient {
         let cache = cache::RegionCache::default();
         KvClient {
             shared: Arc::new(Shared { placement, cache, local, remote }),
-            api_version: ApiVersion::V1,
             deadline: DEFAULT_DEADLINE,
         }
-    }
-
-    /// The same client with another layout of keys. Keys are sent as they are given: in V2 they
-    /// are to begin with their key space.
-    pub fn with_api_version(mut self, api_version: ApiVersion) -> Self {
-        self.api_version = api_version;
-        self
     }
 
     /// The same client with another deadline for each operation.
@@ -174,6 +165,12 @@ enum Failure {
 
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
-        Failure::Final(error)
+        match error {
+            // A new leader of placement knows a region once the region's leader has reported.
+            ClientError::PlacementRefused { kind: ErrorType::RegionNotFound, message, .. } => {
+                Failure::Again(Retry { wait: Wait::Backoff, reason: message })
+            }
+            error => Failure::Final(error),
+        }
     }
 }

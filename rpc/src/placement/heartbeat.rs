@@ -49,18 +49,31 @@ async fn run(
     opened: impl Fn() + Send + Sync + 'static,
 ) {
     let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
-    // A stream is opened for the first heartbeat, and again for the next after it broke.
-    while let Some(first) = tokio::select! {
+    // A stream is opened for the first heartbeat. One that broke is replaced at once: a new leader
+    // is to hear of all regions now, and not only when one of them has something to say.
+    let mut first = tokio::select! {
         first = outgoing.recv() => first,
         () = steps.closed() => None,
-    } {
+    };
+    if first.is_none() {
+        return;
+    }
+    loop {
         let current = shared.leader.current();
         let answered = || backoff.reset();
-        let end =
-            converse(&shared, current.channel, first, &mut outgoing, &steps, &opened, answered)
-                .await;
+        let end = converse(
+            &shared,
+            current.channel,
+            first.take(),
+            &mut outgoing,
+            &steps,
+            &opened,
+            answered,
+        )
+        .await;
         match end {
             End::Done => return,
+            End::Broken(_) if steps.is_closed() || outgoing.is_closed() => return,
             End::Broken(reason) => {
                 tracing::info!(leader = %current.address, reason, "region heartbeats broke off");
                 tokio::time::sleep(backoff.step()).await;
@@ -73,7 +86,7 @@ async fn run(
 async fn converse(
     shared: &Shared,
     channel: tonic::transport::Channel,
-    first: RegionHeartbeatRequest,
+    first: Option<RegionHeartbeatRequest>,
     outgoing: &mut mpsc::Receiver<RegionHeartbeatRequest>,
     steps: &mpsc::Sender<RegionHeartbeatResponse>,
     opened: &(impl Fn() + Send + Sync),
@@ -84,7 +97,9 @@ async fn converse(
         heartbeat
     };
     let (requests, stream) = mpsc::channel(HEARTBEATS_AHEAD);
-    if requests.send(stamp(first)).await.is_err() {
+    if let Some(first) = first
+        && requests.send(stamp(first)).await.is_err()
+    {
         return End::Broken("the stream ended before it began".into());
     }
     let mut client = PdClient::new(channel);
