@@ -140,11 +140,6 @@ pub enum Input {
     Raft(Box<RaftMessage>),
     /// A snapshot whose blocks are all here.
     Snapshot(Box<RaftMessage>, ReceivedSnapshot),
-    SnapshotSent {
-        region: RegionId,
-        to: PeerId,
-        delivered: bool,
-    },
     /// A store did not answer.
     Unreachable(StoreId),
     Status {
@@ -179,6 +174,12 @@ pub enum Notice {
     Destroyed {
         region: RegionId,
         generation: u64,
+    },
+    /// What became of a snapshot that was asked for: one for each.
+    SnapshotSent {
+        region: RegionId,
+        to: PeerId,
+        delivered: bool,
     },
     /// A split that another worker's region applied created this region.
     Create {

@@ -69,15 +69,6 @@ impl RawValue {
     }
 }
 
-/// Whether stored bytes are a raw value that expired before `now`: what compaction may drop.
-pub fn is_expired(stored: &[u8], now: u64) -> bool {
-    stored.first() == Some(&HAS_EXPIRY)
-        && stored
-            .get(1..=EXPIRY_BYTES)
-            .and_then(|at| at.try_into().ok())
-            .is_some_and(|at| u64::from_be_bytes(at) <= now)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,9 +82,8 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_bytes_never_panic(stored: Vec<u8>, now: u64) {
-            let _ = RawValue::decode(stored.clone().into());
-            let _ = is_expired(&stored, now);
+        fn arbitrary_bytes_never_panic(stored: Vec<u8>) {
+            let _ = RawValue::decode(stored.into());
         }
     }
 
@@ -101,7 +91,6 @@ mod tests {
     fn a_value_ends_at_its_expiry_and_not_before() {
         let raw = RawValue::new(Bytes::from_static(b"v"), Some(10));
         assert!(raw.is_live(9) && !raw.is_live(10));
-        assert!(!is_expired(&raw.encode(), 9) && is_expired(&raw.encode(), 10));
         assert_eq!(raw.ttl(4), 6);
     }
 }

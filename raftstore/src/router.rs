@@ -17,9 +17,10 @@ use crate::config::{MAX_COMMAND_BYTES, MAX_STORED_KEY_BYTES};
 use crate::error::RequestError;
 use crate::ids::{RegionId, StoreId};
 use crate::message::{
-    Admin, AdminRequest, AdminResult, Input, ReadRequest, RegionStatus, Reply, RequestContext,
-    WriteRequest, WriteResult,
+    Admin, AdminRequest, AdminResult, Input, Notice, ReadRequest, RegionStatus, Reply,
+    RequestContext, WriteRequest, WriteResult,
 };
+use crate::ranges::Ranges;
 use crate::read::{ReadDelegates, RegionSnapshot};
 use crate::snapshot::ReceivedSnapshot;
 
@@ -57,6 +58,8 @@ impl Clock for MonotonicClock {
 pub struct StoreHandle {
     pub(crate) store: StoreId,
     pub(crate) inboxes: Arc<[Sender<Input>]>,
+    pub(crate) notices: Arc<[Sender<Notice>]>,
+    pub(crate) ranges: Arc<Ranges>,
     pub(crate) delegates: Arc<ReadDelegates>,
     pub(crate) kv: KvEngine,
     pub(crate) clock: Arc<dyn Clock>,
@@ -244,9 +247,17 @@ impl StoreHandle {
         self.deliver(region, Input::Snapshot(Box::new(message), files))
     }
 
+    /// Whether a snapshot of this range could not be taken over at present, because
+    /// another region of the store has part of it.
+    pub fn is_taken(&self, region: RegionId, start: &[u8], end: &[u8]) -> bool {
+        self.ranges.overlaps(start, end, region)
+    }
+
     pub fn snapshot_sent(&self, region: RegionId, to: PeerId, delivered: bool) {
-        // Lost when the worker is too busy; the leader then finds out by asking the follower.
-        let _ = self.deliver(region, Input::SnapshotSent { region, to, delivered });
+        // Not through the inbox, which may be full: a leader that does not hear
+        // of it would wait for ever.
+        let worker = worker_of(region, self.notices.len());
+        let _ = self.notices[worker].send(Notice::SnapshotSent { region, to, delivered });
     }
 
     /// Another store did not answer: its followers are asked more gently.
@@ -280,7 +291,10 @@ fn check_mutations(region: RegionId, mutations: &[Mutation]) -> Result<usize, Re
         mutations.len() == 1 || !mutations.iter().any(is_swap),
         "a compare-and-swap must be alone in its write"
     );
-    let mut bytes = 0;
+    // What an entry needs for each mutation besides its keys and values: without
+    // it a great many small ones would make an entry too large to be sent.
+    const MUTATION_BYTES: usize = 32;
+    let mut bytes = mutations.len() * MUTATION_BYTES;
     for mutation in mutations {
         let (key, end) = keys_of(mutation).ok_or(RequestError::EmptyKey)?;
         if key.is_empty() && end.is_none() {

@@ -1,5 +1,6 @@
 //! The threads of a store. The only place in this crate that has any.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Builder, JoinHandle};
@@ -43,7 +44,16 @@ impl RunningStore {
         let mut threads = Vec::new();
         let mut spawn = |role: String, body: Box<dyn FnOnce() + Send>| {
             // Linux shows fifteen characters of a thread's name.
-            let thread = Builder::new().name(role).spawn(body).map_err(StoreError::Thread)?;
+            let store = name.clone();
+            let guarded = move || {
+                // A part that is gone would leave a store that still leads and
+                // answers nobody.
+                if catch_unwind(AssertUnwindSafe(body)).is_err() {
+                    eprintln!("esker: {store} stops: an invariant of its own is broken, see above");
+                    std::process::abort();
+                }
+            };
+            let thread = Builder::new().name(role).spawn(guarded).map_err(StoreError::Thread)?;
             threads.push(thread);
             Ok::<(), StoreError>(())
         };
@@ -126,7 +136,7 @@ fn run_worker(mut worker: Worker, clock: &dyn Clock, name: &str) {
         (inbox.clone(), notices.clone())
     };
     while !worker.is_stopping() {
-        if must_go_on(name, worker.turn(clock.now())) {
+        if must_go_on(name, worker.turn(clock)) {
             continue;
         }
         let wake = match worker.next_deadline() {

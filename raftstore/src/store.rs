@@ -21,7 +21,6 @@ use crate::log_writer::LogWriter;
 use crate::message::{ApplyTask, Input, Notice};
 use crate::outbox::Outbox;
 use crate::peer::PeerSeed;
-use crate::ranges::Ranges;
 use crate::read::ReadDelegates;
 use crate::region::RegionExt;
 use crate::router::{Clock, StoreHandle, worker_of};
@@ -114,7 +113,7 @@ impl Store {
             log: log.clone(),
             outbox,
             delegates: delegates.clone(),
-            ranges: Ranges::default(),
+            ranges: Arc::default(),
             log_tasks,
             apply_tasks,
             notices: notice_senders,
@@ -143,6 +142,8 @@ impl Store {
         let handle = StoreHandle {
             store,
             inboxes: inbox_senders.into(),
+            notices: shared.notices.clone().into(),
+            ranges: shared.ranges.clone(),
             delegates,
             kv: kv.clone(),
             clock: clock.clone(),
@@ -217,7 +218,9 @@ fn restore_peer(
     let applied = state::applied(kv, id)?
         .ok_or_else(|| corrupt("it has data but no applied index".into()))?;
     let stored = state::raft_state(log, id)?;
-    let fresh = stored.is_none();
+    // Even without a record: it may have answered a heartbeat, and so promised its
+    // leader not to vote for another, before its first record was written.
+    let fresh = false;
     let mut raft = stored.unwrap_or(RaftState::empty());
     if applied.index < raft.truncated.0 {
         return Err(corrupt(format!(

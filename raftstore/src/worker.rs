@@ -25,7 +25,7 @@ use crate::peer::{Outputs, Peer, PeerSeed};
 use crate::ranges::Ranges;
 use crate::read::ReadDelegates;
 use crate::region::RegionExt;
-use crate::router::worker_of;
+use crate::router::{Clock, worker_of};
 use crate::state::{Applied, RaftState, raft_state};
 
 /// What a store's workers have in common.
@@ -36,7 +36,7 @@ pub(crate) struct Shared {
     pub log: LogEngine,
     pub outbox: Arc<dyn Outbox>,
     pub delegates: Arc<ReadDelegates>,
-    pub ranges: Ranges,
+    pub ranges: Arc<Ranges>,
     pub log_tasks: Sender<LogTask>,
     pub apply_tasks: Vec<Sender<ApplyTask>>,
     pub notices: Vec<Sender<Notice>>,
@@ -57,6 +57,9 @@ pub struct Worker {
     scheduled: HashMap<RegionId, Time>,
     out: Outputs,
     stopping: bool,
+    /// Room for what one turn takes, kept from turn to turn.
+    inputs: Vec<Input>,
+    taken_notices: Vec<Notice>,
 }
 
 impl Worker {
@@ -78,6 +81,8 @@ impl Worker {
             scheduled: HashMap::new(),
             out: Outputs::default(),
             stopping: false,
+            inputs: Vec::new(),
+            taken_notices: Vec::new(),
         }
     }
 
@@ -98,18 +103,25 @@ impl Worker {
     ///
     /// # Errors
     /// When the disk fails or holds what cannot be: the store must stop.
-    pub fn turn(&mut self, now: Time) -> Result<bool, StoreError> {
-        let mut taken = 0;
-        while taken < WORKER_TURN {
-            let Ok(notice) = self.notices.try_recv() else { break };
+    pub fn turn(&mut self, clock: &dyn Clock) -> Result<bool, StoreError> {
+        let mut inputs = std::mem::take(&mut self.inputs);
+        let mut notices = std::mem::take(&mut self.taken_notices);
+        notices.extend(self.notices.try_iter().take(WORKER_TURN));
+        inputs.extend(self.inbox.try_iter().take(WORKER_TURN - notices.len()));
+        let mut taken = notices.len() + inputs.len();
+        // The time is taken when the messages are here. A follower promises its
+        // leader not to vote for another for a while from when it heard of it; were
+        // that counted from before the message was received, and this thread held
+        // up in between, the leader's lease could outlive the promise.
+        let now = clock.now();
+        for notice in notices.drain(..) {
             self.on_notice(now, notice)?;
-            taken += 1;
         }
-        while taken < WORKER_TURN {
-            let Ok(input) = self.inbox.try_recv() else { break };
+        for input in inputs.drain(..) {
             self.on_input(now, input)?;
-            taken += 1;
         }
+        self.inputs = inputs;
+        self.taken_notices = notices;
         while let Some(&(deadline, region)) = self.deadlines.first() {
             if deadline > now {
                 break;
@@ -211,6 +223,12 @@ impl Worker {
                     tracing::info!(%region, store = %self.shared.store, "region removed");
                 }
             }
+            Notice::SnapshotSent { region, to, delivered } => {
+                if let Some(peer) = self.peers.get_mut(&region) {
+                    peer.snapshot_sent(to, delivered);
+                    self.touched.insert(region);
+                }
+            }
             Notice::Create { descriptor, campaign } => self.create(now, descriptor, campaign)?,
             Notice::Stop => {
                 self.stopping = true;
@@ -256,9 +274,11 @@ impl Worker {
                 Effect::MayTruncate { .. } | Effect::SplitRefused { .. } => {}
             }
         }
-        peer.on_applied(&self.shared.kv, &notice);
+        peer.on_applied(&notice);
         if removed {
             let conf_ver = peer.descriptor().epoch().conf_ver;
+            // A leader's last words: that its removal is committed.
+            peer.collect(now, &self.shared.kv, &*self.shared.outbox, &mut self.out)?;
             self.destroy(region, conf_ver);
         }
         self.touched.insert(region);
@@ -369,7 +389,9 @@ impl Worker {
         descriptor: Region,
         meta: &SnapshotMeta,
     ) {
-        let Some(peer) = self.peers.get_mut(&region) else { return };
+        let Some(peer) = self.peers.get_mut(&region).filter(|peer| !peer.destroying) else {
+            return;
+        };
         let claimed = self.shared.ranges.claim(region, &descriptor.start_key, &descriptor.end_key);
         assert!(claimed.is_ok(), "region {region} was installed over the range of another region");
         peer.on_installed(now, descriptor, meta, &mut self.out);

@@ -93,10 +93,6 @@ impl NodeConfig {
         EngineOptions {
             block_cache_bytes: mib(self.block_cache_mib, default.block_cache_bytes),
             write_buffer_bytes: mib(self.write_buffer_mib, default.write_buffer_bytes),
-            drop_in_compaction: Some(std::sync::Arc::new(|_, value| {
-                // Only raw values live in the default column family.
-                esker_raftstore::raw_value::is_expired(value, crate::server::raw::now_seconds())
-            })),
             ..default
         }
     }

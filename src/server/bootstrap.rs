@@ -115,7 +115,8 @@ pub async fn first_region(
         Err(ClientError::PlacementRefused { kind: ErrorType::AlreadyBootstrapped, .. }) => {
             // By this store, in an earlier attempt, only if placement knows it: it
             // is not made known in any other way before this is over.
-            if placement.get_store(store.id).await.is_err() {
+            let known = placement.get_stores(false).await?;
+            if !known.iter().any(|other| other.id == store.id) {
                 forget(directory)?;
                 return Ok(None);
             }

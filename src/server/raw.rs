@@ -23,6 +23,37 @@ use super::keys::KeyLayout;
 /// The most pairs that one scan of a region returns; a client that wants more asks again.
 pub const MAX_SCAN_LIMIT: u32 = 100_000;
 
+/// The most bytes of keys and values that one answer holds: what a message may
+/// carry, less room for everything around them.
+pub const MAX_ANSWER_BYTES: u64 = 48 << 20;
+
+/// What is left of [`MAX_ANSWER_BYTES`] for one request.
+pub struct Budget(u64);
+
+impl Default for Budget {
+    fn default() -> Self {
+        Budget(MAX_ANSWER_BYTES)
+    }
+}
+
+impl Budget {
+    /// Fewer pairs than asked for would tell a client that there are no more; so a
+    /// request for too much is refused as a whole.
+    fn spend(&mut self, bytes: usize) -> Result<(), RawError> {
+        self.0 = self.0.checked_sub(bytes as u64).ok_or_else(|| {
+            RawError::Text(format!(
+                "the answer is larger than {} MiB; ask for fewer keys at once",
+                MAX_ANSWER_BYTES >> 20
+            ))
+        })?;
+        Ok(())
+    }
+
+    fn spent(&self) -> u64 {
+        MAX_ANSWER_BYTES - self.0
+    }
+}
+
 /// Why a raw request was not carried out.
 #[derive(Debug)]
 pub enum RawError {
@@ -145,14 +176,14 @@ impl RawStore {
         let view = self.view(context).await?;
         let now = now_seconds();
         let mut pairs = Vec::new();
-        let mut bytes = 0;
+        let mut budget = Budget::default();
         for (stored, key) in keys {
             if let Some(found) = live_value(&view, cf, &stored, now)? {
-                bytes += key.len() + found.value.len();
+                budget.spend(key.len() + found.value.len())?;
                 pairs.push(KvPair { key, value: found.value, ..KvPair::default() });
             }
         }
-        view.count_read(pairs.len() as u64, bytes as u64);
+        view.count_read(pairs.len() as u64, budget.spent());
         Ok(pairs)
     }
 
@@ -273,6 +304,7 @@ pub fn scan(
     start: &Bytes,
     end: &Bytes,
     shape: ScanShape,
+    budget: &mut Budget,
 ) -> Result<Vec<KvPair>, RawError> {
     let (lower, upper) = if shape.reverse { (end, start) } else { (start, end) };
     let (lower, upper) = (shape.layout.bound(lower), shape.layout.bound(upper));
@@ -298,23 +330,27 @@ pub fn scan(
     } else {
         iter.seek_to_first();
     }
-    let (pairs, bytes) = collect(&mut iter, shape)?;
-    view.count_read(pairs.len() as u64, bytes);
+    let before = budget.spent();
+    let pairs = collect(&mut iter, shape, budget)?;
+    view.count_read(pairs.len() as u64, budget.spent() - before);
     Ok(pairs)
 }
 
-fn collect(iter: &mut KvIter, shape: ScanShape) -> Result<(Vec<KvPair>, u64), RawError> {
+fn collect(
+    iter: &mut KvIter,
+    shape: ScanShape,
+    budget: &mut Budget,
+) -> Result<Vec<KvPair>, RawError> {
     let now = now_seconds();
     let mut pairs = Vec::new();
-    let mut bytes = 0;
     while pairs.len() < shape.limit as usize && iter.valid()? {
         let value = decode(Bytes::copy_from_slice(iter.value()), iter.key())?;
         // What was stored under a key of another layout is not among the client's keys.
         if value.is_live(now)
             && let Some(key) = shape.layout.of_client(iter.key())
         {
-            bytes += (key.len() + value.value.len()) as u64;
             let value = if shape.key_only { Bytes::new() } else { value.value };
+            budget.spend(key.len() + value.len())?;
             pairs.push(KvPair { key, value, ..KvPair::default() });
         }
         if shape.reverse {
@@ -323,7 +359,7 @@ fn collect(iter: &mut KvIter, shape: ScanShape) -> Result<(Vec<KvPair>, u64), Ra
             iter.next();
         }
     }
-    Ok((pairs, bytes))
+    Ok(pairs)
 }
 
 /// Scans several ranges of one region.
@@ -334,8 +370,9 @@ pub fn batch_scan(
     shape: ScanShape,
 ) -> Result<Vec<KvPair>, RawError> {
     let mut pairs = Vec::new();
+    let mut budget = Budget::default();
     for range in ranges {
-        pairs.extend(scan(view, cf, &range.start_key, &range.end_key, shape)?);
+        pairs.extend(scan(view, cf, &range.start_key, &range.end_key, shape, &mut budget)?);
     }
     Ok(pairs)
 }

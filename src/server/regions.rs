@@ -40,6 +40,23 @@ macro_rules! refuse_region {
     };
 }
 
+/// For responses whose place for a text is a pair: clients take it there as final,
+/// where a region error would be repeated.
+macro_rules! refuse_pairs {
+    ($response:ident, $pairs:ident, $error:expr) => {
+        match $error {
+            RawError::Region(error) => {
+                $response { region_error: Some(error.to_proto()), ..Default::default() }
+            }
+            RawError::Text(abort) => {
+                let error = Some(KeyError { abort, ..Default::default() });
+                let pair = KvPair { error, ..Default::default() };
+                $response { $pairs: vec![pair], ..Default::default() }
+            }
+        }
+    };
+}
+
 fn region_error(error: RawError) -> errorpb::Error {
     match error {
         RawError::Region(error) => error.to_proto(),
@@ -105,7 +122,7 @@ async fn get(raw: RawStore, request: RawGetRequest) -> RawGetResponse {
 async fn batch_get(raw: RawStore, request: RawBatchGetRequest) -> RawBatchGetResponse {
     match raw.batch_get(request.context.as_ref(), &request.cf, request.keys).await {
         Ok(pairs) => RawBatchGetResponse { pairs, ..Default::default() },
-        Err(error) => refuse_region!(RawBatchGetResponse, error),
+        Err(error) => refuse_pairs!(RawBatchGetResponse, pairs, error),
     }
 }
 
@@ -172,11 +189,12 @@ async fn scan(raw: RawStore, request: RawScanRequest) -> RawScanResponse {
     let scanned = async {
         let cf = raw::family(&request.cf)?;
         let view = raw.view(request.context.as_ref()).await?;
-        raw::scan(&view, cf, &request.start_key, &request.end_key, shape)
+        let mut budget = raw::Budget::default();
+        raw::scan(&view, cf, &request.start_key, &request.end_key, shape, &mut budget)
     };
     match scanned.await {
         Ok(kvs) => RawScanResponse { kvs, ..Default::default() },
-        Err(error) => refuse_region!(RawScanResponse, error),
+        Err(error) => refuse_pairs!(RawScanResponse, kvs, error),
     }
 }
 
@@ -194,7 +212,7 @@ async fn batch_scan(raw: RawStore, request: RawBatchScanRequest) -> RawBatchScan
     };
     match scanned.await {
         Ok(kvs) => RawBatchScanResponse { kvs, ..Default::default() },
-        Err(error) => refuse_region!(RawBatchScanResponse, error),
+        Err(error) => refuse_pairs!(RawBatchScanResponse, kvs, error),
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use esker_engine::Cf;
-use esker_raftstore::{SnapshotReceiver, StoreHandle};
+use esker_raftstore::{RegionId, SnapshotReceiver, StoreHandle};
 use esker_rpc::proto::esker::{RaftMessage, SnapshotHead, SnapshotTail};
 use esker_rpc::transport::{RaftHandler, SnapshotError, SnapshotSink};
 use parking_lot::RwLock;
@@ -61,6 +61,13 @@ impl RaftHandler for Traffic {
             .store(head.to_store)
             .ok_or_else(|| format!("store {} is not on this node", head.to_store))?;
         let message = head.message.ok_or("the snapshot names no region")?;
+        let region = RegionId(message.region_id);
+        if local.handle.is_taken(region, &message.start_key, &message.end_key) {
+            // Before the data is on its way, not after.
+            return Err(
+                format!("another region of store {} has part of its range", head.to_store).into()
+            );
+        }
         let number = self.received.fetch_add(1, Ordering::Relaxed);
         let stem = format!("{}-from-{}-{number}", message.region_id, head.from_store);
         let engine = local.handle.engine().clone();

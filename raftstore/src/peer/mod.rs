@@ -16,7 +16,7 @@ use std::time::Duration;
 use esker_engine::{KvSnapshot, LogEngine};
 use esker_raft::{
     Config, Entry, Group, LogIndex, LogReadError, LogReader, Message, MessageBody, PeerId,
-    ProgressState, Restored, RoleKind, Term, Time,
+    ProgressState, Restored, RoleKind, StepError, Term, Time,
 };
 use esker_rpc::proto::esker::RaftMessage;
 use esker_rpc::proto::metapb::{Peer as PeerMeta, Region};
@@ -302,7 +302,12 @@ impl Peer {
     }
 
     /// Takes a message of the group's own protocol.
-    pub fn step(&mut self, now: Time, envelope: &RaftMessage, message: esker_raft::Message) {
+    pub fn step(
+        &mut self,
+        now: Time,
+        envelope: &RaftMessage,
+        message: Message,
+    ) -> Result<(), StoreError> {
         if let Some(from) = envelope.from
             && self.descriptor.peer(PeerId(from.id)).is_none()
         {
@@ -314,9 +319,22 @@ impl Peer {
         }
         self.last_heard = now;
         self.leader_applied = self.leader_applied.max(LogIndex(envelope.applied_index));
-        if let Err(refused) = self.group.step(now, message) {
-            metrics::counter!("esker_raft_messages_refused_total").increment(1);
-            tracing::debug!(region = %self.id, store = %self.store, %refused, "message refused");
+        match self.group.step(now, message) {
+            Ok(()) => Ok(()),
+            // Going on would lose data or make replicas differ.
+            Err(broken @ (StepError::Log(_) | StepError::CommittedConflict { .. })) => {
+                let what = format!("the log of region {}", self.id);
+                Err(StoreError::Corrupt { what, why: broken.to_string() })
+            }
+            Err(broken @ StepError::TwoLeaders { .. }) => {
+                tracing::error!(region = %self.id, store = %self.store, %broken, "message refused");
+                Ok(())
+            }
+            Err(refused) => {
+                metrics::counter!("esker_raft_messages_refused_total").increment(1);
+                tracing::debug!(region = %self.id, store = %self.store, %refused, "message refused");
+                Ok(())
+            }
         }
     }
 
@@ -325,13 +343,13 @@ impl Peer {
         &mut self,
         now: Time,
         envelope: &RaftMessage,
-        message: esker_raft::Message,
+        message: Message,
         files: ReceivedSnapshot,
-    ) {
+    ) -> Result<(), StoreError> {
         if let Some(earlier) = self.received.replace(files) {
             earlier.discard();
         }
-        self.step(now, envelope, message);
+        self.step(now, envelope, message)
     }
 
     pub fn unreachable(&mut self, store: StoreId) {

@@ -17,7 +17,7 @@ use crate::message::{AppliedNotice, ApplyTask, Effect, Persisted, Proposal, Read
 use crate::outbox::{Outbox, RegionReport};
 use crate::read::RegionSnapshot;
 use crate::region::{RegionExt, same_range};
-use crate::state::{Applied, durable_applied, encode_entry};
+use crate::state::{Applied, applied_in, durable_applied, encode_entry};
 use esker_engine::KvEngine;
 
 /// How soon a leader looks again whether its pending peers have caught up.
@@ -42,7 +42,7 @@ impl Peer {
         while let Some(ready) = self.group.ready() {
             self.take_ready(kv, ready, outbox, out)?;
         }
-        self.serve_confirmed(kv);
+        self.serve_confirmed(kv)?;
         // Before the messages of this turn leave: among them may be the one that
         // makes another peer the leader.
         self.publish_lease();
@@ -118,6 +118,13 @@ impl Peer {
                     "{}", if leads { "leads" } else { "no longer leads" }
                 );
             }
+            if !leads && role.leader.is_none() {
+                // Nobody could tell it how far it may read.
+                let waiting = self.confirmed.drain(..).map(|(_, reads)| reads);
+                let waiting = waiting.chain(self.ahead.drain(..).map(|(_, _, reads)| reads));
+                let waiting: Vec<ReadRequest> = waiting.flatten().collect();
+                self.refuse_reads(waiting);
+            }
             outbox.leadership(self.id, role.term.0, self.leader(), leads);
         }
         if !ready.messages.is_empty() {
@@ -160,7 +167,7 @@ impl Peer {
                 self.confirmed.push_back((index, reads));
             }
         }
-        self.serve_confirmed(kv);
+        self.serve_confirmed(kv)?;
         for id in ready.failed_reads {
             if let Some(reads) = self.confirming.remove(&id) {
                 self.refuse_reads(reads);
@@ -295,12 +302,23 @@ impl Peer {
     /// The second matters on a follower. It may have applied more than its leader
     /// has; a reader who saw that here and then asked the leader, who reads under
     /// a lease from what it has applied, would see time run backwards.
-    fn serve_confirmed(&mut self, kv: &KvEngine) {
+    fn serve_confirmed(&mut self, kv: &KvEngine) -> Result<(), StoreError> {
         let mut shared = None;
-        while self.confirmed.front().is_some_and(|(index, _)| *index <= self.applied.index) {
+        while !self.installing
+            && self.confirmed.front().is_some_and(|(index, _)| *index <= self.applied.index)
+        {
             let Some((_, reads)) = self.confirmed.pop_front() else { break };
-            let view = shared.get_or_insert_with(|| kv.snapshot()).clone();
-            self.ahead.push_back((self.applied.index, view, reads));
+            let (view, index) = match &shared {
+                Some((view, index)) => (view, *index),
+                None => {
+                    // The view may be further than this peer has been told.
+                    let view = kv.snapshot();
+                    let applied = applied_in(&view, self.id)?.unwrap_or(self.applied);
+                    let (view, index) = shared.insert((view, applied.index));
+                    (&*view, *index)
+                }
+            };
+            self.ahead.push_back((index, view.clone(), reads));
         }
         while let Some((index, ..)) = self.ahead.front()
             && (self.is_leader() || *index <= self.leader_applied)
@@ -316,6 +334,7 @@ impl Peer {
                 let _ = read.reply.send(answer);
             }
         }
+        Ok(())
     }
 
     pub fn on_persisted(&mut self, now: Time, number: ReadyNumber) {
@@ -323,7 +342,7 @@ impl Peer {
     }
 
     /// Entries are applied. Effects on the region's shape are the worker's to carry out first.
-    pub fn on_applied(&mut self, kv: &KvEngine, notice: &AppliedNotice) {
+    pub fn on_applied(&mut self, notice: &AppliedNotice) {
         self.applied = notice.applied;
         self.written_bytes += notice.written_bytes;
         self.written_keys += notice.written_keys;
@@ -339,7 +358,6 @@ impl Peer {
             }
         }
         self.group.applied(notice.applied.index);
-        self.serve_confirmed(kv);
     }
 
     /// A change of members is applied; tells whether this peer is still a member.

@@ -13,7 +13,8 @@ use prost::Message as _;
 
 use super::Peer;
 use crate::config::{
-    MAX_BATCHED_ENTRY_BYTES, MAX_SPLIT_KEYS, MAX_WAITING_PROPOSALS, MAX_WAITING_READS,
+    MAX_BATCHED_ENTRY_BYTES, MAX_SPLIT_KEYS, MAX_STORED_KEY_BYTES, MAX_WAITING_PROPOSALS,
+    MAX_WAITING_READS,
 };
 use crate::error::RequestError;
 use crate::message::{
@@ -121,12 +122,19 @@ impl Peer {
         }
     }
 
+    fn waiting_reads(&self) -> usize {
+        let confirming: usize = self.confirming.values().map(Vec::len).sum();
+        let confirmed: usize = self.confirmed.iter().map(|(_, reads)| reads.len()).sum();
+        let ahead: usize = self.ahead.iter().map(|(_, _, reads)| reads.len()).sum();
+        self.reads.len() + confirming + confirmed + ahead
+    }
+
     pub fn on_read(&mut self, request: ReadRequest) {
         let allowed = if !self.is_initialized() || self.destroying {
             Err(RequestError::RegionNotFound(self.id))
         } else if !self.is_leader() && !request.context.replica_read {
             Err(self.not_leader())
-        } else if self.confirming.len() + self.reads.len() >= MAX_WAITING_READS {
+        } else if self.waiting_reads() >= MAX_WAITING_READS {
             Err(RequestError::ServerIsBusy {
                 reason: format!("region {} has too many reads waiting", self.id),
             })
@@ -296,6 +304,13 @@ impl Peer {
             return Err(refused("the keys are not in ascending order".into()));
         }
         for key in &keys {
+            if key.len() > MAX_STORED_KEY_BYTES {
+                let limit = MAX_STORED_KEY_BYTES;
+                return Err(refused(format!(
+                    "a key of {} bytes is longer than {limit}",
+                    key.len()
+                )));
+            }
             if !self.descriptor.contains_key(key) || *key == self.descriptor.start_key {
                 return Err(refused(format!(
                     "key {} is not inside the region",

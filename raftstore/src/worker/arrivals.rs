@@ -48,12 +48,6 @@ impl Worker {
             },
             Input::Raft(message) => self.on_raft(now, *message)?,
             Input::Snapshot(message, files) => self.on_snapshot(now, *message, files)?,
-            Input::SnapshotSent { region, to, delivered } => {
-                if let Some(peer) = self.peers.get_mut(&region) {
-                    peer.snapshot_sent(to, delivered);
-                    self.touched.insert(region);
-                }
-            }
             Input::Unreachable(store) => {
                 for (region, peer) in &mut self.peers {
                     if peer.is_leader() {
@@ -94,11 +88,15 @@ impl Worker {
             return self.on_membership_question(region, &envelope);
         }
         let Some(message) = decode(&envelope) else { return Ok(()) };
+        if matches!(message.body, MessageBody::InstallSnapshot { .. }) {
+            // A snapshot comes with its files, by another way, or not at all.
+            return Ok(());
+        }
         if !self.has_peer_for(now, region, &envelope, &message)? {
             return Ok(());
         }
         if let Some(peer) = self.peers.get_mut(&region) {
-            peer.step(now, &envelope, message);
+            peer.step(now, &envelope, message)?;
             self.touched.insert(region);
         }
         Ok(())
@@ -325,7 +323,7 @@ impl Worker {
             return Ok(());
         }
         if let Some(peer) = self.peers.get_mut(&region) {
-            peer.step_snapshot(now, &envelope, message, files);
+            peer.step_snapshot(now, &envelope, message, files)?;
             peer.collect(now, &self.shared.kv, &*self.shared.outbox, &mut self.out)?;
             if !peer.is_installing() {
                 // The group has all that the snapshot holds, or follows another leader.

@@ -38,6 +38,13 @@ pub struct Sent {
     pub reports: Mutex<BTreeMap<u64, RegionReport>>,
 }
 
+impl Sent {
+    /// Messages that the network has not carried yet.
+    pub fn waiting(&self) -> usize {
+        self.messages.lock().len()
+    }
+}
+
 impl Outbox for Sent {
     fn send(&self, to: StoreId, message: RaftMessage) {
         self.messages.lock().push_back((to, message));
@@ -187,12 +194,11 @@ impl Cluster {
 
     /// One turn of every part, then everything sent is delivered.
     pub fn step(&mut self) -> bool {
-        let now = self.clock.now();
         let mut busy = false;
         for machine in self.machines.values_mut() {
             let Some(store) = &mut machine.store else { continue };
             for worker in &mut store.workers {
-                busy |= worker.turn(now).unwrap();
+                busy |= worker.turn(&*self.clock).unwrap();
             }
             if !machine.stuck_disk {
                 busy |= store.log_writer.turn().unwrap();

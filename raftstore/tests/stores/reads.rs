@@ -2,7 +2,12 @@
 
 use std::time::Duration;
 
-use esker_raftstore::{Admin, NewRegion, PeerId, RegionId, RequestContext, RequestError, StoreId};
+use esker_raft::{Message, MessageBody};
+use esker_raftstore::{
+    Admin, Clock, NewRegion, PeerId, RegionExt, RegionId, RequestContext, RequestError,
+    StoreHandle, StoreId, Time,
+};
+use esker_rpc::proto::esker::RaftMessage;
 
 use crate::cluster::{Cluster, bytes, value};
 
@@ -177,4 +182,54 @@ fn a_request_for_another_peer_or_region_is_told_so() {
     let mut answer = cluster.store(1).handle.start_status(RegionId(999)).unwrap();
     cluster.settle();
     assert_eq!(answer.try_recv().unwrap(), Err(RequestError::RegionNotFound(RegionId(999))));
+}
+
+/// A clock during whose reading a message arrives.
+struct Racing {
+    time: Time,
+    store: StoreHandle,
+    message: RaftMessage,
+}
+
+impl Clock for Racing {
+    fn now(&self) -> Time {
+        self.store.raft_message(self.message.clone());
+        self.time
+    }
+}
+
+#[test]
+fn a_message_is_never_taken_with_a_time_from_before_it_came() {
+    // A follower promises its leader not to vote for another for a while from when
+    // it heard of it. Counted from an earlier moment, the promise could end before
+    // the lease that rests on it.
+    let mut cluster = Cluster::replicated();
+    cluster.transfer(1, 1);
+    cluster.run(Duration::from_secs(1));
+    let region = cluster.region_on(2, 1).unwrap();
+    let on = |store| *region.peer_on(StoreId(store)).unwrap();
+    let heartbeat = Message {
+        from: PeerId(on(1).id),
+        to: PeerId(on(2).id),
+        term: cluster.status(1, 1).unwrap().term,
+        body: MessageBody::Heartbeat { commit: Default::default(), stamp: Default::default() },
+    };
+    let mut encoded = Vec::new();
+    heartbeat.encode(&mut encoded);
+    let message = RaftMessage {
+        region_id: 1,
+        from: Some(on(1)),
+        to: Some(on(2)),
+        epoch: region.region_epoch,
+        message: encoded.into(),
+        ..RaftMessage::default()
+    };
+    let store = cluster.store(2).handle.clone();
+    let clock = Racing { time: cluster.clock.now(), store, message };
+    let machine = cluster.machines.get_mut(&StoreId(2)).unwrap();
+    let worker = &mut machine.store.as_mut().unwrap().workers[1];
+    worker.turn(&clock).unwrap();
+    assert_eq!(machine.sent.waiting(), 0, "the heartbeat was answered with a time from before it");
+    worker.turn(&clock).unwrap();
+    assert!(machine.sent.waiting() > 0, "the next turn answers it");
 }
