@@ -107,7 +107,7 @@ impl Node {
     /// None at present; connecting later may find some.
     pub async fn client(&self) -> Result<KvClient, Error> {
         let local: Option<Arc<dyn StoreService>> =
-            self.store_service.get().map(|service| service.clone() as Arc<dyn StoreService>);
+            self.store_id.map(|_| self.store_service.clone() as Arc<dyn StoreService>);
         Ok(KvClient::new(self.placement.clone(), local))
     }
 
@@ -134,6 +134,7 @@ impl Node {
     fn begin_stop(&self) {
         self.shutdown.send_replace(true);
         self.traffic.clear();
+        self.store_service.close();
         for task in &self.tasks {
             task.abort();
         }

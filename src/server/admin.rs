@@ -42,7 +42,7 @@ fn proto(error: RawError) -> errorpb::Error {
 
 impl AdminService {
     fn open(&self) -> Result<Arc<RegionService>, Status> {
-        self.store.get().cloned().ok_or_else(not_open)
+        self.store.get().ok_or_else(not_open)
     }
 }
 

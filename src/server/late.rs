@@ -1,9 +1,12 @@
-//! A store's door before the store is open.
+//! A store's door while the store is not open: not yet, or no longer.
 //!
 //! A node serves its port from the beginning, because placement, which the store
-//! needs in order to open, may be behind the same port.
+//! needs in order to open, may be behind the same port. And clients in this process
+//! may outlive the node, whose data directory must be free when it has stopped.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
 
 use esker_rpc::proto::kvrpcpb::{
     RawCasRequest, RawCasResponse, RawGetKeyTtlRequest, RawGetKeyTtlResponse, SplitRegionRequest,
@@ -14,24 +17,28 @@ use tonic::Status;
 
 use super::regions::RegionService;
 
-/// Answers `UNAVAILABLE` until the store is there.
+/// Answers `UNAVAILABLE` while the store is not there.
 #[derive(Default)]
 pub struct LateStore {
-    service: OnceLock<Arc<RegionService>>,
+    service: ArcSwapOption<RegionService>,
 }
 
 impl LateStore {
-    /// The store is open. A second one is ignored: a node has one.
     pub fn open(&self, service: Arc<RegionService>) {
-        let _ = self.service.set(service);
+        self.service.store(Some(service));
     }
 
-    pub fn get(&self) -> Option<&Arc<RegionService>> {
-        self.service.get()
+    /// Lets go of the store.
+    pub fn close(&self) {
+        self.service.store(None);
+    }
+
+    pub fn get(&self) -> Option<Arc<RegionService>> {
+        self.service.load_full()
     }
 
     fn ask<T: Send + 'static>(&self, ask: impl FnOnce(&RegionService) -> Answer<T>) -> Answer<T> {
-        match self.service.get() {
+        match &*self.service.load() {
             Some(service) => ask(service),
             None => Box::pin(std::future::ready(Err(not_open()))),
         }
@@ -45,7 +52,7 @@ pub fn not_open() -> Status {
 
 impl StoreService for LateStore {
     fn store_id(&self) -> u64 {
-        self.service.get().map_or(0, |service| service.store_id())
+        self.service.load().as_ref().map_or(0, |service| service.store_id())
     }
 
     fn handle(&self, command: Command) -> Answer<Reply> {

@@ -57,7 +57,7 @@ pub fn router(address: String, store: Arc<LateStore>, metrics: Option<Prometheus
         let status = Status {
             version: env!("CARGO_PKG_VERSION"),
             address: address.clone(),
-            store_id: service.map(|service| service.store().store_id().0),
+            store_id: service.as_ref().map(|service| service.store().store_id().0),
             regions: service.map_or(0, |service| service.store().delegates().count()),
         };
         std::future::ready(Json(status))
