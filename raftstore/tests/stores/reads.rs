@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use esker_raft::{Message, MessageBody};
+use esker_raftstore::config::WORKER_INBOX;
 use esker_raftstore::{
     Admin, Clock, NewRegion, PeerId, RegionExt, RegionId, RequestContext, RequestError,
     StoreHandle, StoreId, Time,
@@ -232,4 +233,26 @@ fn a_message_is_never_taken_with_a_time_from_before_it_came() {
     assert_eq!(machine.sent.waiting(), 0, "the heartbeat was answered with a time from before it");
     worker.turn(&clock).unwrap();
     assert!(machine.sent.waiting() > 0, "the next turn answers it");
+}
+
+#[test]
+fn a_store_with_a_full_inbox_says_that_it_is_busy_and_goes_on() {
+    let mut cluster = Cluster::replicated();
+    cluster.transfer(1, 1);
+    let region = cluster.region_of(b"a");
+    // Nobody takes a turn meanwhile.
+    let mut answers = Vec::new();
+    let refused = loop {
+        match cluster.start_put(1, &region, "a", "1") {
+            Ok(answer) => answers.push(answer),
+            Err(refused) => break refused,
+        }
+    };
+    assert!(matches!(refused, RequestError::ServerIsBusy { .. }), "{refused}");
+    assert_eq!(answers.len(), WORKER_INBOX);
+    cluster.run(Duration::from_millis(500));
+    for mut answer in answers {
+        assert!(answer.try_recv().unwrap().is_ok(), "what was taken is carried out");
+    }
+    cluster.put("a", "2");
 }
