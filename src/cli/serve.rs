@@ -2,6 +2,7 @@
 //! servers, which then run until they are told to stop.
 
 use std::collections::BTreeMap;
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -156,7 +157,11 @@ fn log_to_standard_error(default: &str) -> Result<(), CliError> {
     let directives = std::env::var(LOG_VARIABLE).unwrap_or_else(|_| default.to_owned());
     let filter = EnvFilter::try_new(directives)
         .map_err(|error| CliError::Log { variable: LOG_VARIABLE, reason: error.to_string() })?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Colours are for a terminal, not for a file.
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     // A process that embeds the command line may have set up its own log: let it be.
     let _ = log.try_init();
     Ok(())

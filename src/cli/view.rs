@@ -40,6 +40,8 @@ pub struct PeerView {
 impl RegionView {
     pub fn new(region: metapb::Region, leader: Option<&metapb::Peer>) -> Self {
         let epoch = region.region_epoch.unwrap_or_default();
+        let mut peers: Vec<PeerView> = region.peers.iter().map(PeerView::new).collect();
+        peers.sort_by_key(|peer| peer.store);
         RegionView {
             id: region.id,
             start_key: Text(region.start_key),
@@ -47,7 +49,7 @@ impl RegionView {
             epoch: EpochView { version: epoch.version, conf_ver: epoch.conf_ver },
             // The placement driver names no leader with a peer of id 0.
             leader: leader.filter(|peer| peer.id != 0).map(PeerView::new),
-            peers: region.peers.iter().map(PeerView::new).collect(),
+            peers,
             pending: Vec::new(),
             down: Vec::new(),
         }
