@@ -365,13 +365,18 @@ async fn a_follower_names_the_leader() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_that_hang_up_with_requests_under_way_disturb_nobody() {
+async fn clients_that_hang_up_with_requests_under_way_disturb_nobody_and_leave_nothing() {
     let (cluster, operator) = one_store().await;
     let mut raw = Raw::connect(&operator).await;
+    raw.assert_works().await;
+    // The whole cluster runs on this test's own runtime.
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let before = tasks();
     let context = raw.context();
     for client in 0..HANG_UPS {
         let (requests, outgoing) = mpsc::channel(1);
-        let stream = raw.client.batch_commands(ReceiverStream::new(outgoing)).await;
+        let mut other = Raw::connect(&operator).await;
+        let stream = other.client.batch_commands(ReceiverStream::new(outgoing)).await;
         let stream = stream.expect("the store takes a stream").into_inner();
         let put = |number: u64| {
             let key = format!("a/{client}/{number}").into();
@@ -392,5 +397,10 @@ async fn clients_that_hang_up_with_requests_under_way_disturb_nobody() {
     raw.assert_works().await;
     // A new connection is served like the old one.
     Raw::connect(&operator).await.assert_works().await;
+    eventually("nothing runs for those who are gone", PATIENCE, async || {
+        let now = tasks();
+        if now <= before { Ok(()) } else { Err(format!("{now} tasks, {before} before")) }
+    })
+    .await;
     cluster.stop().await;
 }
