@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde::Serialize;
 
 use super::cluster::{Cluster, ClusterArguments};
@@ -228,11 +228,15 @@ async fn watch(
     let bar =
         ProgressBar::with_draw_target(operations, ProgressDrawTarget::stderr()).with_message(name);
     let template = match operations {
-        Some(_) => "{msg} [{bar:40}] {human_pos}/{human_len} {per_sec} {eta}",
-        None => "{msg} [{elapsed}] {human_pos} {per_sec}",
+        Some(_) => "{msg} [{bar:40}] {human_pos}/{human_len} {rate}/s {eta}",
+        None => "{msg} [{elapsed}] {human_pos} {rate}/s",
     };
     if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style.progress_chars("=> "));
+        let rate = |state: &ProgressState, text: &mut dyn std::fmt::Write| {
+            // The bar has nobody to tell that it could not be drawn.
+            let _ = write!(text, "{:.0}", state.per_sec());
+        };
+        bar.set_style(style.with_key("rate", rate).progress_chars("=> "));
     }
     let mut redraw = tokio::time::interval(REDRAW);
     tokio::pin!(phase);

@@ -15,7 +15,6 @@ pub struct RegionDetail {
     #[serde(flatten)]
     region: RegionView,
     approximate_size: Option<u64>,
-    approximate_keys: Option<u64>,
     replicas: Vec<Replica>,
 }
 
@@ -104,7 +103,6 @@ impl RegionDetail {
         RegionDetail {
             region,
             approximate_size: leading.as_ref().map(|leader| leader.approximate_size),
-            approximate_keys: leading.as_ref().map(|leader| leader.approximate_keys),
             replicas,
         }
     }
@@ -132,13 +130,12 @@ impl RegionDetail {
             ("FLOW", Align::Left),
         ];
         format!(
-            "region:  {}\nrange:   [{}, {})\nepoch:   {}\nleader:  {leader}\nsize:    {} bytes, {} keys (approximate)\n\n{}",
+            "region:  {}\nrange:   [{}, {})\nepoch:   {}\nleader:  {leader}\nsize:    {} bytes (approximate)\n\n{}",
             region.id,
             bound(&region.start_key),
             bound(&region.end_key),
             epoch(region.epoch),
             known(self.approximate_size),
-            known(self.approximate_keys),
             table(&headers, self.replicas.iter().map(Replica::row)),
         )
     }
