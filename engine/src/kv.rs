@@ -207,7 +207,7 @@ impl KvEngine {
     }
 
     /// Rewrites what the range holds down to the last level, and waits: space of
-    /// deleted data is given back, and `drop_in_compaction` sees every pair.
+    /// deleted data is given back.
     pub fn compact(&self, cf: Cf, start: &[u8], end: Option<&[u8]>) -> Result<(), EngineError> {
         self.persist()?;
         let shared = &self.shared;

@@ -51,7 +51,7 @@ pub use family::Cf;
 pub use kv::{KvBatch, KvEngine};
 pub use log::{LogBatch, LogEngine};
 pub use operations::MAX_KEY_BYTES;
-pub use options::{BlockCache, CompactionDrop, EngineOptions};
+pub use options::{BlockCache, EngineOptions};
 pub use snapshot::{KvIter, KvSnapshot};
 pub use sst::{SstBuilder, SstFile};
 pub use statistics::EngineStatistics;

@@ -9,8 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use rocksdb::{
-    AsRawPtr, BlockBasedOptions, Cache, CompactionDecision, DBCompressionType, DBRecoveryMode,
-    LogLevel, Options,
+    AsRawPtr, BlockBasedOptions, Cache, DBCompressionType, DBRecoveryMode, LogLevel, Options,
 };
 
 use crate::environment::{Environment, MemoryEnv};
@@ -37,11 +36,6 @@ const INFO_LOG_BYTES: usize = 8 * MIB;
 const INFO_LOG_FILES: usize = 4;
 /// A simulated store's memory grows in steps of this size.
 const MEMORY_ARENA_BYTES: usize = 32 * KIB;
-
-/// Says of a pair in [`Cf::Default`] whether compaction may drop it for good.
-/// Called from RocksDB's threads, several at once, whatever snapshots are open;
-/// it must not block or panic.
-pub type CompactionDrop = Arc<dyn Fn(&[u8], &[u8]) -> bool + Send + Sync>;
 
 /// The cache of uncompressed blocks; clones are the same cache. It is made when
 /// the first engine opens.
@@ -72,7 +66,6 @@ pub struct EngineOptions {
     /// The `kv` instance does not flush when it closes, as if the process died.
     /// For simulated crashes.
     pub lose_memtables_on_close: bool,
-    pub drop_in_compaction: Option<CompactionDrop>,
 }
 
 impl Default for EngineOptions {
@@ -88,7 +81,6 @@ impl Default for EngineOptions {
             max_background_jobs: cores.clamp(2, 8) as i32,
             max_open_files: 1024,
             lose_memtables_on_close: false,
-            drop_in_compaction: None,
         }
     }
 }
@@ -165,26 +157,8 @@ impl EngineOptions {
         options
     }
 
+    /// A family, in the database and in SST files that are built beside it.
     pub(crate) fn kv_family(&self, cf: Cf) -> Options {
-        let mut options = self.sst_family(cf);
-        if let (Cf::Default, Some(drop)) = (cf, &self.drop_in_compaction) {
-            let drop = Arc::clone(drop);
-            options.set_compaction_filter(
-                c"esker-drop",
-                move |_level, key: &[u8], value: &[u8]| {
-                    if drop(key, value) {
-                        CompactionDecision::Remove
-                    } else {
-                        CompactionDecision::Keep
-                    }
-                },
-            );
-        }
-        options
-    }
-
-    /// A family as the SST files outside the database need it, too.
-    pub(crate) fn sst_family(&self, cf: Cf) -> Options {
         let mut options = Options::default();
         let mut table = BlockBasedOptions::default();
         table.set_block_size(KV_BLOCK_BYTES);

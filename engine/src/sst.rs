@@ -59,7 +59,7 @@ impl SstBuilder {
         let file = match &mut self.open {
             Some(file) => file,
             None => {
-                let options = self.engine.options.sst_family(self.cf);
+                let options = self.engine.options.kv_family(self.cf);
                 self.open.insert(OpenFile::create(options, &self.path)?)
             }
         };

@@ -1,5 +1,4 @@
 use std::fs;
-use std::sync::Arc;
 
 use esker_engine::{Cf, EngineOptions, KvBatch, KvEngine};
 
@@ -207,27 +206,6 @@ fn an_iterator_stays_within_its_bounds_in_both_directions() {
             assert!(!iter.valid().expect("a seek"));
         }
     });
-}
-
-#[test]
-fn compaction_drops_what_the_hook_says_and_only_from_the_default_family() {
-    for mut place in [Place::on_disk(), Place::in_memory()] {
-        place.options.drop_in_compaction =
-            Some(Arc::new(|key, value| key.starts_with(b"x") && value == b"expired"));
-        let engine = place.kv();
-        put(&engine, Cf::Default, b"x1", b"expired");
-        put(&engine, Cf::Default, b"x2", b"alive");
-        put(&engine, Cf::Default, b"y", b"expired");
-        put(&engine, Cf::Write, b"x1", b"expired");
-        assert!(get(&engine, Cf::Default, b"x1").is_some());
-        for cf in [Cf::Default, Cf::Write] {
-            engine.compact(cf, b"", None).expect("a compaction");
-        }
-        assert!(get(&engine, Cf::Default, b"x1").is_none());
-        assert!(get(&engine, Cf::Default, b"x2").is_some());
-        assert!(get(&engine, Cf::Default, b"y").is_some());
-        assert!(get(&engine, Cf::Write, b"x1").is_some());
-    }
 }
 
 #[test]
