@@ -11,18 +11,27 @@ use thiserror::Error;
 use crate::configuration::{Configuration, MAX_PEERS};
 use crate::message::{AppendOutcome, CommitPoint, Message, MessageBody, Stamp};
 use crate::types::{
-    ChangeStep, ConfChange, Entry, HardState, LeaveJoint, LogIndex, Payload, PeerId, SnapshotMeta,
-    Term, Time,
+    ChangeStep, ConfChange, Entry, GroupId, HardState, LeaveJoint, LogIndex, Payload, PeerId,
+    SnapshotMeta, Term, Time,
 };
 
+/// The version of everything that is stored.
 const FORMAT: u8 = 1;
+
+/// The version of what travels.
+const WIRE_FORMAT: u8 = 2;
 
 /// Why bytes are not what they should be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum DecodeError {
     /// Written by another release.
-    #[error("format version {0} is unknown, this release reads {FORMAT}")]
-    Version(u8),
+    #[error("format version {found} is unknown, this release reads {known}")]
+    Version {
+        /// What was found.
+        found: u8,
+        /// What this release reads.
+        known: u8,
+    },
     /// The input ends too early.
     #[error("the input ends within a field")]
     Truncated,
@@ -42,11 +51,11 @@ pub enum DecodeError {
 struct Input(Bytes);
 
 impl Input {
-    fn open(bytes: Bytes) -> Result<Input, DecodeError> {
+    fn open(bytes: Bytes, known: u8) -> Result<Input, DecodeError> {
         let mut input = Input(bytes);
         match input.byte()? {
-            FORMAT => Ok(input),
-            other => Err(DecodeError::Version(other)),
+            found if found == known => Ok(input),
+            found => Err(DecodeError::Version { found, known }),
         }
     }
 
@@ -180,7 +189,7 @@ impl Payload {
     /// # Errors
     /// See [`DecodeError`].
     pub fn decode(bytes: Bytes) -> Result<Payload, DecodeError> {
-        let mut input = Input::open(bytes)?;
+        let mut input = Input::open(bytes, FORMAT)?;
         match input.byte()? {
             0 => input.close(Payload::Noop),
             1 => Ok(Payload::Command(input.0)),
@@ -224,7 +233,7 @@ impl HardState {
     /// # Errors
     /// See [`DecodeError`].
     pub fn decode(bytes: Bytes) -> Result<HardState, DecodeError> {
-        let mut input = Input::open(bytes)?;
+        let mut input = Input::open(bytes, FORMAT)?;
         let term = input.term()?;
         let vote = Some(input.peer()?).filter(|peer| peer.0 != 0);
         let commit = input.index()?;
@@ -244,7 +253,7 @@ impl Configuration {
     /// # Errors
     /// See [`DecodeError`].
     pub fn decode(bytes: Bytes) -> Result<Configuration, DecodeError> {
-        let mut input = Input::open(bytes)?;
+        let mut input = Input::open(bytes, FORMAT)?;
         let configuration = Configuration::take(&mut input)?;
         input.close(configuration)
     }
@@ -286,7 +295,8 @@ impl Configuration {
 impl Message {
     /// Appends the form that travels to `out`.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        out.push(FORMAT);
+        out.push(WIRE_FORMAT);
+        put_number(out, self.group.0);
         put_number(out, self.from.0);
         put_number(out, self.to.0);
         put_number(out, self.term.0);
@@ -298,10 +308,11 @@ impl Message {
     /// # Errors
     /// See [`DecodeError`].
     pub fn decode(bytes: Bytes) -> Result<Message, DecodeError> {
-        let mut input = Input::open(bytes)?;
+        let mut input = Input::open(bytes, WIRE_FORMAT)?;
+        let group = GroupId(input.number()?);
         let (from, to, term) = (input.peer()?, input.peer()?, input.term()?);
         let body = MessageBody::take(&mut input)?;
-        input.close(Message { from, to, term, body })
+        input.close(Message { group, from, to, term, body })
     }
 }
 
@@ -383,6 +394,10 @@ impl MessageBody {
                 out.push(12);
                 put_number(out, target.0);
             }
+            MessageBody::Commit { commit } => {
+                out.push(13);
+                put_commit(out, *commit);
+            }
         }
     }
 
@@ -431,13 +446,14 @@ impl MessageBody {
             8 => {
                 let (index, term) = (input.index()?, input.term()?);
                 let configuration = Configuration::take(input)?;
-                let meta = SnapshotMeta { index, term, configuration };
+                let meta = Box::new(SnapshotMeta { index, term, configuration });
                 MessageBody::InstallSnapshot { meta, data: input.bytes()? }
             }
             9 => MessageBody::TimeoutNow,
             10 => MessageBody::ReadIndex { batch: input.number()? },
             11 => MessageBody::ReadIndexReply { batch: input.number()?, index: input.index()? },
             12 => MessageBody::TransferRequest { target: input.peer()? },
+            13 => MessageBody::Commit { commit: input.commit_point()? },
             kind => return Err(DecodeError::Value { field: "message", value: kind.into() }),
         })
     }

@@ -6,10 +6,10 @@
 //! the old voters **and** one of the new (Raft §6), so that at no moment two
 //! disjoint groups of peers can decide.
 
-use std::collections::BTreeSet;
-
 use thiserror::Error;
 
+use crate::peer_set::PeerSet;
+use crate::rules::broken;
 use crate::types::{ChangeStep, ConfChange, LeaveJoint, LogIndex, PeerId, Term};
 
 /// How many peers a configuration may name. Quorums are counted on the stack
@@ -20,15 +20,15 @@ pub const MAX_PEERS: usize = 64;
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Configuration {
     /// The voters; in a joint configuration those of the new one.
-    pub voters: BTreeSet<PeerId>,
+    pub voters: PeerSet,
     /// The old voters while the configuration is joint, else empty.
-    pub voters_outgoing: BTreeSet<PeerId>,
+    pub voters_outgoing: PeerSet,
     /// Peers that receive the log and have no vote.
-    pub learners: BTreeSet<PeerId>,
+    pub learners: PeerSet,
     /// Voters of the old configuration that become learners when it is left.
-    pub learners_next: BTreeSet<PeerId>,
+    pub learners_next: PeerSet,
     /// Which of the voters, old and new, are witnesses: they vote and never lead.
-    pub witnesses: BTreeSet<PeerId>,
+    pub witnesses: PeerSet,
     /// Whether the leader ends the joint configuration by itself.
     pub auto_leave: bool,
 }
@@ -48,6 +48,9 @@ pub enum ConfigError {
     /// Two steps about one peer have no clear meaning.
     #[error("the change names peer {0} twice")]
     NamedTwice(PeerId),
+    /// A peer that is two things of which it can be one.
+    #[error("peer {0} has two roles that exclude each other")]
+    TwoRoles(PeerId),
     /// Peer 0 stands for "none" in stored forms.
     #[error("peer id 0 is not a peer")]
     InvalidPeer,
@@ -160,8 +163,10 @@ impl Configuration {
             return Err(ConfigError::NotJoint);
         }
         let mut next = self.clone();
-        next.voters_outgoing.clear();
-        next.learners.append(&mut next.learners_next);
+        next.voters_outgoing = PeerSet::default();
+        let learners = next.learners.iter().chain(&next.learners_next);
+        next.learners = learners.copied().collect();
+        next.learners_next = PeerSet::default();
         next.auto_leave = false;
         next.witnesses.retain(|peer| self.voters.contains(peer));
         Ok(next)
@@ -172,7 +177,7 @@ impl Configuration {
             return Err(ConfigError::AlreadyJoint);
         }
         let mut next = self.clone();
-        let mut named = BTreeSet::new();
+        let mut named = PeerSet::default();
         for &step in &change.steps {
             let (ChangeStep::AddVoter(peer)
             | ChangeStep::AddLearner(peer)
@@ -186,25 +191,58 @@ impl Configuration {
             }
             next.take_step(step)?;
         }
-        if next.voters.iter().all(|peer| next.witnesses.contains(peer)) {
-            return Err(ConfigError::NoVoters);
-        }
-        let moved = self.voters.symmetric_difference(&next.voters).count();
-        if moved > 1 || change.leave == LeaveJoint::Explicit {
+        let added = next.voters.iter().filter(|peer| !self.voters.contains(peer)).count();
+        let moved = added + self.voters.len() + added - next.voters.len();
+        let jointly = moved > 1 && !broken!(ManyVotersJointly);
+        if jointly || change.leave == LeaveJoint::Explicit {
             next.voters_outgoing.clone_from(&self.voters);
             next.auto_leave = change.leave == LeaveJoint::Auto;
             // A voter that becomes a learner keeps its old vote until the end.
             let outgoing = &next.voters_outgoing;
-            next.learners_next = next.learners.intersection(outgoing).copied().collect();
+            let demoted = next.learners.iter().filter(|peer| outgoing.contains(peer));
+            next.learners_next = demoted.copied().collect();
             next.learners.retain(|peer| !outgoing.contains(peer));
         }
         let (voters, outgoing) = (&next.voters, &next.voters_outgoing);
         next.witnesses.retain(|peer| voters.contains(peer) || outgoing.contains(peer));
-        let peers = next.peers().count();
+        next.validate()?;
+        Ok(next)
+    }
+
+    /// Whether this is a configuration that a group can have. One that came from a
+    /// disk or another peer may not be.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let Configuration { voters, voters_outgoing, learners, learners_next, witnesses, .. } =
+            self;
+        if voters.iter().all(|peer| witnesses.contains(peer)) {
+            return Err(ConfigError::NoVoters);
+        }
+        let peers = self.peers().count();
         if peers > MAX_PEERS {
             return Err(ConfigError::TooManyPeers(peers));
         }
-        Ok(next)
+        for &peer in
+            [voters, voters_outgoing, learners, learners_next, witnesses].into_iter().flatten()
+        {
+            if peer.0 == 0 {
+                return Err(ConfigError::InvalidPeer);
+            }
+        }
+        if let Some(peer) = learners.iter().find(|peer| self.is_voter(**peer)) {
+            return Err(ConfigError::TwoRoles(*peer));
+        }
+        // Who is yet to become a learner votes in the old configuration only.
+        let yet = |peer: &&PeerId| !voters_outgoing.contains(peer) || voters.contains(peer);
+        if let Some(peer) = learners_next.iter().find(yet) {
+            return Err(ConfigError::TwoRoles(*peer));
+        }
+        match witnesses.iter().find(|peer| !self.is_voter(**peer)) {
+            Some(peer) => Err(ConfigError::TwoRoles(*peer)),
+            None => Ok(()),
+        }
     }
 
     fn take_step(&mut self, step: ChangeStep) -> Result<(), ConfigError> {

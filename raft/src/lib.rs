@@ -47,23 +47,28 @@ mod configuration;
 mod group;
 mod log;
 mod message;
+mod peer_set;
 mod progress;
 pub mod quorum;
 mod random;
 mod read;
 mod ready;
+mod rules;
 mod types;
 
 pub use codec::DecodeError;
-pub use config::{Config, MAX_PRIORITY_WAIT};
+pub use config::{Config, MAX_PRIORITY_WAIT, WITNESS_WAIT};
 pub use configuration::{ConfigError, Configuration, MAX_PEERS};
 pub use group::{Group, ProposeError, Restored, SnapshotOutcome, StepError, TransferError};
 pub use log::{LogReadError, LogReader, MAX_APPLYING_BYTES, MAX_COMMITTED_BYTES};
 pub use message::{AppendOutcome, CommitPoint, Message, MessageBody, Stamp};
+pub use peer_set::PeerSet;
 pub use progress::{Progress, ProgressState};
 pub use read::{MAX_PENDING_READS, MAX_READ_ROUNDS, ReadError};
 pub use ready::{Ready, ReadyNumber, RoleChange, RoleKind};
+#[cfg(esker_break_rules)]
+pub use rules::{Rule, break_rule};
 pub use types::{
-    ChangeStep, ConfChange, Entry, HardState, LeaveJoint, LogIndex, Payload, PeerId, SnapshotMeta,
-    Term, Time,
+    ChangeStep, ConfChange, Entry, GroupId, HardState, Identity, LeaveJoint, LogIndex, Payload,
+    PeerId, SnapshotMeta, Term, Time,
 };

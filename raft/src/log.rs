@@ -15,6 +15,7 @@ use std::collections::VecDeque;
 
 use thiserror::Error;
 
+use crate::rules::broken;
 use crate::types::{Entry, LogIndex, Term};
 
 /// Bytes of committed entries in one [`crate::Ready`], at least one entry.
@@ -292,8 +293,11 @@ impl<R: LogReader> Log<R> {
         }
         self.last = (end, term);
         self.handed = self.handed.min(end);
-        self.persisted = self.persisted.min(end);
         self.change_horizon = self.change_horizon.min(end);
+        if broken!(ReplacedEntriesNotDurable) {
+            return Ok(());
+        }
+        self.persisted = self.persisted.min(end);
         // Writes under way will end with the old entries on disk, and must then
         // not be taken for a proof that the new ones are there.
         for write in &mut self.writes {
@@ -330,16 +334,14 @@ impl<R: LogReader> Log<R> {
 
     /// Ready `number` and all before it are durable.
     pub fn write_finished(&mut self, number: u64) {
-        while self.writes.front().is_some_and(|write| write.number <= number) {
-            if let Some(write) = self.writes.pop_front() {
-                self.persisted = self.persisted.max(write.last);
-            }
+        while let Some(write) = self.writes.pop_front_if(|write| write.number <= number) {
+            self.persisted = self.persisted.max(write.last);
         }
         self.evict();
     }
 
     fn emittable(&self) -> LogIndex {
-        self.commit.min(self.persisted)
+        if broken!(ApplyDurableOnly) { self.commit } else { self.commit.min(self.persisted) }
     }
 
     pub fn has_emittable(&self) -> bool {
@@ -372,8 +374,7 @@ impl<R: LogReader> Log<R> {
             self.emitted
         );
         self.applied = index;
-        while self.applying.front().is_some_and(|(end, _)| *end <= index) {
-            let bytes = self.applying.pop_front().map_or(0, |(_, bytes)| bytes);
+        while let Some((_, bytes)) = self.applying.pop_front_if(|(end, _)| *end <= index) {
             self.applying_bytes -= bytes;
         }
         self.evict();

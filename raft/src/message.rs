@@ -5,11 +5,13 @@
 
 use bytes::Bytes;
 
-use crate::types::{Entry, LogIndex, PeerId, SnapshotMeta, Term, Time};
+use crate::types::{Entry, GroupId, LogIndex, PeerId, SnapshotMeta, Term, Time};
 
 /// One message between two peers of a group.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Message {
+    /// Of which group both are.
+    pub group: GroupId,
     /// Who sent it.
     pub from: PeerId,
     /// Whom it is for.
@@ -102,6 +104,13 @@ pub enum MessageBody {
         /// Echo of the append's.
         stamp: Stamp,
     },
+    /// So far is committed: how a follower that has everything learns that it may
+    /// apply it. Wants no answer, and a lost one is made up for by the next append
+    /// or heartbeat.
+    Commit {
+        /// Counts only where the follower has this very entry.
+        commit: CommitPoint,
+    },
     /// I still lead.
     Heartbeat {
         /// How far the leader has committed, never beyond what it knows this
@@ -119,8 +128,8 @@ pub enum MessageBody {
     /// leader no longer has (Raft §7). The driver carries the data; this is
     /// stepped into the receiver once all of it is there.
     InstallSnapshot {
-        /// What the snapshot stands for.
-        meta: SnapshotMeta,
+        /// What the snapshot stands for. Boxed, because it is large and rare.
+        meta: Box<SnapshotMeta>,
         /// The driver's own description of the data.
         data: Bytes,
     },
@@ -143,6 +152,61 @@ pub enum MessageBody {
         /// The wished-for leader.
         target: PeerId,
     },
+}
+
+impl MessageBody {
+    /// Whether it answers something that was asked or sent in its term.
+    pub(crate) fn is_answer(&self) -> bool {
+        matches!(
+            self,
+            MessageBody::PreVoteReply { .. }
+                | MessageBody::VoteReply { .. }
+                | MessageBody::AppendReply { .. }
+                | MessageBody::HeartbeatReply { .. }
+                | MessageBody::ReadIndexReply { .. }
+        )
+    }
+}
+
+impl Message {
+    /// The first number in it, if there is one, that no honest peer could have
+    /// counted up to. Everything behind this check can add one without fear.
+    pub(crate) fn out_of_range(&self) -> Option<(&'static str, u64)> {
+        let Message { term, body, .. } = self;
+        let none = (LogIndex(0), Term(0));
+        let ((index, entry_term), also) = match body {
+            MessageBody::PreVote { last_index, last_term, commit }
+            | MessageBody::Vote { last_index, last_term, commit, .. } => {
+                ((*last_index, *last_term), (commit.index, commit.term))
+            }
+            MessageBody::PreVoteReply { commit, .. }
+            | MessageBody::VoteReply { commit, .. }
+            | MessageBody::Commit { commit } => ((commit.index, commit.term), none),
+            MessageBody::Append { prev_index, prev_term, entries, commit, .. } => {
+                let end = LogIndex(prev_index.0.saturating_add(entries.len() as u64));
+                ((end.max(*commit), *prev_term), none)
+            }
+            MessageBody::AppendReply { outcome, .. } => match outcome {
+                AppendOutcome::Accepted { match_index } => ((*match_index, Term(0)), none),
+                AppendOutcome::Rejected { prev_index, hint_index, hint_term } => {
+                    ((*prev_index.max(hint_index), *hint_term), none)
+                }
+            },
+            MessageBody::Heartbeat { commit, .. } => ((*commit, Term(0)), none),
+            MessageBody::InstallSnapshot { meta, .. } => ((meta.index, meta.term), none),
+            MessageBody::ReadIndexReply { index, .. } => ((*index, Term(0)), none),
+            MessageBody::HeartbeatReply { .. }
+            | MessageBody::TimeoutNow
+            | MessageBody::ReadIndex { .. }
+            | MessageBody::TransferRequest { .. } => (none, none),
+        };
+        let terms = [*term, entry_term, also.1].into_iter().max().unwrap_or_default();
+        let indexes = index.max(also.0);
+        if terms > Term::MAX {
+            return Some(("term", terms.0));
+        }
+        (indexes > LogIndex::MAX).then_some(("index", indexes.0))
+    }
 }
 
 /// Whether an append fitted.

@@ -36,10 +36,10 @@ pub enum ProgressState {
     Snapshot,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum State {
     Probe { waiting: bool },
-    Replicate { inflight: Inflight },
+    Replicate,
     Snapshot { delivered: bool },
 }
 
@@ -63,11 +63,16 @@ pub(crate) struct Follow {
     match_index: LogIndex,
     next_index: LogIndex,
     state: State,
+    /// What was sent in the pipeline; boxed, because most peers are at rest.
+    inflight: Option<Box<Inflight>>,
     /// The commit index that the peer is known to have been told.
     commit_sent: LogIndex,
     last_ack: Time,
+    /// When `match_index` last rose.
+    matched_at: Time,
     /// The send time of the latest message that it answered: what leases count.
-    acked_sent: Option<Time>,
+    /// Zero: it has answered none.
+    acked_sent: Time,
     /// And its round: what ReadIndex counts.
     acked_round: u64,
     /// An append without entries is due, which would reveal that earlier ones
@@ -81,9 +86,11 @@ impl Follow {
             match_index: LogIndex(0),
             next_index,
             state: State::Probe { waiting: false },
+            inflight: None,
             commit_sent: LogIndex(0),
             last_ack: now,
-            acked_sent: None,
+            matched_at: now,
+            acked_sent: Time(0),
             acked_round: 0,
             ping: false,
         }
@@ -101,7 +108,7 @@ impl Follow {
         self.last_ack
     }
 
-    pub fn acked_sent(&self) -> Option<Time> {
+    pub fn acked_sent(&self) -> Time {
         self.acked_sent
     }
 
@@ -112,7 +119,7 @@ impl Follow {
     pub fn state(&self) -> ProgressState {
         match self.state {
             State::Probe { .. } => ProgressState::Probe,
-            State::Replicate { .. } => ProgressState::Replicate,
+            State::Replicate => ProgressState::Replicate,
             State::Snapshot { .. } => ProgressState::Snapshot,
         }
     }
@@ -123,7 +130,7 @@ impl Follow {
         self.last_ack = self.last_ack.max(now);
         if stamp != Stamp::default() {
             // An echo is not believed beyond what it can know.
-            self.acked_sent = self.acked_sent.max(Some(stamp.sent.min(now)));
+            self.acked_sent = self.acked_sent.max(stamp.sent.min(now));
             self.acked_round = self.acked_round.max(stamp.round);
         }
     }
@@ -137,19 +144,24 @@ impl Follow {
     pub fn may_send(&self, limits: FlowLimits) -> bool {
         match &self.state {
             State::Probe { waiting } => !waiting,
-            State::Replicate { inflight } => {
-                inflight.messages.len() < limits.messages && inflight.bytes < limits.bytes
-            }
+            State::Replicate => !self.is_full(limits),
             State::Snapshot { .. } => false,
         }
+    }
+
+    fn is_full(&self, limits: FlowLimits) -> bool {
+        self.inflight.as_ref().is_some_and(|inflight| {
+            inflight.messages.len() >= limits.messages || inflight.bytes >= limits.bytes
+        })
     }
 
     /// Entries up to `last` (or none, if it is `None`) were put into a message.
     pub fn sent(&mut self, last: Option<LogIndex>, bytes: usize, commit: LogIndex) {
         match &mut self.state {
             State::Probe { waiting } => *waiting = true,
-            State::Replicate { inflight } => {
+            State::Replicate => {
                 if let Some(last) = last {
+                    let inflight = self.inflight.get_or_insert_default();
                     inflight.messages.push_back((last, bytes));
                     inflight.bytes += bytes;
                     self.next_index = last.next();
@@ -165,39 +177,61 @@ impl Follow {
         self.commit_sent = self.commit_sent.max(commit);
     }
 
-    /// Whether a pipelined peer has not been told of a commit that concerns it.
+    /// Whether a pipelined peer that was sent everything has not been told of a commit.
     pub fn lacks_commit(&self, commit: LogIndex) -> bool {
-        matches!(self.state, State::Replicate { .. })
-            && commit.min(self.next_index.prev()) > self.commit_sent
+        // Who has not been sent so far hears of it with the entries.
+        matches!(self.state, State::Replicate)
+            && commit > self.commit_sent
+            && commit < self.next_index
     }
 
     /// The peer's log agrees up to `index`. Returns whether that is news.
-    pub fn accepted(&mut self, index: LogIndex, first_index: LogIndex) -> bool {
+    pub fn accepted(&mut self, now: Time, index: LogIndex, first_index: LogIndex) -> bool {
         let news = index > self.match_index;
-        self.match_index = self.match_index.max(index);
+        if news {
+            self.match_index = index;
+            self.matched_at = now;
+        }
         self.next_index = self.next_index.max(self.match_index.next());
-        match &mut self.state {
+        match self.state {
             State::Probe { .. } => {
                 self.next_index = self.match_index.next();
-                self.state = State::Replicate { inflight: Inflight::default() };
+                self.pipeline();
             }
-            State::Replicate { inflight } => inflight.answered(index),
+            State::Replicate => {
+                if let Some(inflight) = &mut self.inflight {
+                    inflight.answered(index);
+                }
+            }
             State::Snapshot { .. } => {
                 // However it came by them, it now has what the log still follows.
                 if self.match_index.next() >= first_index {
                     self.next_index = self.match_index.next();
-                    self.state = State::Replicate { inflight: Inflight::default() };
+                    self.pipeline();
                 }
             }
         }
         news
     }
 
+    fn pipeline(&mut self) {
+        self.state = State::Replicate;
+        self.inflight = None;
+    }
+
+    /// Whether the refusal of an append after `prev` proves that the peer no longer
+    /// has what it acknowledged: only if the append was sent after the
+    /// acknowledgement had come. Returns what it acknowledged.
+    pub fn has_lost(&self, prev: LogIndex, stamp: Stamp) -> Option<LogIndex> {
+        let lost = prev <= self.match_index && stamp.sent > self.matched_at;
+        lost.then_some(self.match_index)
+    }
+
     /// The peer refused an append after `prev`; the logs may agree at `hint`.
     /// Returns whether the refusal is not an old one.
     pub fn rejected(&mut self, prev: LogIndex, hint: LogIndex) -> bool {
         match &mut self.state {
-            State::Replicate { .. } if prev <= self.match_index => return false,
+            State::Replicate if prev <= self.match_index => return false,
             State::Probe { .. } if prev != self.next_index.prev() => return false,
             State::Snapshot { .. } => return false,
             _ => {}
@@ -212,8 +246,10 @@ impl Follow {
     pub fn nudged(&mut self, first_index: LogIndex, last: LogIndex, limits: FlowLimits) {
         match &mut self.state {
             State::Probe { waiting } => *waiting = false,
-            State::Replicate { inflight } => {
-                if !(inflight.messages.len() < limits.messages && inflight.bytes < limits.bytes) {
+            State::Replicate => {
+                if self.is_full(limits)
+                    && let Some(inflight) = &mut self.inflight
+                {
                     inflight.free_first();
                 }
                 self.ping = self.match_index < last;
@@ -225,12 +261,12 @@ impl Follow {
 
     /// Whether an append without entries is due, once.
     pub fn take_ping(&mut self) -> bool {
-        std::mem::take(&mut self.ping) && matches!(self.state, State::Replicate { .. })
+        std::mem::take(&mut self.ping) && matches!(self.state, State::Replicate)
     }
 
     /// An append was lost or the peer went away: stop the pipeline.
     pub fn lost(&mut self) {
-        if matches!(self.state, State::Replicate { .. }) {
+        if matches!(self.state, State::Replicate) {
             self.next_index = self.match_index.next();
             self.state = State::Probe { waiting: false };
         }
@@ -262,11 +298,7 @@ impl Follow {
     }
 
     pub fn shrink(&mut self) {
-        if let State::Replicate { inflight } = &mut self.state
-            && inflight.messages.is_empty()
-        {
-            inflight.messages = VecDeque::new();
-        }
+        self.inflight = self.inflight.take().filter(|inflight| !inflight.messages.is_empty());
     }
 }
 

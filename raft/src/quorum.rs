@@ -1,9 +1,9 @@
 //! What a majority agrees on: of one set of voters, and of two at once while a
 //! configuration is joint.
 
-use std::collections::BTreeSet;
-
 use crate::configuration::Configuration;
+use crate::peer_set::PeerSet;
+use crate::rules::broken;
 use crate::types::PeerId;
 
 /// Voters whose values are sorted on the stack; larger sets use the heap.
@@ -32,16 +32,14 @@ pub fn reached<T: Ord + Copy + Default>(
     let incoming = majority(&configuration.voters, &value);
     let outgoing = majority(&configuration.voters_outgoing, &value);
     match (incoming, outgoing) {
+        (Some(incoming), Some(_)) if broken!(JointNeedsBothMajorities) => incoming,
         (Some(incoming), Some(outgoing)) => incoming.min(outgoing),
         (Some(one), None) | (None, Some(one)) => one,
         (None, None) => panic!("a group without voters cannot reach a decision"),
     }
 }
 
-fn majority<T: Ord + Copy + Default>(
-    voters: &BTreeSet<PeerId>,
-    value: impl Fn(PeerId) -> T,
-) -> Option<T> {
+fn majority<T: Ord + Copy + Default>(voters: &PeerSet, value: impl Fn(PeerId) -> T) -> Option<T> {
     if voters.is_empty() {
         return None;
     }
@@ -65,6 +63,9 @@ fn majority<T: Ord + Copy + Default>(
 pub fn tally(configuration: &Configuration, vote: impl Fn(PeerId) -> Option<bool>) -> Tally {
     let incoming = tally_one(&configuration.voters, &vote);
     let outgoing = tally_one(&configuration.voters_outgoing, &vote);
+    if broken!(JointNeedsBothMajorities) {
+        return incoming;
+    }
     match (incoming, outgoing) {
         (Tally::Lost, _) | (_, Tally::Lost) => Tally::Lost,
         (Tally::Won, Tally::Won) => Tally::Won,
@@ -72,7 +73,7 @@ pub fn tally(configuration: &Configuration, vote: impl Fn(PeerId) -> Option<bool
     }
 }
 
-fn tally_one(voters: &BTreeSet<PeerId>, vote: impl Fn(PeerId) -> Option<bool>) -> Tally {
+fn tally_one(voters: &PeerSet, vote: impl Fn(PeerId) -> Option<bool>) -> Tally {
     let needed = voters.len() / 2 + 1;
     if voters.is_empty() {
         return Tally::Won;

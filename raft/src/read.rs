@@ -28,6 +28,12 @@ pub enum ReadError {
         /// The peer.
         peer: PeerId,
     },
+    /// It has nothing to read.
+    #[error("peer {peer} is a witness and holds no data to read")]
+    Witness {
+        /// The peer.
+        peer: PeerId,
+    },
     /// Too many are waiting.
     #[error("{MAX_PENDING_READS} reads are waiting at peer {peer} already")]
     TooMany {
@@ -52,55 +58,66 @@ struct Round {
     readers: Vec<Reader>,
 }
 
-/// The leader's side.
+/// The leader's side. Boxed, because most groups have no reads that wait.
 #[derive(Debug, Default)]
-pub(crate) struct ReadRounds {
+pub(crate) struct ReadRounds(Option<Box<Rounds>>);
+
+#[derive(Debug, Default)]
+struct Rounds {
     waiting: Vec<Reader>,
-    rounds: VecDeque<Round>,
+    under_way: VecDeque<Round>,
     pending: usize,
 }
 
 impl ReadRounds {
     pub fn is_full(&self) -> bool {
-        self.pending >= MAX_PENDING_READS
+        self.0.as_ref().is_some_and(|rounds| rounds.pending >= MAX_PENDING_READS)
     }
 
     pub fn add(&mut self, reader: Reader) {
-        self.pending += 1;
-        self.waiting.push(reader);
+        let rounds = self.0.get_or_insert_default();
+        rounds.pending += 1;
+        rounds.waiting.push(reader);
     }
 
     pub fn is_idle(&self) -> bool {
-        self.pending == 0
+        self.0.as_ref().is_none_or(|rounds| rounds.pending == 0)
     }
 
     /// Whether a new round is wanted and may begin.
     pub fn may_begin(&self) -> bool {
-        !self.waiting.is_empty() && self.rounds.len() < MAX_READ_ROUNDS
+        self.0.as_ref().is_some_and(|rounds| {
+            !rounds.waiting.is_empty() && rounds.under_way.len() < MAX_READ_ROUNDS
+        })
     }
 
     pub fn begin(&mut self, number: u64, index: LogIndex) {
-        let readers = std::mem::take(&mut self.waiting);
-        self.rounds.push_back(Round { number, index, readers });
+        let rounds = self.0.get_or_insert_default();
+        let readers = std::mem::take(&mut rounds.waiting);
+        rounds.under_way.push_back(Round { number, index, readers });
     }
 
     /// A quorum has answered round `number`, and so every earlier one.
     pub fn confirmed(&mut self, number: u64, mut answer: impl FnMut(Reader, LogIndex)) {
-        while self.rounds.front().is_some_and(|round| round.number <= number) {
-            if let Some(round) = self.rounds.pop_front() {
-                self.pending -= round.readers.len();
-                round.readers.into_iter().for_each(|reader| answer(reader, round.index));
-            }
+        let Some(rounds) = &mut self.0 else { return };
+        while let Some(round) = rounds.under_way.pop_front_if(|round| round.number <= number) {
+            rounds.pending -= round.readers.len();
+            round.readers.into_iter().for_each(|reader| answer(reader, round.index));
         }
     }
 
     /// The ids of this peer's reads, when leadership is lost.
     pub fn into_ids(self) -> impl Iterator<Item = u64> {
-        let under_way = self.rounds.into_iter().flat_map(|round| round.readers);
-        under_way.chain(self.waiting).filter_map(|reader| match reader {
+        let rounds = self.0.map(|rounds| *rounds).unwrap_or_default();
+        let under_way = rounds.under_way.into_iter().flat_map(|round| round.readers);
+        under_way.chain(rounds.waiting).filter_map(|reader| match reader {
             Reader::Here(id) => Some(id),
             Reader::There { .. } => None,
         })
+    }
+
+    pub fn shrink(&mut self) {
+        self.0 = self.0.take().filter(|rounds| rounds.pending > 0);
     }
 }
 
@@ -111,9 +128,12 @@ struct Batch {
     ids: Vec<u64>,
 }
 
-/// The follower's side.
+/// The follower's side. Boxed for the same reason.
 #[derive(Debug, Default)]
-pub(crate) struct ForwardedReads {
+pub(crate) struct ForwardedReads(Option<Box<Forwarded>>);
+
+#[derive(Debug, Default)]
+struct Forwarded {
     waiting: Vec<u64>,
     batches: VecDeque<Batch>,
     pending: usize,
@@ -121,51 +141,59 @@ pub(crate) struct ForwardedReads {
 
 impl ForwardedReads {
     pub fn is_full(&self) -> bool {
-        self.pending >= MAX_PENDING_READS
+        self.0.as_ref().is_some_and(|reads| reads.pending >= MAX_PENDING_READS)
     }
 
     pub fn add(&mut self, id: u64) {
-        self.pending += 1;
-        self.waiting.push(id);
+        let reads = self.0.get_or_insert_default();
+        reads.pending += 1;
+        reads.waiting.push(id);
     }
 
     pub fn has_waiting(&self) -> bool {
-        !self.waiting.is_empty()
+        self.0.as_ref().is_some_and(|reads| !reads.waiting.is_empty())
     }
 
     pub fn begin(&mut self, number: u64, expires: Time) {
-        let ids = std::mem::take(&mut self.waiting);
-        self.batches.push_back(Batch { number, expires, ids });
+        let reads = self.0.get_or_insert_default();
+        let ids = std::mem::take(&mut reads.waiting);
+        reads.batches.push_back(Batch { number, expires, ids });
     }
 
     /// The ids that batch `number` stood for; none if it was answered before.
     pub fn answered(&mut self, number: u64) -> Vec<u64> {
-        let Some(at) = self.batches.iter().position(|batch| batch.number == number) else {
+        let Some(reads) = &mut self.0 else { return Vec::new() };
+        let Some(at) = reads.batches.iter().position(|batch| batch.number == number) else {
             return Vec::new();
         };
-        let ids = self.batches.remove(at).map_or(Vec::new(), |batch| batch.ids);
-        self.pending -= ids.len();
+        let ids = reads.batches.remove(at).map_or(Vec::new(), |batch| batch.ids);
+        reads.pending -= ids.len();
         ids
     }
 
     /// When the oldest batch is given up.
     pub fn deadline(&self) -> Option<Time> {
-        self.batches.front().map(|batch| batch.expires)
+        self.0.as_ref()?.batches.front().map(|batch| batch.expires)
     }
 
     /// The ids of batches whose request or answer must have been lost.
     pub fn expired(&mut self, now: Time) -> Vec<u64> {
         let mut ids = Vec::new();
-        while self.batches.front().is_some_and(|batch| batch.expires <= now) {
-            ids.extend(self.batches.pop_front().map_or(Vec::new(), |batch| batch.ids));
+        let Some(reads) = &mut self.0 else { return ids };
+        while let Some(batch) = reads.batches.pop_front_if(|batch| batch.expires <= now) {
+            ids.extend(batch.ids);
         }
-        self.pending -= ids.len();
+        reads.pending -= ids.len();
         ids
     }
 
     /// Every id, when there is no longer a leader to answer.
-    pub fn take_all(&mut self) -> impl Iterator<Item = u64> {
-        let all = std::mem::take(self);
+    pub fn into_ids(self) -> impl Iterator<Item = u64> {
+        let all = self.0.map(|reads| *reads).unwrap_or_default();
         all.batches.into_iter().flat_map(|batch| batch.ids).chain(all.waiting)
+    }
+
+    pub fn shrink(&mut self) {
+        self.0 = self.0.take().filter(|reads| reads.pending > 0);
     }
 }

@@ -9,10 +9,24 @@ use bytes::Bytes;
 
 use crate::configuration::Configuration;
 
+/// One Raft group. Every message names it, so that a message which went astray
+/// between groups, or between clusters whose ids differ, is refused.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct GroupId(pub u64);
+
 /// One replica of a group. Never reused: a replica that was removed and added
 /// again comes back under a new id.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct PeerId(pub u64);
+
+/// Who a peer is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Identity {
+    /// The group it belongs to.
+    pub group: GroupId,
+    /// Itself; not 0.
+    pub peer: PeerId,
+}
 
 /// The reign of at most one leader (Raft §5.1).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -26,6 +40,12 @@ pub struct LogIndex(pub u64);
 /// between instants of the same process mean anything.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Time(pub u64);
+
+impl fmt::Display for GroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
 
 impl fmt::Display for PeerId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -46,6 +66,11 @@ impl fmt::Display for LogIndex {
 }
 
 impl Term {
+    /// The highest term that is believed of another peer. Terms rise by one with
+    /// each election, so none is honestly near; and from here a peer could still
+    /// hold as many elections again without an overflow.
+    pub const MAX: Term = Term(u64::MAX >> 1);
+
     /// The term after this one.
     #[must_use]
     pub fn next(self) -> Term {
@@ -60,6 +85,9 @@ impl Term {
 }
 
 impl LogIndex {
+    /// The highest index that is believed of another peer: see [`Term::MAX`].
+    pub const MAX: LogIndex = LogIndex(u64::MAX >> 1);
+
     /// The index after this one.
     #[must_use]
     pub fn next(self) -> LogIndex {

@@ -65,6 +65,19 @@ pub struct StoreConfig {
     pub seed: u64,
 }
 
+impl StoreConfig {
+    /// The settings of every region's Raft group.
+    pub(crate) fn raft(&self) -> esker_raft::Config {
+        esker_raft::Config {
+            election_timeout: self.election_timeout,
+            heartbeat_interval: self.heartbeat_interval,
+            max_clock_drift: self.max_clock_drift,
+            seed: self.seed,
+            ..esker_raft::Config::default()
+        }
+    }
+}
+
 impl Default for StoreConfig {
     fn default() -> Self {
         StoreConfig {

@@ -108,6 +108,7 @@ impl Store {
             .collect();
         let shared = Arc::new(Shared {
             store,
+            raft: Arc::new(config.raft()),
             config,
             kv: kv.clone(),
             log: log.clone(),

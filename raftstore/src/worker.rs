@@ -32,6 +32,8 @@ use crate::state::{Applied, RaftState, raft_state};
 pub(crate) struct Shared {
     pub store: StoreId,
     pub config: StoreConfig,
+    /// The settings of all groups.
+    pub raft: Arc<esker_raft::Config>,
     pub kv: KvEngine,
     pub log: LogEngine,
     pub outbox: Arc<dyn Outbox>,
@@ -338,8 +340,7 @@ impl Worker {
         self.next_generation += 1;
         let generation = seed.generation;
         let applied = seed.applied;
-        let peer =
-            Peer::new(seed, self.shared.store, self.shared.log.clone(), &self.shared.config, now)?;
+        let peer = Peer::new(seed, &self.shared, now)?;
         let region = peer.id();
         if peer.is_initialized() {
             self.shared.delegates.insert(region, peer.delegate().clone());

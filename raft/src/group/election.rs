@@ -3,9 +3,11 @@
 
 use super::Group;
 use super::role::{Candidate, Follower, Role};
+use crate::config::{MAX_PRIORITY_WAIT, WITNESS_WAIT};
 use crate::log::{LogReadError, LogReader};
 use crate::message::{CommitPoint, Message, MessageBody};
 use crate::quorum::{self, Tally};
+use crate::rules::broken;
 use crate::types::{LogIndex, PeerId, Term, Time};
 
 impl<R: LogReader> Group<R> {
@@ -29,13 +31,20 @@ impl<R: LogReader> Group<R> {
     /// Whether this peer follows a live leader, or is one, and so elects no other.
     pub(super) fn is_loyal(&self) -> bool {
         self.config.check_quorum
+            && !broken!(LoyaltyToLiveLeader)
             && (self.now < self.loyal_until || matches!(self.role, Role::Leader(_)))
     }
 
     /// Whether the members ever let this peer lead.
     pub(super) fn is_candidate_material(&self) -> bool {
-        self.configuration.is_voter(self.config.id)
-            && !self.configuration.is_witness(self.config.id)
+        self.configuration.is_voter(self.me.peer)
+    }
+
+    /// Whether this peer votes and stores no data. It leads only to hand over: an
+    /// entry that a lost leader and a witness made committed may be nowhere else,
+    /// and without the witness' word no other peer could ever be elected.
+    pub(super) fn is_witness(&self) -> bool {
+        self.configuration.is_witness(self.me.peer)
     }
 
     /// Whether it may campaign now. Configurations take effect when they are
@@ -46,25 +55,26 @@ impl<R: LogReader> Group<R> {
         let changes_end = self.log.commit().min(self.log.change_horizon());
         self.is_candidate_material()
             && self.installing.is_none()
-            && self.log.applied() >= changes_end
+            && (self.log.applied() >= changes_end || broken!(ApplyBeforeCampaign))
     }
 
     fn ask_for_pre_votes(&mut self) {
         let (last_index, last_term) = self.log.last();
-        self.stand(true, vec![(self.config.id, true)]);
+        self.stand(true, vec![(self.me.peer, true)]);
         let (term, commit) = (self.term.next(), self.commit_point());
         for to in self.rivals() {
             let body = MessageBody::PreVote { last_index, last_term, commit };
-            self.outbox.send(Message { from: self.config.id, to, term, body });
+            self.outbox.send(Message { term, ..self.message(to, body) });
         }
         self.count_votes();
     }
 
     pub(super) fn ask_for_votes(&mut self, transfer: bool) {
         self.term = self.term.next();
-        self.vote = Some(self.config.id);
+        self.vote = Some(self.me.peer);
         // Its own vote counts when it is durable, like any other.
-        self.stand(false, Vec::new());
+        let own = broken!(CandidacyAfterSync).then_some((self.me.peer, true));
+        self.stand(false, own.into_iter().collect());
         let ((last_index, last_term), commit) = (self.log.last(), self.commit_point());
         for to in self.rivals() {
             let body = MessageBody::Vote { last_index, last_term, transfer, commit };
@@ -72,6 +82,10 @@ impl<R: LogReader> Group<R> {
             // The request promises that this log and this vote exist. Sent
             // earlier, a crash could bring the candidate back in the same term
             // with a shorter log, to be elected by the answers to the longer one.
+            if broken!(CandidacyAfterSync) {
+                self.outbox.send(message);
+                continue;
+            }
             self.outbox.send_after_persist(message);
         }
     }
@@ -82,7 +96,7 @@ impl<R: LogReader> Group<R> {
     }
 
     fn rivals(&self) -> Vec<PeerId> {
-        let own = self.config.id;
+        let own = self.me.peer;
         let peers = self.configuration.peers();
         peers.filter(|peer| *peer != own && self.configuration.is_voter(*peer)).collect()
     }
@@ -90,7 +104,7 @@ impl<R: LogReader> Group<R> {
     /// Whether a log that ends so contains everything that ours does (Raft §5.4.1).
     fn is_up_to_date(&self, last: (Term, LogIndex)) -> bool {
         let (index, term) = self.log.last();
-        last >= (term, index)
+        last >= (term, index) || broken!(VoteForCompleteLog)
     }
 
     /// What this peer can tell others in an election.
@@ -122,7 +136,7 @@ impl<R: LogReader> Group<R> {
         let granted = !self.is_loyal() && term > self.term && self.is_up_to_date(last);
         let term = if granted { term } else { self.term };
         let body = MessageBody::PreVoteReply { granted, commit: self.commit_point() };
-        self.outbox.send(Message { from: self.config.id, to: from, term, body });
+        self.outbox.send(Message { term, ..self.message(from, body) });
     }
 
     pub(super) fn on_pre_vote_reply(&mut self, from: PeerId, term: Term, granted: bool) {
@@ -133,11 +147,11 @@ impl<R: LogReader> Group<R> {
     }
 
     pub(super) fn on_vote(&mut self, from: PeerId, last: (Term, LogIndex), transfer: bool) {
-        let again = self.vote == Some(from);
+        let again = self.vote == Some(from) || broken!(OneVotePerTerm);
         let free = self.vote.is_none() && self.leader().is_none() && (transfer || !self.is_loyal());
         let commit = self.commit_point();
         if (again || free) && self.is_up_to_date(last) {
-            if !again {
+            if self.vote != Some(from) {
                 self.become_follower(self.term, None);
                 self.vote = Some(from);
             }
@@ -146,6 +160,9 @@ impl<R: LogReader> Group<R> {
                 follower.deadline = deadline;
             }
             let reply = self.message(from, MessageBody::VoteReply { granted: true, commit });
+            if broken!(VoteAfterSync) {
+                return self.outbox.send(reply);
+            }
             self.outbox.send_after_persist(reply);
         } else {
             let reply = self.message(from, MessageBody::VoteReply { granted: false, commit });
@@ -159,8 +176,10 @@ impl<R: LogReader> Group<R> {
 
     /// Called when something became durable: the candidate's own vote, perhaps.
     pub(super) fn count_own_vote(&mut self) {
-        let own = self.config.id;
-        if self.vote == Some(own) && self.durable_vote == (self.term, self.vote) {
+        let own = self.me.peer;
+        let reported = (self.reported_state.term, self.reported_state.vote);
+        let durable = reported == (self.term, self.vote) && self.vote_ready <= self.persisted_ready;
+        if self.vote == Some(own) && durable {
             self.record_vote(false, own, true);
         }
     }
@@ -210,7 +229,7 @@ impl<R: LogReader> Group<R> {
     /// Takes another role; whoever waited for the old one is told.
     pub(super) fn drop_role(&mut self, next: Role) {
         match std::mem::replace(&mut self.role, next) {
-            Role::Follower(mut follower) => self.outbox.fail_reads(follower.reads.take_all()),
+            Role::Follower(follower) => self.outbox.fail_reads(follower.reads.into_ids()),
             Role::Candidate(_) => {}
             Role::Leader(leader) => self.outbox.fail_reads(leader.reads.into_ids()),
         }
@@ -247,7 +266,8 @@ impl<R: LogReader> Group<R> {
         let base = self.config.election_timeout;
         let spread = u64::try_from(base.as_nanos()).unwrap_or(u64::MAX).max(1);
         let random = std::time::Duration::from_nanos(self.random.below(spread));
-        let wait = self.config.priority.min(0).unsigned_abs().min(crate::config::MAX_PRIORITY_WAIT);
+        let patience = self.priority.min(0).unsigned_abs().min(MAX_PRIORITY_WAIT);
+        let wait = if self.is_witness() { patience.max(WITNESS_WAIT) } else { patience };
         self.now + (base + random + base * wait)
     }
 }

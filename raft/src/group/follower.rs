@@ -5,7 +5,8 @@ use bytes::Bytes;
 use super::role::Role;
 use super::{Group, Installing, StepError};
 use crate::log::LogReader;
-use crate::message::{AppendOutcome, MessageBody, Stamp};
+use crate::message::{AppendOutcome, CommitPoint, MessageBody, Stamp};
+use crate::rules::broken;
 use crate::types::{Entry, LogIndex, PeerId, SnapshotMeta, Term, Time};
 
 impl<R: LogReader> Group<R> {
@@ -46,12 +47,14 @@ impl<R: LogReader> Group<R> {
             if let Some(edge) = entries[..known].last().filter(|entry| entry.index == committed)
                 && !self.log.matches(edge.index, edge.term)?
             {
-                let (here, index) = (self.config.id, edge.index);
+                let (here, index) = (self.me.peer, edge.index);
                 return Err(StepError::CommittedConflict { here, from, index });
             }
             entries.drain(..known);
             prev_index = committed;
-        } else if !self.log.matches(prev_index, prev_term)? {
+        } else if prev_index > self.log.last_index()
+            || !(self.log.matches(prev_index, prev_term)? || broken!(AppendAfterEqualEntry))
+        {
             let (hint_index, hint_term) = self.log.last_at_most(prev_index, prev_term)?;
             let outcome = AppendOutcome::Rejected { prev_index, hint_index, hint_term };
             let reply = self.message(from, MessageBody::AppendReply { outcome, stamp });
@@ -60,7 +63,7 @@ impl<R: LogReader> Group<R> {
         }
         for entry in entries {
             if entry.index <= self.log.last_index() {
-                if self.log.matches(entry.index, entry.term)? {
+                if self.log.matches(entry.index, entry.term)? && !broken!(TruncateOnConflictOnly) {
                     continue;
                 }
                 self.log.truncate(entry.index)?;
@@ -68,9 +71,15 @@ impl<R: LogReader> Group<R> {
             self.log.append(entry);
         }
         let match_index = end.max(prev_index);
-        self.log.commit_to(commit.min(match_index));
+        let verified =
+            if broken!(CommitVerifiedPrefix) { self.log.last_index() } else { match_index };
+        self.log.commit_to(commit.min(verified));
         let outcome = AppendOutcome::Accepted { match_index };
         let reply = self.message(from, MessageBody::AppendReply { outcome, stamp });
+        if broken!(AcknowledgeAfterSync) {
+            self.outbox.send(reply);
+            return Ok(());
+        }
         self.outbox.acknowledge(reply);
         Ok(())
     }
@@ -94,14 +103,31 @@ impl<R: LogReader> Group<R> {
         Ok(())
     }
 
-    pub(super) fn on_heartbeat(&mut self, from: PeerId, commit: LogIndex, stamp: Stamp) {
+    pub(super) fn on_heartbeat(
+        &mut self,
+        from: PeerId,
+        commit: LogIndex,
+        stamp: Stamp,
+    ) -> Result<(), StepError> {
         if self.installing.is_none() {
-            // The leader has verified our log that far; a disk that lost its end
-            // must not make us commit what is not there.
-            self.log.commit_to(commit.min(self.log.last_index()));
+            let last = self.log.last_index();
+            if commit > last && !broken!(HeartbeatCommitCapped) {
+                // The leader says no more than this peer has acknowledged. Who
+                // lost that on a disk may have lost votes too, and must not go on.
+                return Err(StepError::LostEntries { here: self.me.peer, from, commit, last });
+            }
+            self.log.commit_to(commit.min(last));
         }
+        self.rest();
         let reply = self.message(from, MessageBody::HeartbeatReply { stamp });
         self.outbox.send(reply);
+        Ok(())
+    }
+
+    /// The leader has committed as far as this, if we have it. Anything else it
+    /// will say again.
+    pub(super) fn on_commit(&mut self, commit: CommitPoint) -> Result<(), StepError> {
+        Ok(self.learn_commit(commit)?)
     }
 
     /// Raft §7. The data is here; the driver is asked to install it, unless the
@@ -109,10 +135,10 @@ impl<R: LogReader> Group<R> {
     pub(super) fn on_install_snapshot(
         &mut self,
         from: PeerId,
-        meta: SnapshotMeta,
+        meta: Box<SnapshotMeta>,
         data: Bytes,
     ) -> Result<(), StepError> {
-        if meta.configuration.is_empty() || meta.index.0 == 0 || meta.term > self.term {
+        if meta.configuration.validate().is_err() || meta.index.0 == 0 || meta.term > self.term {
             return Err(StepError::Malformed { from, what: "snapshot" });
         }
         if self.installing.is_some() {
@@ -129,6 +155,9 @@ impl<R: LogReader> Group<R> {
             self.log.commit_to(meta.index);
             self.acknowledge_snapshot(from, meta.index);
             return Ok(());
+        }
+        if broken!(SnapshotAckAfterInstall) {
+            self.acknowledge_snapshot(from, meta.index);
         }
         self.installing = Some(Box::new(Installing { meta, data: Some(data) }));
         Ok(())

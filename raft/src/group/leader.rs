@@ -8,11 +8,12 @@ use super::{Group, SnapshotOutcome, StepError};
 use crate::config::Config;
 use crate::configuration::ConfigError;
 use crate::log::{LogReadError, LogReader};
-use crate::message::{AppendOutcome, Message, MessageBody, Stamp};
+use crate::message::{AppendOutcome, CommitPoint, Message, MessageBody, Stamp};
 use crate::progress::{FlowLimits, Follow, ProgressState};
 use crate::quorum;
 use crate::read::ReadRounds;
-use crate::types::{Entry, LogIndex, Payload, PeerId, Term, Time};
+use crate::rules::broken;
+use crate::types::{Entry, Identity, LogIndex, Payload, PeerId, Term, Time};
 
 /// Why a proposal was refused. Nothing was appended.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
@@ -30,6 +31,20 @@ pub enum ProposeError {
     TransferInProgress {
         /// The next leader.
         target: PeerId,
+    },
+    /// A witness leads only until it has brought a voter with data up to date.
+    #[error("peer {peer} is a witness and leads only to hand over")]
+    Witness {
+        /// This peer.
+        peer: PeerId,
+    },
+    /// Larger than [`Config::max_entry_bytes`].
+    #[error("a proposal of {bytes} bytes is over the limit of {limit}")]
+    TooLarge {
+        /// How many it has.
+        bytes: usize,
+        /// How many it may have.
+        limit: usize,
     },
     /// The group commits more slowly than it is asked to.
     #[error("{bytes} bytes of proposals are not committed yet")]
@@ -57,8 +72,9 @@ impl<R: LogReader> Group<R> {
     pub fn propose(&mut self, now: Time, command: Bytes) -> Result<(LogIndex, Term), ProposeError> {
         self.advance(now);
         let limit = self.config.max_uncommitted_bytes;
-        let leader = self.proposer()?;
         let payload = Payload::Command(command);
+        self.check_size(&payload)?;
+        let leader = self.proposer()?;
         let bytes = leader.uncommitted_bytes;
         if bytes > 0 && bytes.saturating_add(payload.bytes()) > limit {
             return Err(ProposeError::UncommittedFull { bytes });
@@ -66,12 +82,21 @@ impl<R: LogReader> Group<R> {
         Ok(self.append_own(payload))
     }
 
+    pub(super) fn check_size(&self, payload: &Payload) -> Result<(), ProposeError> {
+        let (bytes, limit) = (payload.bytes(), self.config.max_entry_bytes);
+        if bytes > limit {
+            return Err(ProposeError::TooLarge { bytes, limit });
+        }
+        Ok(())
+    }
+
     /// The leader that may propose now.
     pub(super) fn proposer(&mut self) -> Result<&mut Leader, ProposeError> {
-        let (peer, known) = (self.config.id, self.leader());
+        let (peer, known, witness) = (self.me.peer, self.leader(), self.is_witness());
         match &mut self.role {
             Role::Leader(leader) => match &leader.transfer {
                 Some(transfer) => Err(ProposeError::TransferInProgress { target: transfer.target }),
+                None if witness => Err(ProposeError::Witness { peer }),
                 None => Ok(leader),
             },
             _ => Err(ProposeError::NotLeader { peer, leader: known }),
@@ -93,11 +118,13 @@ impl<R: LogReader> Group<R> {
     pub(super) fn become_leader(&mut self) {
         let (now, last) = (self.now, self.log.last_index());
         let follow = |peer| (peer, Follow::new(last.next(), now));
+        let mut follows: Vec<_> = self.configuration.peers().map(follow).collect();
+        follows.shrink_to_fit();
         let leader = Leader {
-            follows: self.configuration.peers().map(follow).collect(),
+            follows,
             term_start: last.next(),
             // Anything in the tail may be a change of members.
-            pending_change: last,
+            pending_change: if broken!(TailMayHoldChange) { LogIndex(0) } else { last },
             uncommitted_bytes: 0,
             round: 0,
             reads: ReadRounds::default(),
@@ -107,6 +134,12 @@ impl<R: LogReader> Group<R> {
             lease_void: false,
             replicate: true,
         };
+        assert!(
+            self.vote == Some(self.me.peer),
+            "peer {} would lead term {} without its own vote",
+            self.me.peer,
+            self.term
+        );
         self.drop_role(Role::Leader(Box::new(leader)));
         // Entries of earlier terms commit only behind one of this term (§5.4.2),
         // so the term begins with one.
@@ -118,9 +151,10 @@ impl<R: LogReader> Group<R> {
     /// what it holds durably.
     pub(super) fn count_own_log(&mut self) {
         let Role::Leader(leader) = &mut self.role else { return };
-        let (persisted, last) = (self.log.persisted(), self.log.last_index());
-        if let Some(follow) = leader.follow_mut(self.config.id) {
-            follow.own_log(persisted, last);
+        let last = self.log.last_index();
+        let durable = if broken!(LeaderCountsDurableOnly) { last } else { self.log.persisted() };
+        if let Some(follow) = leader.follow_mut(self.me.peer) {
+            follow.own_log(durable, last);
         }
         self.commit_what_a_quorum_has();
     }
@@ -133,7 +167,8 @@ impl<R: LogReader> Group<R> {
         let before = self.log.commit();
         // Everything from the first entry of this term on is of this term:
         // nothing older is committed by counting (Raft §5.4.2, figure 8).
-        if index >= leader.term_start && index > before {
+        let own_term = index >= leader.term_start || broken!(CommitOwnTermOnly);
+        if own_term && index > before {
             self.log.commit_to(index);
             let freed = self.log.bytes_between(before.max(leader.term_start.prev()), index);
             leader.uncommitted_bytes = leader.uncommitted_bytes.saturating_sub(freed);
@@ -153,15 +188,22 @@ impl<R: LogReader> Group<R> {
             AppendOutcome::Accepted { match_index } => {
                 let last = self.log.last_index();
                 if match_index > last {
+                    if broken!(OlderTermsIgnored) {
+                        return Ok(());
+                    }
                     return Err(StepError::ImpossibleAck { from, index: match_index, last });
                 }
                 follow.heard(self.now, stamp);
-                if follow.accepted(match_index, self.log.first_index()) {
+                if follow.accepted(self.now, match_index, self.log.first_index()) {
                     self.commit_what_a_quorum_has();
                 }
             }
             AppendOutcome::Rejected { prev_index, hint_index, hint_term } => {
                 follow.heard(self.now, stamp);
+                if let Some(acknowledged) = follow.has_lost(prev_index, stamp) {
+                    let prev = prev_index;
+                    return Err(StepError::PeerLostEntries { from, prev, acknowledged });
+                }
                 let (agreed, _) = self.log.last_at_most(hint_index, hint_term)?;
                 follow.rejected(prev_index, agreed.min(hint_index));
             }
@@ -189,7 +231,7 @@ impl<R: LogReader> Group<R> {
     }
 
     fn flow_limits(&self) -> FlowLimits {
-        let Config { max_inflight_messages, max_inflight_bytes, .. } = &self.config;
+        let Config { max_inflight_messages, max_inflight_bytes, .. } = &*self.config;
         FlowLimits { messages: *max_inflight_messages, bytes: *max_inflight_bytes }
     }
 
@@ -214,15 +256,19 @@ impl<R: LogReader> Group<R> {
     }
 
     pub(super) fn send_heartbeats(&mut self) {
-        let (from, term, sent) = (self.config.id, self.term, self.now);
+        self.rest();
+        let Identity { group, peer: from } = self.me;
+        let (term, sent) = (self.term, self.now);
         let Role::Leader(leader) = &mut self.role else { return };
         let stamp = Stamp { round: leader.round, sent };
         for (to, follow) in leader.follows.iter_mut().filter(|(to, _)| *to != from) {
             // Beyond what this follower is known to share, its log may be another.
-            let commit = self.log.commit().min(follow.match_index());
+            let known = follow.match_index();
+            let commit = self.log.commit();
+            let commit = if broken!(HeartbeatCommitCapped) { commit } else { commit.min(known) };
             follow.told_commit(commit);
             let body = MessageBody::Heartbeat { commit, stamp };
-            self.outbox.send(Message { from, to: *to, term, body });
+            self.outbox.send(Message { group, from, to: *to, term, body });
         }
     }
 
@@ -235,12 +281,13 @@ impl<R: LogReader> Group<R> {
             return;
         }
         let stamp = Stamp { round: leader.round, sent: self.now };
-        let own = self.config.id;
+        let own = self.me.peer;
+        let has_data = !self.configuration.is_witness(own);
         let mut replication = Replication {
             log: &self.log,
             limits,
             max_bytes: self.config.max_append_bytes,
-            from: own,
+            me: self.me,
             term: self.term,
             stamp,
             outbox: &mut self.outbox,
@@ -250,7 +297,12 @@ impl<R: LogReader> Group<R> {
                 Ok(()) => {}
                 Err(LogReadError::Compacted { .. }) => {
                     follow.needs_snapshot();
-                    replication.outbox.want_snapshot(*to);
+                    if has_data {
+                        replication.outbox.want_snapshot(*to);
+                    } else {
+                        // A leader with data may come, or one whose log goes back further.
+                        follow.snapshot_failed();
+                    }
                 }
                 Err(failure) => replication.outbox.log_failed(failure),
             }
@@ -270,18 +322,25 @@ impl<R: LogReader> Group<R> {
     #[must_use]
     pub fn lease_until(&self) -> Option<Time> {
         let Role::Leader(leader) = &self.role else { return None };
-        let blocked = leader.lease_void || leader.transfer.is_some() || !self.config.check_quorum;
+        let void = leader.lease_void && !broken!(LeaseVoidAfterHandover);
+        let blocked =
+            void || leader.transfer.is_some() || !self.config.check_quorum || self.is_witness();
         // Before that it may not even know what is committed (Raft §8).
         if blocked || self.log.commit() < leader.term_start {
             return None;
         }
-        let own = self.config.id;
+        let own = self.me.peer;
         let sent = quorum::reached(&self.configuration, |peer| {
             if peer == own {
-                return Some(self.now);
+                return self.now;
             }
-            leader.follow(peer).and_then(Follow::acked_sent)
-        })?;
+            leader.follow(peer).map_or(Time(0), |follow| {
+                if broken!(LeaseFromSendTime) { follow.last_ack() } else { follow.acked_sent() }
+            })
+        });
+        if sent == Time(0) {
+            return None;
+        }
         Some(sent + self.config.lease())
     }
 }
@@ -291,7 +350,7 @@ struct Replication<'a, R> {
     log: &'a crate::log::Log<R>,
     limits: FlowLimits,
     max_bytes: usize,
-    from: PeerId,
+    me: Identity,
     term: Term,
     stamp: Stamp,
     outbox: &'a mut super::output::Outbox,
@@ -308,10 +367,22 @@ impl<R: LogReader> Replication<'_, R> {
             }
             self.append_to(to, follow, self.max_bytes)?;
         }
-        if follow.lacks_commit(self.log.commit()) || follow.take_ping() {
+        if follow.take_ping() {
             self.append_to(to, follow, 0)?;
         }
+        let index = self.log.commit();
+        if follow.lacks_commit(index)
+            && let Some(term) = self.log.term(index)?
+        {
+            follow.told_commit(index);
+            self.send(to, MessageBody::Commit { commit: CommitPoint { index, term } });
+        }
         Ok(())
+    }
+
+    fn send(&mut self, to: PeerId, body: MessageBody) {
+        let Identity { group, peer: from } = self.me;
+        self.outbox.send(Message { group, from, to, term: self.term, body });
     }
 
     /// One append of at most about `max_bytes`; without entries if that is zero.
@@ -331,8 +402,7 @@ impl<R: LogReader> Replication<'_, R> {
         let commit = self.log.commit();
         follow.sent(entries.last().map(|entry| entry.index), bytes, commit);
         let stamp = self.stamp;
-        let body = MessageBody::Append { prev_index, prev_term, entries, commit, stamp };
-        self.outbox.send(Message { from: self.from, to, term: self.term, body });
+        self.send(to, MessageBody::Append { prev_index, prev_term, entries, commit, stamp });
         Ok(())
     }
 }

@@ -23,6 +23,7 @@ use crate::configuration::{ConfigError, Configuration};
 use crate::log::LogReader;
 use crate::message::MessageBody;
 use crate::progress::Follow;
+use crate::rules::broken;
 use crate::types::{ConfChange, LogIndex, Payload, Term, Time};
 
 impl<R: LogReader> Group<R> {
@@ -38,15 +39,17 @@ impl<R: LogReader> Group<R> {
         self.advance(now);
         let applied = self.log.applied();
         let leader = self.proposer()?;
-        if leader.pending_change > applied {
+        if leader.pending_change > applied && !broken!(OneChangeAtATime) {
             return Err(ProposeError::ChangePending { index: leader.pending_change });
         }
         self.configuration.changed(&change)?;
-        Ok(self.append_change(change))
+        let payload = Payload::Change(change);
+        self.check_size(&payload)?;
+        Ok(self.append_change(payload))
     }
 
-    fn append_change(&mut self, change: ConfChange) -> (LogIndex, Term) {
-        let at = self.append_own(Payload::Change(change));
+    fn append_change(&mut self, change: Payload) -> (LogIndex, Term) {
+        let at = self.append_own(change);
         if let Role::Leader(leader) = &mut self.role {
             leader.pending_change = at.0;
         }
@@ -89,7 +92,7 @@ impl<R: LogReader> Group<R> {
     /// Brings a leader's records in line with the members.
     fn follow_members(&mut self) {
         let (now, next) = (self.now, self.log.last_index().next());
-        let own = self.config.id;
+        let own = self.me.peer;
         let Role::Leader(leader) = &mut self.role else { return };
         let members = &self.configuration;
         leader.follows.retain(|(peer, _)| members.contains(*peer) || *peer == own);
@@ -98,6 +101,7 @@ impl<R: LogReader> Group<R> {
                 leader.follows.push((peer, Follow::new(next, now)));
             }
         }
+        leader.follows.shrink_to_fit();
         leader.replicate = true;
         if let Some(transfer) = &leader.transfer
             && !members.voters.contains(&transfer.target)
@@ -108,6 +112,7 @@ impl<R: LogReader> Group<R> {
             // A smaller quorum may already have what a larger one was missing.
             self.commit_what_a_quorum_has();
             self.confirm_reads();
+            self.hand_over_if_caught_up();
         } else {
             self.resign();
         }
@@ -120,7 +125,7 @@ impl<R: LogReader> Group<R> {
             && self.configuration.auto_leave
             && leader.pending_change <= self.log.applied();
         if due {
-            self.append_change(ConfChange::default());
+            self.append_change(Payload::Change(ConfChange::default()));
         }
     }
 

@@ -17,7 +17,7 @@ mod step;
 mod timing;
 mod transfer;
 
-use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -34,7 +34,8 @@ use crate::message::{Message, MessageBody};
 use crate::progress::{Progress, ProgressState};
 use crate::random::Random;
 use crate::ready::{ReadyNumber, RoleChange, RoleKind};
-use crate::types::{HardState, LogIndex, PeerId, SnapshotMeta, Term, Time};
+use crate::rules::broken;
+use crate::types::{HardState, Identity, LogIndex, PeerId, SnapshotMeta, Term, Time};
 
 /// What the driver found on its disk.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -63,7 +64,7 @@ pub enum SnapshotOutcome {
 /// A snapshot that the driver is installing. Until it has, the log is frozen.
 #[derive(Debug)]
 struct Installing {
-    meta: SnapshotMeta,
+    meta: Box<SnapshotMeta>,
     /// Taken by the Ready that asks for it.
     data: Option<Bytes>,
 }
@@ -71,7 +72,9 @@ struct Installing {
 /// One peer of one group. See the crate's documentation for how to drive it.
 #[derive(Debug)]
 pub struct Group<R> {
-    config: Config,
+    me: Identity,
+    config: Arc<Config>,
+    priority: i32,
     log: Log<R>,
     /// As of the applied index.
     configuration: Configuration,
@@ -91,11 +94,13 @@ pub struct Group<R> {
     installing: Option<Box<Installing>>,
     outbox: Outbox,
     last_ready: ReadyNumber,
+    persisted_ready: ReadyNumber,
     reported_state: HardState,
+    /// The Ready that carried the term and vote of `reported_state`.
+    vote_ready: ReadyNumber,
     reported_role: RoleChange,
-    /// Terms and votes that are being written.
-    vote_writes: VecDeque<(ReadyNumber, Term, Option<PeerId>)>,
-    durable_vote: (Term, Option<PeerId>),
+    /// Something was written or applied since memory was last given back.
+    busy: bool,
 }
 
 impl<R: LogReader> Group<R> {
@@ -105,19 +110,23 @@ impl<R: LogReader> Group<R> {
     /// # Errors
     /// If the settings or what was restored contradict themselves.
     pub fn new(
-        config: Config,
+        me: Identity,
+        config: Arc<Config>,
         reader: R,
-        restored: Restored,
+        mut restored: Restored,
         now: Time,
     ) -> Result<Self, ConfigError> {
+        if broken!(VoteSurvivesRestart) {
+            restored.hard_state.vote = None;
+        }
         // The only voter, with nothing left to apply that could add another,
         // can have promised nothing to anybody.
         let alone = restored.configuration.voters.len() == 1
-            && restored.configuration.is_voter(config.id)
+            && restored.configuration.is_voter(me.peer)
             && !restored.configuration.is_joint()
             && restored.applied == restored.last.0;
-        let mut group = Self::create(config, reader, restored, now)?;
-        if !alone && group.term > Term(0) {
+        let mut group = Self::create(me, config, reader, restored, now)?;
+        if !alone && group.term > Term(0) && !broken!(LoyaltySurvivesRestart) {
             group.loyal_until = now + group.config.election_timeout;
         } else if let (true, Role::Follower(follower)) = (alone, &mut group.role) {
             follower.deadline = now;
@@ -131,13 +140,21 @@ impl<R: LogReader> Group<R> {
     /// # Errors
     /// If the settings or what was restored contradict themselves.
     pub fn create(
-        config: Config,
+        me: Identity,
+        config: Arc<Config>,
         reader: R,
         restored: Restored,
         now: Time,
     ) -> Result<Self, ConfigError> {
         config.validate()?;
         let Restored { hard_state, configuration, compacted, last, applied } = restored;
+        let peer = me.peer;
+        if peer.0 == 0 {
+            return Err(ConfigError::InvalidPeer);
+        }
+        if !configuration.is_empty() {
+            configuration.validate()?;
+        }
         let beyond = [
             ("applied index", applied),
             ("commit index", hard_state.commit),
@@ -145,28 +162,28 @@ impl<R: LogReader> Group<R> {
         ];
         for (what, index) in beyond {
             if index > last.0 {
-                let peer = config.id;
                 return Err(ConfigError::BeyondLog { peer, what, index, last: last.0 });
             }
         }
         if applied < compacted.0 {
-            let peer = config.id;
             return Err(ConfigError::AppliedBehindLog { peer, applied, compacted: compacted.0 });
         }
         if hard_state.term < last.1 {
-            let (peer, term) = (config.id, hard_state.term);
+            let term = hard_state.term;
             return Err(ConfigError::TermBehindLog { peer, term, last: last.1 });
         }
         // A commit index alone need not be synced, so it may lag behind what it led to.
         let commit = hard_state.commit.max(applied);
         let log = Log::new(reader, compacted, last, commit, applied, config.max_entry_cache_bytes);
-        let seed = config.seed ^ config.id.0.rotate_left(32) ^ now.0.rotate_left(17);
+        let seed = config.seed ^ peer.0.rotate_left(32) ^ now.0.rotate_left(17);
         let mut random = Random::new(seed);
         // An answer that was under way when this peer stopped must not be taken
         // for the answer to a batch that it asks for now.
         let next_batch = random.next() >> 1;
         let HardState { term, vote, .. } = hard_state;
         let mut group = Group {
+            me,
+            priority: 0,
             log,
             configuration,
             term,
@@ -179,10 +196,11 @@ impl<R: LogReader> Group<R> {
             installing: None,
             outbox: Outbox::default(),
             last_ready: ReadyNumber(0),
+            persisted_ready: ReadyNumber(0),
             reported_state: hard_state,
+            vote_ready: ReadyNumber(0),
             reported_role: RoleChange { role: RoleKind::Follower, term, leader: None },
-            vote_writes: VecDeque::new(),
-            durable_vote: (term, vote),
+            busy: false,
             config,
         };
         let deadline = group.election_deadline();
@@ -190,15 +208,37 @@ impl<R: LogReader> Group<R> {
         Ok(group)
     }
 
-    /// Ready `ready` and all before it are durable.
-    pub fn persisted(&mut self, now: Time, ready: ReadyNumber) {
-        self.advance(now);
-        self.log.write_finished(ready.0);
-        while self.vote_writes.front().is_some_and(|(number, ..)| *number <= ready) {
-            if let Some((_, term, vote)) = self.vote_writes.pop_front() {
-                self.durable_vote = (term, vote);
-            }
+    /// How willing this peer is to lead. Zero or more, the default: it campaigns as
+    /// usual. Below zero: it waits that many election timeouts longer, up to
+    /// [`MAX_PRIORITY_WAIT`], so that others go first.
+    ///
+    /// [`MAX_PRIORITY_WAIT`]: crate::MAX_PRIORITY_WAIT
+    pub fn set_priority(&mut self, priority: i32) {
+        if priority == self.priority {
+            return;
         }
+        self.priority = priority;
+        let deadline = self.election_deadline();
+        if let Role::Follower(follower) = &mut self.role {
+            follower.deadline = deadline;
+        }
+    }
+
+    /// Ready `ready` and all before it are durable.
+    ///
+    /// # Panics
+    /// If there was no such Ready: a driver that loses count loses data.
+    pub fn persisted(&mut self, now: Time, ready: ReadyNumber) {
+        assert!(
+            ready <= self.last_ready,
+            "Ready {} of peer {} is reported durable, but the last was {}",
+            ready.0,
+            self.me.peer,
+            self.last_ready.0
+        );
+        self.advance(now);
+        self.persisted_ready = self.persisted_ready.max(ready);
+        self.log.write_finished(ready.0);
         self.count_own_vote();
         self.count_own_log();
     }
@@ -218,7 +258,13 @@ impl<R: LogReader> Group<R> {
     /// This peer.
     #[must_use]
     pub fn id(&self) -> PeerId {
-        self.config.id
+        self.me.peer
+    }
+
+    /// This peer and its group.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        self.me
     }
 
     /// What this peer is.
@@ -239,7 +285,7 @@ impl<R: LogReader> Group<R> {
         match &self.role {
             Role::Follower(follower) => follower.leader,
             Role::Candidate(_) => None,
-            Role::Leader(_) => Some(self.config.id),
+            Role::Leader(_) => Some(self.me.peer),
         }
     }
 
@@ -298,7 +344,7 @@ impl<R: LogReader> Group<R> {
             _ => &[],
         };
         follows.iter().map(|(peer, follow)| {
-            let own = *peer == self.config.id;
+            let own = *peer == self.me.peer;
             let last_ack = if own { self.now } else { follow.last_ack() };
             let progress = Progress {
                 match_index: follow.match_index(),
@@ -311,14 +357,25 @@ impl<R: LogReader> Group<R> {
         })
     }
 
-    /// Gives back memory that a group at rest does not need.
+    /// Gives back memory that a group at rest does not need. Between two heartbeats
+    /// without work a group does so by itself.
     pub fn shrink(&mut self) {
         self.log.shrink();
-        if self.vote_writes.is_empty() {
-            self.vote_writes = VecDeque::new();
+        self.outbox.shrink();
+        match &mut self.role {
+            Role::Follower(follower) => follower.reads.shrink(),
+            Role::Candidate(_) => {}
+            Role::Leader(leader) => {
+                leader.reads.shrink();
+                leader.follows.iter_mut().for_each(|(_, follow)| follow.shrink());
+            }
         }
-        if let Role::Leader(leader) = &mut self.role {
-            leader.follows.iter_mut().for_each(|(_, follow)| follow.shrink());
+    }
+
+    /// Called now and then: gives memory back if nothing happened since the last time.
+    fn rest(&mut self) {
+        if !std::mem::take(&mut self.busy) {
+            self.shrink();
         }
     }
 
@@ -327,6 +384,7 @@ impl<R: LogReader> Group<R> {
     }
 
     fn message(&self, to: PeerId, body: MessageBody) -> Message {
-        Message { from: self.config.id, to, term: self.term, body }
+        let Identity { group, peer: from } = self.me;
+        Message { group, from, to, term: self.term, body }
     }
 }

@@ -4,11 +4,14 @@ use super::Group;
 use crate::log::{LogReadError, LogReader};
 use crate::message::{AppendOutcome, Message, MessageBody, Stamp};
 use crate::ready::{Ready, ReadyNumber, RoleChange};
-use crate::types::{LogIndex, PeerId};
+use crate::types::{LogIndex, PeerId, SnapshotMeta};
 
-/// What has piled up since the last Ready.
+/// What has piled up since the last Ready. Boxed: a group at rest has nothing here.
 #[derive(Debug, Default)]
-pub(super) struct Outbox {
+pub(super) struct Outbox(Option<Box<Pending>>);
+
+#[derive(Debug, Default)]
+struct Pending {
     messages: Vec<Message>,
     after_persist: Vec<Message>,
     reads: Vec<(u64, LogIndex)>,
@@ -18,18 +21,23 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
+    fn pending(&mut self) -> &mut Pending {
+        self.0.get_or_insert_default()
+    }
+
     pub fn send(&mut self, message: Message) {
-        self.messages.push(message);
+        self.pending().messages.push(message);
     }
 
     pub fn send_after_persist(&mut self, message: Message) {
-        self.after_persist.push(message);
+        self.pending().after_persist.push(message);
     }
 
     /// Sends an acknowledgement. Of several to one leader in one Ready only the
     /// furthest counts, so a burst of appends is answered once.
     pub fn acknowledge(&mut self, reply: Message) {
-        if let Some(earlier) = self.after_persist.last_mut()
+        let after_persist = &mut self.pending().after_persist;
+        if let Some(earlier) = after_persist.last_mut()
             && (earlier.to, earlier.term) == (reply.to, reply.term)
             && let (Some(old), Some(new)) = (accepted(&mut earlier.body), accepted_in(&reply.body))
         {
@@ -37,25 +45,46 @@ impl Outbox {
             *old.1 = if new.1.sent >= old.1.sent { new.1 } else { *old.1 };
             return;
         }
-        self.after_persist.push(reply);
+        after_persist.push(reply);
     }
 
     pub fn answer_read(&mut self, id: u64, index: LogIndex) {
-        self.reads.push((id, index));
+        self.pending().reads.push((id, index));
     }
 
     pub fn fail_reads(&mut self, ids: impl Iterator<Item = u64>) {
-        self.failed_reads.extend(ids);
+        let mut ids = ids.peekable();
+        if ids.peek().is_some() {
+            self.pending().failed_reads.extend(ids);
+        }
     }
 
     pub fn want_snapshot(&mut self, peer: PeerId) {
-        self.snapshots_wanted.push(peer);
+        self.pending().snapshots_wanted.push(peer);
     }
 
     pub fn log_failed(&mut self, failure: LogReadError) {
-        self.log_failure = Some(failure);
+        self.pending().log_failure = Some(failure);
     }
 
+    fn is_empty(&self) -> bool {
+        self.0.as_ref().is_none_or(|pending| pending.is_empty())
+    }
+
+    /// Takes what is there, and keeps the box if there will soon be more.
+    fn take(&mut self, keep: bool) -> Pending {
+        if keep {
+            return self.0.as_deref_mut().map(std::mem::take).unwrap_or_default();
+        }
+        self.0.take().map(|pending| *pending).unwrap_or_default()
+    }
+
+    pub fn shrink(&mut self) {
+        self.0 = self.0.take().filter(|pending| !pending.is_empty());
+    }
+}
+
+impl Pending {
     fn is_empty(&self) -> bool {
         self.messages.is_empty()
             && self.after_persist.is_empty()
@@ -117,7 +146,7 @@ impl<R: LogReader> Group<R> {
         let (term, vote) = (hard_state.term, hard_state.vote);
         let vote_changed = (term, vote) != (self.reported_state.term, self.reported_state.vote);
         if vote_changed {
-            self.vote_writes.push_back((number, term, vote));
+            self.vote_ready = number;
         }
         self.reported_state = hard_state;
         self.reported_role = role;
@@ -126,7 +155,7 @@ impl<R: LogReader> Group<R> {
         let snapshot = match &mut self.installing {
             Some(installing) if entries.is_empty() => {
                 let data = installing.data.take();
-                data.map(|data| (installing.meta.clone(), data))
+                data.map(|data| (SnapshotMeta::clone(&installing.meta), data))
             }
             _ => None,
         };
@@ -135,7 +164,8 @@ impl<R: LogReader> Group<R> {
             self.outbox.log_failed(failure);
             Vec::new()
         });
-        let outbox = std::mem::take(&mut self.outbox);
+        let outbox = self.outbox.take(self.busy);
+        self.busy |= !entries.is_empty() || !committed.is_empty();
         Some(Ready {
             number,
             hard_state: state_changed.then_some(hard_state),

@@ -7,7 +7,8 @@ use crate::message::MessageBody;
 use crate::progress::Follow;
 use crate::quorum;
 use crate::read::{ReadError, Reader};
-use crate::types::{LogIndex, PeerId, Time};
+use crate::rules::broken;
+use crate::types::{Identity, LogIndex, PeerId, Time};
 
 impl<R: LogReader> Group<R> {
     /// Asks for the index that a linearizable read has to wait for. It comes in
@@ -18,7 +19,10 @@ impl<R: LogReader> Group<R> {
     /// If there is nobody to ask, or too many reads wait.
     pub fn read_index(&mut self, now: Time, id: u64) -> Result<(), ReadError> {
         self.advance(now);
-        let peer = self.config.id;
+        let peer = self.me.peer;
+        if self.is_witness() {
+            return Err(ReadError::Witness { peer });
+        }
         match &mut self.role {
             Role::Leader(leader) if leader.reads.is_full() => Err(ReadError::TooMany { peer }),
             Role::Leader(leader) => {
@@ -60,10 +64,14 @@ impl<R: LogReader> Group<R> {
             Role::Leader(leader) => {
                 // Before its own first entry is committed, a leader's commit index
                 // may be behind what earlier leaders acknowledged (Raft §8).
-                if !leader.reads.may_begin() || self.log.commit() < leader.term_start {
+                let knows_commits = self.log.commit() >= leader.term_start;
+                let may_know = knows_commits || broken!(ReadAfterOwnTermCommits);
+                if !leader.reads.may_begin() || !may_know {
                     return;
                 }
-                leader.round += 1;
+                if !broken!(ReadWaitsForNextRound) || leader.round == 0 {
+                    leader.round += 1;
+                }
                 leader.reads.begin(leader.round, self.log.commit());
                 self.send_heartbeats();
                 self.confirm_reads();
@@ -84,21 +92,26 @@ impl<R: LogReader> Group<R> {
 
     /// Answers the rounds that a quorum has answered.
     pub(super) fn confirm_reads(&mut self) {
-        let (own, term) = (self.config.id, self.term);
+        let Identity { group, peer: own } = self.me;
+        let term = self.term;
         let Role::Leader(leader) = &mut self.role else { return };
         if leader.reads.is_idle() {
             return;
         }
         let round = leader.round;
         let confirmed = quorum::reached(&self.configuration, |peer| {
-            if peer == own { round } else { leader.follow(peer).map_or(0, Follow::acked_round) }
+            if peer == own || broken!(ReadConfirmsLeadership) {
+                round
+            } else {
+                leader.follow(peer).map_or(0, Follow::acked_round)
+            }
         });
         let outbox = &mut self.outbox;
         leader.reads.confirmed(confirmed, |reader, index| match reader {
             Reader::Here(id) => outbox.answer_read(id, index),
             Reader::There { peer, batch } => {
                 let body = MessageBody::ReadIndexReply { batch, index };
-                outbox.send(crate::Message { from: own, to: peer, term, body });
+                outbox.send(crate::Message { group, from: own, to: peer, term, body });
             }
         });
     }

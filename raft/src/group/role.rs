@@ -51,7 +51,7 @@ pub(super) struct Leader {
     pub heartbeat_due: Time,
     /// When the quorum's latest answers, if none come, will be too old.
     pub quorum_due: Time,
-    pub transfer: Option<Transfer>,
+    pub transfer: Option<Box<Transfer>>,
     /// Another peer was told to campaign in spite of every promise, and the
     /// message may arrive at any time: no lease for the rest of this term.
     pub lease_void: bool,

@@ -8,7 +8,8 @@ use super::Group;
 use super::role::Role;
 use crate::log::{LogReadError, LogReader};
 use crate::message::{Message, MessageBody, Stamp};
-use crate::types::{LogIndex, PeerId, Term, Time};
+use crate::rules::broken;
+use crate::types::{GroupId, Identity, LogIndex, PeerId, Term, Time};
 
 /// Why a message was not taken. Those that no correct peer sends mean that data
 /// or a disk is damaged somewhere.
@@ -21,6 +22,16 @@ pub enum StepError {
         here: PeerId,
         /// The one it was for.
         to: PeerId,
+    },
+    /// Delivered to the wrong group, perhaps one of another cluster.
+    #[error("a message of group {group} was given to peer {here} of group {ours}")]
+    WrongGroup {
+        /// This peer.
+        here: PeerId,
+        /// Its group.
+        ours: GroupId,
+        /// The message's.
+        group: GroupId,
     },
     /// A peer does not write to itself.
     #[error("peer {here} was given a message from itself")]
@@ -35,6 +46,44 @@ pub enum StepError {
         from: PeerId,
         /// The kind of message.
         what: &'static str,
+    },
+    /// A number that no honest peer can have counted up to.
+    #[error("peer {from} sent the impossible {what} {value}")]
+    OutOfRange {
+        /// The sender.
+        from: PeerId,
+        /// What it is.
+        what: &'static str,
+        /// How much.
+        value: u64,
+    },
+    /// This peer's disk has lost what it acknowledged; who knows what else.
+    #[error(
+        "peer {here} acknowledged entries up to {commit} to leader {from}, but its log ends at \
+         {last}: its disk has lost data; remove the peer and add a new one"
+    )]
+    LostEntries {
+        /// This peer.
+        here: PeerId,
+        /// The leader.
+        from: PeerId,
+        /// What it may take for committed.
+        commit: LogIndex,
+        /// Where this log ends.
+        last: LogIndex,
+    },
+    /// Another peer's disk has lost what it acknowledged to this leader.
+    #[error(
+        "peer {from} refuses entries after {prev}, but has acknowledged all up to \
+         {acknowledged}: its disk has lost data; remove the peer and add a new one"
+    )]
+    PeerLostEntries {
+        /// The peer.
+        from: PeerId,
+        /// After which it takes nothing.
+        prev: LogIndex,
+        /// What it said to have.
+        acknowledged: LogIndex,
     },
     /// Election safety is broken.
     #[error("peer {from} claims to lead term {term}, but peer {leader} does")]
@@ -78,12 +127,22 @@ impl<R: LogReader> Group<R> {
     /// See [`StepError`]. The message then had no effect beyond, at most, the term.
     pub fn step(&mut self, now: Time, message: Message) -> Result<(), StepError> {
         self.advance(now);
-        let here = self.config.id;
-        if message.to != here {
-            return Err(StepError::WrongRecipient { here, to: message.to });
+        let Identity { group: ours, peer: here } = self.me;
+        let Message { group, from, to, .. } = message;
+        if group != ours {
+            return Err(StepError::WrongGroup { here, ours, group });
         }
-        if message.from == here {
+        if to != here {
+            return Err(StepError::WrongRecipient { here, to });
+        }
+        if from == here {
             return Err(StepError::FromItself { here });
+        }
+        if from.0 == 0 {
+            return Err(StepError::Malformed { from, what: "sender" });
+        }
+        if let Some((what, value)) = message.out_of_range() {
+            return Err(StepError::OutOfRange { from, what, value });
         }
         // What was once committed stays so: this knowledge is good in every term.
         if let MessageBody::PreVote { commit, .. }
@@ -94,6 +153,9 @@ impl<R: LogReader> Group<R> {
             self.learn_commit(commit)?;
         }
         match message.term.cmp(&self.term) {
+            Ordering::Less if broken!(OlderTermsIgnored) && message.body.is_answer() => {
+                self.dispatch(message)
+            }
             Ordering::Less => {
                 self.answer_older_term(&message);
                 Ok(())
@@ -115,6 +177,7 @@ impl<R: LogReader> Group<R> {
     fn answer_older_term(&mut self, message: &Message) {
         let body = match message.body {
             MessageBody::Append { .. }
+            | MessageBody::Commit { .. }
             | MessageBody::Heartbeat { .. }
             | MessageBody::InstallSnapshot { .. } => {
                 MessageBody::HeartbeatReply { stamp: Stamp::default() }
@@ -141,6 +204,7 @@ impl<R: LogReader> Group<R> {
             // or that was removed: not even by way of the term (dissertation §4.2.3).
             MessageBody::Vote { transfer: false, .. } if self.is_loyal() => false,
             MessageBody::Append { .. }
+            | MessageBody::Commit { .. }
             | MessageBody::Heartbeat { .. }
             | MessageBody::InstallSnapshot { .. } => {
                 self.become_follower(message.term, Some(message.from));
@@ -175,9 +239,13 @@ impl<R: LogReader> Group<R> {
             MessageBody::AppendReply { outcome, stamp } => {
                 self.on_append_reply(from, outcome, stamp)?;
             }
+            MessageBody::Commit { commit } => {
+                self.hear_leader(from)?;
+                self.on_commit(commit)?;
+            }
             MessageBody::Heartbeat { commit, stamp } => {
                 self.hear_leader(from)?;
-                self.on_heartbeat(from, commit, stamp);
+                self.on_heartbeat(from, commit, stamp)?;
             }
             MessageBody::HeartbeatReply { stamp } => self.on_heartbeat_reply(from, stamp),
             MessageBody::InstallSnapshot { meta, data } => {

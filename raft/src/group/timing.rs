@@ -88,7 +88,7 @@ impl<R: LogReader> Group<R> {
         if !self.config.check_quorum || self.now < leader.quorum_due {
             return true;
         }
-        let (own, now) = (self.config.id, self.now);
+        let (own, now) = (self.me.peer, self.now);
         let heard = quorum::reached(&self.configuration, |peer| {
             if peer == own { now } else { leader.follow(peer).map_or(Time(0), |f| f.last_ack()) }
         });

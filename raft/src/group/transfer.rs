@@ -57,7 +57,7 @@ impl<R: LogReader> Group<R> {
         to: Option<PeerId>,
     ) -> Result<PeerId, TransferError> {
         self.advance(now);
-        let own = self.config.id;
+        let own = self.me.peer;
         let Some(leader) = self.leader() else {
             return Err(TransferError::NoLeader { peer: own });
         };
@@ -88,7 +88,7 @@ impl<R: LogReader> Group<R> {
     }
 
     fn begin_transfer(&mut self, target: PeerId) -> Result<(), TransferError> {
-        if target == self.config.id {
+        if target == self.me.peer {
             return Err(TransferError::AlreadyLeader { peer: target });
         }
         let members = &self.configuration;
@@ -100,7 +100,7 @@ impl<R: LogReader> Group<R> {
         match &leader.transfer {
             Some(transfer) if transfer.target == target => return Ok(()),
             Some(transfer) => return Err(TransferError::InProgress { target: transfer.target }),
-            None => leader.transfer = Some(Transfer { target, deadline, told: false }),
+            None => leader.transfer = Some(Box::new(Transfer { target, deadline, told: false })),
         }
         leader.replicate = true;
         self.hand_over_if_caught_up();
@@ -109,9 +109,15 @@ impl<R: LogReader> Group<R> {
 
     /// Tells the target to campaign as soon as it has everything.
     pub(super) fn hand_over_if_caught_up(&mut self) {
+        if self.is_witness() {
+            self.choose_heir();
+        }
         let last = self.log.last_index();
         let Role::Leader(leader) = &mut self.role else { return };
-        let Some(Transfer { target, told: false, .. }) = leader.transfer else { return };
+        let Some((target, false)) = leader.transfer.as_ref().map(|one| (one.target, one.told))
+        else {
+            return;
+        };
         if leader.follow(target).is_none_or(|follow| follow.match_index() < last) {
             return;
         }
@@ -125,11 +131,23 @@ impl<R: LogReader> Group<R> {
         self.outbox.send(message);
     }
 
+    /// A witness hands over to the first voter with data that has caught up.
+    fn choose_heir(&mut self) {
+        let last = self.log.last_index();
+        let deadline = self.now + self.config.election_timeout;
+        let heir = self.best_successor();
+        let Role::Leader(leader) = &mut self.role else { return };
+        let ready = |target| leader.follow(target).is_some_and(|f| f.match_index() == last);
+        if let (None, Some(target)) = (&leader.transfer, heir.filter(|heir| ready(*heir))) {
+            leader.transfer = Some(Box::new(Transfer { target, deadline, told: false }));
+        }
+    }
+
     /// The voter that was heard from and whose log is the furthest.
     pub(super) fn best_successor(&self) -> Option<PeerId> {
         let members = &self.configuration;
         let fit = |peer: &PeerId| {
-            *peer != self.config.id && members.voters.contains(peer) && !members.is_witness(*peer)
+            *peer != self.me.peer && members.voters.contains(peer) && !members.is_witness(*peer)
         };
         let known = self.progress().filter(|(peer, _)| fit(peer));
         known.max_by_key(|(_, p)| (p.recently_active, p.match_index)).map(|(peer, _)| peer)

@@ -8,4 +8,4 @@ mod disk;
 mod node;
 
 pub use disk::{Borrowed, Disk, Machine};
-pub use node::{Event, Node, Settings};
+pub use node::{Event, GROUP, Node, Settings};

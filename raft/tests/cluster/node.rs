@@ -3,18 +3,23 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use esker_raft::{
-    Config, Entry, Group, HardState, LogIndex, Message, MessageBody, Payload, PeerId, Ready,
-    ReadyNumber, RoleChange, RoleKind, SnapshotMeta, Time,
+    Config, Entry, Group, GroupId, HardState, Identity, LogIndex, Message, MessageBody, Payload,
+    PeerId, Ready, ReadyNumber, RoleChange, RoleKind, SnapshotMeta, Time,
 };
 
 use super::disk::{Borrowed, Disk, Machine};
+
+/// The group that every test has.
+pub const GROUP: GroupId = GroupId(1);
 
 /// What a test decides for every peer it starts.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub config: Config,
+    pub priority: i32,
     pub seed: u64,
 }
 
@@ -73,14 +78,20 @@ impl Node {
         };
         let restored = node.disk.borrow().restored();
         let reader = Borrowed(Rc::clone(&node.disk));
-        let group = Group::create(node.config(), reader, restored, now);
-        node.group = Some(group.expect("a new peer's disk makes sense"));
+        let group = Group::create(node.identity(), node.config(), reader, restored, now);
+        let mut group = group.expect("a new peer's disk makes sense");
+        group.set_priority(node.settings.priority);
+        node.group = Some(group);
         node
     }
 
-    fn config(&self) -> Config {
+    fn identity(&self) -> Identity {
+        Identity { group: GROUP, peer: self.id }
+    }
+
+    fn config(&self) -> Arc<Config> {
         let seed = self.settings.seed.wrapping_mul(31).wrapping_add(self.incarnations);
-        Config { id: self.id, seed, ..self.settings.config.clone() }
+        Arc::new(Config { seed, ..self.settings.config.clone() })
     }
 
     pub fn settings(&mut self) -> &mut Settings {
@@ -111,8 +122,10 @@ impl Node {
         self.mirror = self.disk.borrow().log.clone();
         let restored = self.disk.borrow().restored();
         let reader = Borrowed(Rc::clone(&self.disk));
-        let group = Group::new(self.config(), reader, restored, now);
-        self.group = Some(group.expect("what was written makes sense after a crash"));
+        let group = Group::new(self.identity(), self.config(), reader, restored, now);
+        let mut group = group.expect("what was written makes sense after a crash");
+        group.set_priority(self.settings.priority);
+        self.group = Some(group);
     }
 
     pub fn group(&mut self) -> &mut Group<Borrowed> {
@@ -237,8 +250,8 @@ impl Node {
     pub fn snapshot_for(&self, to: PeerId) -> Option<Message> {
         let group = self.group.as_ref().filter(|group| group.role() == RoleKind::Leader)?;
         let Machine { index, term, configuration, .. } = self.machine.clone();
-        let meta = SnapshotMeta { index, term, configuration };
+        let meta = Box::new(SnapshotMeta { index, term, configuration });
         let body = MessageBody::InstallSnapshot { meta, data: self.machine.encode() };
-        Some(Message { from: self.id, to, term: group.term(), body })
+        Some(Message { group: GROUP, from: self.id, to, term: group.term(), body })
     }
 }

@@ -114,8 +114,8 @@ impl World {
             let offset = random.random_range(0..10_000) * MILLISECOND;
             // Within the 10 % that leases allow for, between any two clocks.
             clocks.push(Clock { offset, rate: random.random_range(960..=1040) });
-            let config = Config { priority: -i32::from(id == 2), ..config.clone() };
-            let settings = Settings { config, seed: random.random() };
+            let priority = -i32::from(id == 2);
+            let settings = Settings { config: config.clone(), priority, seed: random.random() };
             nodes.push(Node::create(PeerId(id), settings, disk, Time(offset)));
         }
         World {

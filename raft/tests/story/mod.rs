@@ -321,7 +321,7 @@ impl Story {
         for id in founders.into_iter().chain(empty.iter().copied()) {
             let disk = if empty.contains(&id) { Disk::default() } else { disk.clone() };
             let priority = slower.filter(|(slow, _)| *slow == id).map_or(0, |(_, p)| p);
-            let settings = Settings { config: Config { priority, ..config.clone() }, seed: id.0 };
+            let settings = Settings { config: config.clone(), priority, seed: id.0 };
             self.nodes.insert(id, Node::create(id, settings, disk, self.now));
         }
         Ok(())

@@ -1,10 +1,8 @@
 //! How a story says things: `3@2` is the entry at index 3 of term 2.
 
-use std::collections::BTreeSet;
-
 use esker_raft::{
     AppendOutcome, ChangeStep, Configuration, Entry, Group, LogReader, Message, MessageBody,
-    Payload, PeerId, Progress, RoleKind,
+    Payload, PeerId, PeerSet, Progress, RoleKind,
 };
 
 use crate::cluster::Event;
@@ -34,7 +32,7 @@ fn step(step: &ChangeStep) -> String {
     }
 }
 
-fn set(peers: &BTreeSet<PeerId>) -> String {
+fn set(peers: &PeerSet) -> String {
     let peers: Vec<_> = peers.iter().map(PeerId::to_string).collect();
     peers.join(" ")
 }
@@ -105,7 +103,7 @@ fn granted(granted: bool) -> &'static str {
 }
 
 pub fn message(message: &Message) -> String {
-    let Message { from, to, term, body } = message;
+    let Message { from, to, term, body, .. } = message;
     let said = match body {
         MessageBody::PreVote { last_index, last_term, .. } => {
             format!("would you vote for me? My log ends at {last_index}@{last_term}")
@@ -128,6 +126,7 @@ pub fn message(message: &Message) -> String {
             }
         },
         MessageBody::Heartbeat { commit, .. } => format!("heartbeat, committed {commit}"),
+        MessageBody::Commit { commit } => format!("committed {}@{}", commit.index, commit.term),
         MessageBody::HeartbeatReply { .. } => "still with you".into(),
         MessageBody::InstallSnapshot { meta, .. } => {
             format!("snapshot at {}@{}", meta.index, meta.term)

@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use esker_engine::{KvSnapshot, LogEngine};
 use esker_raft::{
-    Config, Entry, Group, LogIndex, LogReadError, LogReader, Message, MessageBody, PeerId,
-    ProgressState, Restored, RoleKind, StepError, Term, Time,
+    Entry, Group, GroupId, Identity, LogIndex, LogReadError, LogReader, Message, MessageBody,
+    PeerId, ProgressState, Restored, RoleKind, StepError, Term, Time,
 };
 use esker_rpc::proto::esker::RaftMessage;
 use esker_rpc::proto::metapb::{Peer as PeerMeta, Region};
@@ -26,7 +26,6 @@ pub use requests::COMMAND_FORMAT;
 
 use prost::Message as _;
 
-use crate::config::StoreConfig;
 use crate::error::{RequestError, StoreError};
 use crate::ids::{RegionId, StoreId};
 use crate::message::{PeerProgress, Proposal, ReadRequest, RegionStatus, WriteRequest};
@@ -35,6 +34,7 @@ use crate::read::ReadDelegate;
 use crate::region::RegionExt;
 use crate::snapshot::{ReceivedSnapshot, RegionSnapshotSource};
 use crate::state::{Applied, RaftState, decode_entry};
+use crate::worker::Shared;
 
 /// Reads entries that the group no longer keeps in memory.
 #[derive(Clone)]
@@ -141,23 +141,10 @@ pub struct Peer {
 }
 
 impl Peer {
-    pub fn new(
-        seed: PeerSeed,
-        store: StoreId,
-        log: LogEngine,
-        config: &StoreConfig,
-        now: Time,
-    ) -> Result<Self, StoreError> {
+    pub fn new(seed: PeerSeed, shared: &Shared, now: Time) -> Result<Self, StoreError> {
         let PeerSeed { descriptor, me, raft_state, last_term, applied, generation, fresh } = seed;
         let id = descriptor.region_id();
-        let raft = Config {
-            id: PeerId(me.id),
-            election_timeout: config.election_timeout,
-            heartbeat_interval: config.heartbeat_interval,
-            max_clock_drift: config.max_clock_drift,
-            seed: config.seed ^ me.id.rotate_left(32) ^ id.0,
-            ..Config::default()
-        };
+        let identity = Identity { group: GroupId(id.0), peer: PeerId(me.id) };
         let restored = Restored {
             hard_state: raft_state.hard_state,
             configuration: descriptor.configuration(),
@@ -165,10 +152,11 @@ impl Peer {
             last: (raft_state.last, last_term),
             applied: applied.index,
         };
-        let log = GroupLog { log, region: id };
+        let log = GroupLog { log: shared.log.clone(), region: id };
         // A peer that ran before may have promised a leader not to vote for another.
         let make = if fresh { Group::create } else { Group::new };
-        let group = make(raft, log.clone(), restored, now).map_err(|e| StoreError::Corrupt {
+        let group = make(identity, shared.raft.clone(), log.clone(), restored, now);
+        let group = group.map_err(|e| StoreError::Corrupt {
             what: format!("the state of region {id}"),
             why: e.to_string(),
         })?;
@@ -176,7 +164,7 @@ impl Peer {
         let delegate = Arc::new(ReadDelegate::new(descriptor.clone(), me.id));
         Ok(Peer {
             id,
-            store,
+            store: shared.store,
             me,
             descriptor,
             group,
@@ -199,7 +187,7 @@ impl Peer {
             installing: false,
             destroying: false,
             may_truncate: None,
-            next_log_gc: now + config.log_gc_interval,
+            next_log_gc: now + shared.config.log_gc_interval,
             next_report: now,
             last_heard: now,
             next_question: now + QUESTION_AFTER,
@@ -322,11 +310,15 @@ impl Peer {
         match self.group.step(now, message) {
             Ok(()) => Ok(()),
             // Going on would lose data or make replicas differ.
-            Err(broken @ (StepError::Log(_) | StepError::CommittedConflict { .. })) => {
+            Err(
+                broken @ (StepError::Log(_)
+                | StepError::CommittedConflict { .. }
+                | StepError::LostEntries { .. }),
+            ) => {
                 let what = format!("the log of region {}", self.id);
                 Err(StoreError::Corrupt { what, why: broken.to_string() })
             }
-            Err(broken @ StepError::TwoLeaders { .. }) => {
+            Err(broken @ (StepError::TwoLeaders { .. } | StepError::PeerLostEntries { .. })) => {
                 tracing::error!(region = %self.id, store = %self.store, %broken, "message refused");
                 Ok(())
             }
@@ -379,11 +371,12 @@ impl Peer {
             return None;
         };
         let message = Message {
+            group: GroupId(self.id.0),
             from: self.group.id(),
             to,
             term: self.group.term(),
             body: MessageBody::InstallSnapshot {
-                meta: taken.meta.clone(),
+                meta: Box::new(taken.meta.clone()),
                 data: taken.descriptor.encode_to_vec().into(),
             },
         };

@@ -228,7 +228,8 @@ impl Worker {
             _ => (asked.term, MessageBody::VoteReply { granted: false, commit }),
         };
         let mut encoded = Vec::new();
-        Message { from: asked.to, to: asked.from, term, body }.encode(&mut encoded);
+        Message { group: asked.group, from: asked.to, to: asked.from, term, body }
+            .encode(&mut encoded);
         let answer = RaftMessage {
             region_id: envelope.region_id,
             from: envelope.to,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use esker_raft::{Message, MessageBody};
+use esker_raft::{GroupId, Message, MessageBody};
 use esker_raftstore::config::WORKER_INBOX;
 use esker_raftstore::{
     Admin, Clock, NewRegion, PeerId, RegionExt, RegionId, RequestContext, RequestError,
@@ -210,6 +210,7 @@ fn a_message_is_never_taken_with_a_time_from_before_it_came() {
     let region = cluster.region_on(2, 1).unwrap();
     let on = |store| *region.peer_on(StoreId(store)).unwrap();
     let heartbeat = Message {
+        group: GroupId(1),
         from: PeerId(on(1).id),
         to: PeerId(on(2).id),
         term: cluster.status(1, 1).unwrap().term,
