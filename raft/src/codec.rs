@@ -9,6 +9,7 @@ use bytes::Bytes;
 use thiserror::Error;
 
 use crate::configuration::{Configuration, MAX_PEERS};
+use crate::entries::Entries;
 use crate::message::{AppendOutcome, CommitPoint, Message, MessageBody, Stamp};
 use crate::types::{
     ChangeStep, ConfChange, Entry, GroupId, HardState, LeaveJoint, LogIndex, Payload, PeerId,
@@ -212,7 +213,7 @@ impl Payload {
                         _ => return Err(DecodeError::Value { field: "step", value: kind.into() }),
                     });
                 }
-                Ok(Payload::Change(ConfChange { steps, leave, context: input.0 }))
+                Ok(Payload::Change(Box::new(ConfChange { steps, leave, context: input.0 })))
             }
             kind => Err(DecodeError::Value { field: "payload", value: kind.into() }),
         }
@@ -425,7 +426,7 @@ impl MessageBody {
             4 => {
                 let (prev_index, prev_term) = (input.index()?, input.term()?);
                 let (commit, stamp) = (input.index()?, input.stamp()?);
-                let entries = take_entries(input, prev_index)?;
+                let entries = take_entries(input, prev_index)?.into();
                 MessageBody::Append { prev_index, prev_term, entries, commit, stamp }
             }
             5 => {
@@ -460,10 +461,10 @@ impl MessageBody {
 }
 
 /// The entries of an append have consecutive indexes, which need not be sent.
-fn put_entries(out: &mut Vec<u8>, entries: &[Entry]) {
+fn put_entries(out: &mut Vec<u8>, entries: &Entries) {
     put_number(out, entries.len() as u64);
     let mut payload = Vec::new();
-    for entry in entries {
+    for entry in entries.iter() {
         put_number(out, entry.term.0);
         // A command is the bulk of the traffic: it is copied once, not twice.
         if let Payload::Command(command) = &entry.payload {

@@ -104,15 +104,14 @@
 //! let mut work = |group: &mut Group<NoLog>, now| {
 //!     while let Some(ready) = group.ready() {
 //!         // 1. Send ready.messages. 2. Write these, with ready.hard_state, and sync:
-//!         log.extend(ready.entries);
+//!         log.extend(ready.entries.iter().cloned());
 //!         group.persisted(now, ready.number);
 //!         // 3. Send ready.messages_after_persist. 4. Apply what is committed:
-//!         for entry in ready.committed {
-//!             let index = entry.index;
-//!             if let Payload::Command(command) = entry.payload {
-//!                 machine.push(command);
+//!         for entry in &ready.committed {
+//!             if let Payload::Command(command) = &entry.payload {
+//!                 machine.push(command.clone());
 //!             }
-//!             group.applied(index);
+//!             group.applied(entry.index);
 //!         }
 //!     }
 //! };
@@ -163,6 +162,7 @@
 mod codec;
 mod config;
 mod configuration;
+mod entries;
 mod group;
 mod log;
 mod message;
@@ -178,6 +178,7 @@ mod types;
 pub use codec::DecodeError;
 pub use config::{Config, MAX_PRIORITY_WAIT, WITNESS_WAIT};
 pub use configuration::{ConfigError, Configuration, MAX_PEERS};
+pub use entries::{Entries, Iter};
 pub use group::{Group, ProposeError, Restored, SnapshotOutcome, StepError, TransferError};
 pub use log::{LogReadError, LogReader, MAX_APPLYING_BYTES, MAX_COMMITTED_BYTES};
 pub use message::{AppendOutcome, CommitPoint, Message, MessageBody, Stamp};

@@ -15,8 +15,9 @@ use std::collections::VecDeque;
 
 use thiserror::Error;
 
+use crate::entries::{Cache, Entries};
 use crate::rules::broken;
-use crate::types::{Entry, LogIndex, Term};
+use crate::types::{Entry, LogIndex, Payload, Term};
 
 /// Bytes of committed entries in one [`crate::Ready`], at least one entry.
 pub const MAX_COMMITTED_BYTES: usize = 1 << 20;
@@ -78,9 +79,8 @@ pub(crate) struct Log<R> {
     /// The end of what the log no longer has.
     compacted: (LogIndex, Term),
     last: (LogIndex, Term),
-    /// The newest entries; its back is at `last` unless it is empty.
-    entries: VecDeque<Entry>,
-    entry_bytes: usize,
+    /// The newest entries; they end at `last` unless there are none.
+    cache: Cache,
     max_cache_bytes: usize,
     /// The end of what was given out to be written.
     handed: LogIndex,
@@ -112,8 +112,7 @@ impl<R: LogReader> Log<R> {
             reader,
             compacted,
             last,
-            entries: VecDeque::new(),
-            entry_bytes: 0,
+            cache: Cache::default(),
             max_cache_bytes,
             handed: last.0,
             persisted: last.0,
@@ -161,12 +160,7 @@ impl<R: LogReader> Log<R> {
     }
 
     fn cache_first(&self) -> LogIndex {
-        LogIndex(self.last.0.0.saturating_sub(self.entries.len() as u64).saturating_add(1))
-    }
-
-    fn cached(&self, index: LogIndex) -> Option<&Entry> {
-        let offset = index.0.checked_sub(self.cache_first().0)?;
-        self.entries.get(usize::try_from(offset).ok()?)
+        self.cache.first_index().unwrap_or(self.last.0.next())
     }
 
     /// The term at `index`; `None` beyond either end.
@@ -180,7 +174,7 @@ impl<R: LogReader> Log<R> {
         if index < self.compacted.0 || index > self.last.0 {
             return Ok(None);
         }
-        match self.cached(index) {
+        match self.cache.get(index) {
             Some(entry) => Ok(Some(entry.term)),
             None => match self.reader.term(index)? {
                 Some(term) => Ok(Some(term)),
@@ -216,52 +210,37 @@ impl<R: LogReader> Log<R> {
     }
 
     /// Entries in `[low, high)`, at least one if there are any, no more than fit
-    /// in `max_bytes` beyond the first.
+    /// in `max_bytes` beyond the first. What was appended since the last
+    /// [`Log::seal`] is not among them.
     pub fn slice(
         &self,
         low: LogIndex,
         high: LogIndex,
         max_bytes: usize,
-    ) -> Result<Vec<Entry>, LogReadError> {
+    ) -> Result<Entries, LogReadError> {
         let high = high.min(self.last.0.next());
         if low >= high {
-            return Ok(Vec::new());
+            return Ok(Entries::default());
         }
         if low <= self.compacted.0 {
             return Err(LogReadError::Compacted { index: low });
         }
-        let mut found = Vec::new();
-        let mut bytes = 0;
         let cache_first = self.cache_first();
-        if low < cache_first {
-            found = self.reader.entries(low, high.min(cache_first), max_bytes)?;
-            let contiguous = (low.0..).zip(&found).all(|(index, entry)| entry.index.0 == index);
-            if found.is_empty() || !contiguous {
-                let reason = "the reader returned other entries".into();
-                return Err(LogReadError::Failed { index: low, reason });
-            }
-            bytes = found.iter().map(Entry::bytes).sum();
-            if low.0 + (found.len() as u64) < cache_first.0 {
-                return Ok(found);
-            }
+        if low >= cache_first {
+            return Ok(self.cache.slice(low, high, max_bytes));
         }
-        let from = usize::try_from(low.max(cache_first).0 - cache_first.0).unwrap_or(usize::MAX);
-        for entry in self.entries.iter().skip(from) {
-            bytes += entry.bytes();
-            if entry.index >= high || (bytes > max_bytes && !found.is_empty()) {
-                break;
-            }
-            found.push(entry.clone());
+        let found = self.reader.entries(low, high.min(cache_first), max_bytes)?;
+        let contiguous = (low.0..).zip(&found).all(|(index, entry)| entry.index.0 == index);
+        if found.is_empty() || !contiguous {
+            let reason = "the reader returned other entries".into();
+            return Err(LogReadError::Failed { index: low, reason });
         }
-        Ok(found)
+        Ok(Entries::from(found))
     }
 
     /// Bytes of the entries in `(after, up_to]` that are in memory.
     pub fn bytes_between(&self, after: LogIndex, up_to: LogIndex) -> usize {
-        let from = after.next().max(self.cache_first());
-        let skipped = usize::try_from(from.0 - self.cache_first().0).unwrap_or(usize::MAX);
-        let wanted = self.entries.iter().skip(skipped);
-        wanted.take_while(|entry| entry.index <= up_to).map(Entry::bytes).sum()
+        self.cache.bytes_between(after, up_to)
     }
 
     /// Adds an entry at the end.
@@ -270,12 +249,31 @@ impl<R: LogReader> Log<R> {
             entry.index == self.last.0.next() && entry.term >= self.last.1,
             "an entry continues the log: indexes rise by one and terms never fall"
         );
-        if matches!(entry.payload, crate::Payload::Change(_)) {
+        if matches!(entry.payload, Payload::Change(_)) {
             self.change_horizon = entry.index;
         }
         self.last = (entry.index, entry.term);
-        self.entry_bytes += entry.bytes();
-        self.entries.push_back(entry);
+        self.cache.push(entry);
+    }
+
+    /// Adds entries of another peer's log at the end; the last change of members
+    /// among them, if there is one, is at `change`.
+    pub fn extend(&mut self, entries: Entries, change: Option<LogIndex>) {
+        let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return };
+        assert!(
+            first.index == self.last.0.next() && first.term >= self.last.1,
+            "entries continue the log: indexes rise by one and terms never fall"
+        );
+        if let Some(change) = change.filter(|change| *change >= first.index) {
+            self.change_horizon = change;
+        }
+        self.last = (last.index, last.term);
+        self.cache.extend(entries);
+    }
+
+    /// Makes one batch of what was appended one by one.
+    pub fn seal(&mut self) {
+        self.cache.seal();
     }
 
     /// Drops every entry from `from` on, because a leader has others there.
@@ -287,10 +285,7 @@ impl<R: LogReader> Log<R> {
         );
         let end = from.prev();
         let term = self.term(end)?.unwrap_or_default();
-        while self.entries.back().is_some_and(|entry| entry.index >= from) {
-            let dropped = self.entries.pop_back().map_or(0, |entry| entry.bytes());
-            self.entry_bytes -= dropped;
-        }
+        self.cache.truncate(from);
         self.last = (end, term);
         self.handed = self.handed.min(end);
         self.change_horizon = self.change_horizon.min(end);
@@ -318,11 +313,12 @@ impl<R: LogReader> Log<R> {
     }
 
     /// The entries that no Ready has carried yet, which must all be in memory.
-    pub fn take_unwritten(&mut self) -> Vec<Entry> {
-        let from = self.handed.next().0 - self.cache_first().0;
-        let entries =
-            self.entries.iter().skip(usize::try_from(from).unwrap_or(usize::MAX)).cloned();
-        let entries: Vec<_> = entries.collect();
+    pub fn take_unwritten(&mut self) -> Entries {
+        let entries = self.cache.slice(self.handed.next(), self.last.0.next(), usize::MAX);
+        assert!(
+            entries.last().map(|entry| entry.index) == Some(self.last.0),
+            "what is not written yet is in memory"
+        );
         self.handed = self.last.0;
         entries
     }
@@ -349,14 +345,14 @@ impl<R: LogReader> Log<R> {
     }
 
     /// The next committed entries to apply.
-    pub fn take_committed(&mut self) -> Result<Vec<Entry>, LogReadError> {
+    pub fn take_committed(&mut self) -> Result<Entries, LogReadError> {
         if !self.has_emittable() {
-            return Ok(Vec::new());
+            return Ok(Entries::default());
         }
         let high = self.emittable().next();
         let entries = self.slice(self.emitted.next(), high, MAX_COMMITTED_BYTES)?;
         if let Some(last) = entries.last() {
-            let bytes = entries.iter().map(Entry::bytes).sum();
+            let bytes = entries.bytes();
             self.emitted = last.index;
             self.applying.push_back((last.index, bytes));
             self.applying_bytes += bytes;
@@ -386,18 +382,14 @@ impl<R: LogReader> Log<R> {
         }
         assert!(index <= self.applied, "entry {index} was dropped before it was applied");
         self.compacted = (index, term);
-        while self.entries.front().is_some_and(|entry| entry.index <= index) {
-            let dropped = self.entries.pop_front().map_or(0, |entry| entry.bytes());
-            self.entry_bytes -= dropped;
-        }
+        self.cache.drop_to(index);
     }
 
     /// Everything is replaced by a snapshot at this index.
     pub fn reset(&mut self, index: LogIndex, term: Term) {
         self.compacted = (index, term);
         self.last = (index, term);
-        self.entries.clear();
-        self.entry_bytes = 0;
+        self.cache.clear();
         self.handed = index;
         self.persisted = index;
         self.commit = self.commit.max(index);
@@ -413,20 +405,14 @@ impl<R: LogReader> Log<R> {
     /// behind the cache are served by the reader.
     fn evict(&mut self) {
         let done = self.persisted.min(self.applied);
-        while self.entry_bytes > self.max_cache_bytes
-            && self.entries.front().is_some_and(|entry| entry.index <= done)
-        {
-            let dropped = self.entries.pop_front().map_or(0, |entry| entry.bytes());
-            self.entry_bytes -= dropped;
-        }
+        while self.cache.bytes() > self.max_cache_bytes && self.cache.drop_first(done) {}
     }
 
     /// Gives back memory that an idle group does not need.
     pub fn shrink(&mut self) {
         let done = self.persisted.min(self.applied);
-        if self.entries.back().is_none_or(|entry| entry.index <= done) {
-            self.entries = VecDeque::new();
-            self.entry_bytes = 0;
+        if self.last.0 <= done {
+            self.cache.clear();
         }
         if self.writes.is_empty() {
             self.writes = VecDeque::new();

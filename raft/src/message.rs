@@ -5,7 +5,8 @@
 
 use bytes::Bytes;
 
-use crate::types::{Entry, GroupId, LogIndex, PeerId, SnapshotMeta, Term, Time};
+use crate::entries::Entries;
+use crate::types::{GroupId, LogIndex, PeerId, SnapshotMeta, Term, Time};
 
 /// One message between two peers of a group.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -91,7 +92,7 @@ pub enum MessageBody {
         /// The term of the entry there.
         prev_term: Term,
         /// What follows; may be empty.
-        entries: Vec<Entry>,
+        entries: Entries,
         /// How far the leader has committed.
         commit: LogIndex,
         /// Echoed in the reply.

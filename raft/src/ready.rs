@@ -2,9 +2,10 @@
 
 use bytes::Bytes;
 
+use crate::entries::Entries;
 use crate::log::LogReadError;
 use crate::message::Message;
-use crate::types::{Entry, HardState, LogIndex, PeerId, SnapshotMeta, Term};
+use crate::types::{HardState, LogIndex, PeerId, SnapshotMeta, Term};
 
 /// Readies are numbered from 1, without gaps, for as long as the group lives.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -52,7 +53,7 @@ pub struct Ready {
     pub must_sync: bool,
     /// Append these. The first may lie before the log's end: then everything
     /// from it on is replaced, also what lies beyond the last of these.
-    pub entries: Vec<Entry>,
+    pub entries: Entries,
     /// Replace the whole log and the state machine by this snapshot, after what
     /// was committed before, then call [`crate::Group::snapshot_installed`].
     pub snapshot: Option<(SnapshotMeta, Bytes)>,
@@ -62,7 +63,7 @@ pub struct Ready {
     /// nothing to write: they promise what those contain.
     pub messages_after_persist: Vec<Message>,
     /// Apply in this order. All are durable here and come only once.
-    pub committed: Vec<Entry>,
+    pub committed: Entries,
     /// Reads, by their ids, that may be served once this index is applied.
     pub reads: Vec<(u64, LogIndex)>,
     /// Reads that nobody answers: to be tried again, maybe elsewhere.
@@ -77,6 +78,23 @@ pub struct Ready {
 }
 
 impl Ready {
+    /// Makes it empty and keeps its room.
+    pub(crate) fn clear(&mut self) {
+        self.number = ReadyNumber(0);
+        self.hard_state = None;
+        self.must_sync = false;
+        self.entries = Entries::default();
+        self.snapshot = None;
+        self.messages.clear();
+        self.messages_after_persist.clear();
+        self.committed = Entries::default();
+        self.reads.clear();
+        self.failed_reads.clear();
+        self.snapshots_wanted.clear();
+        self.role = None;
+        self.log_failure = None;
+    }
+
     /// Whether anything has to be written before `messages_after_persist` may go
     /// and [`crate::Group::persisted`] be called.
     #[must_use]

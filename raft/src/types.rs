@@ -163,8 +163,8 @@ pub enum Payload {
     Noop,
     /// A command of the driver, opaque here.
     Command(Bytes),
-    /// A change of the group's members.
-    Change(ConfChange),
+    /// A change of the group's members. Boxed, because it is large and rare.
+    Change(Box<ConfChange>),
 }
 
 /// A change of members. One step that touches at most one voter takes effect

@@ -87,7 +87,7 @@ fn append(prev: (u64, u64), entries: Vec<Entry>) -> MessageBody {
     MessageBody::Append {
         prev_index: LogIndex(prev.0),
         prev_term: Term(prev.1),
-        entries,
+        entries: entries.into(),
         commit: LogIndex(5),
         stamp: Stamp::default(),
     }

@@ -130,7 +130,7 @@ fn payload() -> impl Strategy<Value = Payload> {
     prop_oneof![
         4 => Just(Payload::Command(Bytes::from_static(b"lie"))),
         1 => Just(Payload::Noop),
-        1 => change().prop_map(Payload::Change),
+        1 => change().prop_map(|change| Payload::Change(Box::new(change))),
     ]
 }
 

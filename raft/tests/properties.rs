@@ -51,7 +51,7 @@ fn payload() -> impl Strategy<Value = Payload> {
     prop_oneof![
         Just(Payload::Noop),
         bytes().prop_map(Payload::Command),
-        change().prop_map(Payload::Change),
+        change().prop_map(|change| Payload::Change(Box::new(change))),
     ]
 }
 

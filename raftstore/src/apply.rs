@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
 use esker_engine::{Cf, KvBatch, KvEngine};
-use esker_raft::{Entry, Payload, PeerId, SnapshotMeta};
+use esker_raft::{ConfChange, Entries, Payload, PeerId, SnapshotMeta};
 use esker_rpc::proto::esker::command::{CompareAndSwap, Mutation, RaftCommand, mutation::Kind};
 use esker_rpc::proto::metapb::Region;
 use prost::Message as _;
@@ -169,7 +169,7 @@ impl Applier {
         &mut self,
         region: RegionId,
         generation: u64,
-        entries: Vec<Entry>,
+        entries: Entries,
         proposals: Vec<Proposal>,
     ) -> Result<(), StoreError> {
         // Tasks of an earlier peer of this region may still come.
@@ -187,7 +187,7 @@ impl Applier {
             written_keys: 0,
         };
         let mut proposals = proposals.into_iter().peekable();
-        for entry in entries {
+        for entry in &entries {
             assert_eq!(
                 entry.index,
                 progress.applied.index.next(),
@@ -196,14 +196,20 @@ impl Applier {
             let waiters =
                 proposals.next_if(|proposal| proposal.index == entry.index).map(|p| p.waiters);
             let at = Applied { index: entry.index, term: entry.term };
-            match entry.payload {
+            match &entry.payload {
                 Payload::Noop => {}
                 Payload::Command(command) => {
-                    let command = decode(region, at, command)?;
+                    let command = decode(region, at, command.clone())?;
                     self.apply_command(&mut progress, at, command, waiters, &mut notice)?;
                 }
                 Payload::Change(change) => {
-                    self.apply_change(&mut progress, at, change, waiters, &mut notice)?;
+                    self.apply_change(
+                        &mut progress,
+                        at,
+                        ConfChange::clone(change),
+                        waiters,
+                        &mut notice,
+                    )?;
                 }
             }
             progress.applied = at;

@@ -7,7 +7,7 @@
 
 use bytes::Bytes;
 use esker_engine::LogBatch;
-use esker_raft::{Entry, LogIndex, PeerId, ReadyNumber, SnapshotMeta, Term};
+use esker_raft::{Entries, LogIndex, PeerId, ReadyNumber, SnapshotMeta, Term};
 use esker_rpc::proto::esker::RaftMessage;
 use esker_rpc::proto::esker::command::Mutation;
 use esker_rpc::proto::metapb::{Peer, Region, RegionEpoch};
@@ -286,7 +286,7 @@ pub enum ApplyTask {
     Entries {
         region: RegionId,
         generation: u64,
-        entries: Vec<Entry>,
+        entries: Entries,
         proposals: Vec<Proposal>,
     },
     TakeSnapshot {

@@ -4,10 +4,11 @@ use bytes::Bytes;
 
 use super::role::Role;
 use super::{Group, Installing, StepError};
-use crate::log::LogReader;
+use crate::entries::Entries;
+use crate::log::{LogReadError, LogReader};
 use crate::message::{AppendOutcome, CommitPoint, MessageBody, Stamp};
 use crate::rules::broken;
-use crate::types::{Entry, LogIndex, PeerId, SnapshotMeta, Term, Time};
+use crate::types::{LogIndex, Payload, PeerId, SnapshotMeta, Term, Time};
 
 impl<R: LogReader> Group<R> {
     /// A leader of the current term spoke.
@@ -29,11 +30,11 @@ impl<R: LogReader> Group<R> {
         &mut self,
         from: PeerId,
         (mut prev_index, prev_term): (LogIndex, Term),
-        mut entries: Vec<Entry>,
+        mut entries: Entries,
         commit: LogIndex,
         stamp: Stamp,
     ) -> Result<(), StepError> {
-        self.check_entries(from, (prev_index, prev_term), &entries)?;
+        let change = self.check_entries(from, (prev_index, prev_term), &entries)?;
         if self.installing.is_some() {
             // The log is about to be replaced: what it says now means nothing,
             // and a refusal would ask for another snapshot.
@@ -43,14 +44,14 @@ impl<R: LogReader> Group<R> {
         let committed = self.log.commit();
         if prev_index < committed {
             // Up to the commit index every leader has what we have.
-            let known = entries.iter().take_while(|entry| entry.index <= committed).count();
-            if let Some(edge) = entries[..known].last().filter(|entry| entry.index == committed)
+            let edge = entries.iter().find(|entry| entry.index == committed);
+            if let Some(edge) = edge
                 && !self.log.matches(edge.index, edge.term)?
             {
                 let (here, index) = (self.me.peer, edge.index);
                 return Err(StepError::CommittedConflict { here, from, index });
             }
-            entries.drain(..known);
+            entries = entries.since(committed.next());
             prev_index = committed;
         } else if prev_index > self.log.last_index()
             || !(self.log.matches(prev_index, prev_term)? || broken!(AppendAfterEqualEntry))
@@ -61,15 +62,7 @@ impl<R: LogReader> Group<R> {
             self.outbox.send(reply);
             return Ok(());
         }
-        for entry in entries {
-            if entry.index <= self.log.last_index() {
-                if self.log.matches(entry.index, entry.term)? && !broken!(TruncateOnConflictOnly) {
-                    continue;
-                }
-                self.log.truncate(entry.index)?;
-            }
-            self.log.append(entry);
-        }
+        self.take_entries(entries, change)?;
         let match_index = end.max(prev_index);
         let verified =
             if broken!(CommitVerifiedPrefix) { self.log.last_index() } else { match_index };
@@ -84,23 +77,47 @@ impl<R: LogReader> Group<R> {
         Ok(())
     }
 
+    /// Appends what the log does not have; what contradicts it is cut off first.
+    fn take_entries(
+        &mut self,
+        entries: Entries,
+        change: Option<LogIndex>,
+    ) -> Result<(), LogReadError> {
+        let last = self.log.last_index();
+        let mut new = last.next();
+        for entry in entries.iter().take_while(|entry| entry.index <= last) {
+            if !self.log.matches(entry.index, entry.term)? || broken!(TruncateOnConflictOnly) {
+                new = entry.index;
+                self.log.truncate(new)?;
+                break;
+            }
+        }
+        self.log.extend(entries.since(new), change);
+        Ok(())
+    }
+
+    /// Whether the entries continue `prev` and each other. Returns where the last
+    /// change of members among them is.
     fn check_entries(
         &self,
         from: PeerId,
         prev: (LogIndex, Term),
-        entries: &[Entry],
-    ) -> Result<(), StepError> {
-        let (mut index, mut term) = prev;
-        for entry in entries {
-            if entry.index.0 == u64::MAX || entry.index != index.next() || entry.term < term {
+        entries: &Entries,
+    ) -> Result<Option<LogIndex>, StepError> {
+        let ((mut index, mut term), mut change) = (prev, None);
+        for entry in entries.iter() {
+            if entry.index != index.next() || entry.term < term {
                 return Err(StepError::Malformed { from, what: "append" });
             }
             (index, term) = (entry.index, entry.term);
+            if matches!(entry.payload, Payload::Change(_)) {
+                change = Some(index);
+            }
         }
         if term > self.term {
             return Err(StepError::Malformed { from, what: "append" });
         }
-        Ok(())
+        Ok(change)
     }
 
     pub(super) fn on_heartbeat(

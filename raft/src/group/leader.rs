@@ -275,6 +275,7 @@ impl<R: LogReader> Group<R> {
     /// Sends every follower what it may be sent. Called once per Ready, so that
     /// all that was proposed and acknowledged since the last goes out together.
     pub(super) fn replicate(&mut self) {
+        self.log.seal();
         let limits = self.flow_limits();
         let Role::Leader(leader) = &mut self.role else { return };
         if !std::mem::take(&mut leader.replicate) {
@@ -398,7 +399,7 @@ impl<R: LogReader> Replication<'_, R> {
         let prev_term = self.log.term(prev_index)?.ok_or(compacted)?;
         let high = if max_bytes == 0 { next } else { self.log.last_index().next() };
         let entries = self.log.slice(next, high, max_bytes)?;
-        let bytes = entries.iter().map(Entry::bytes).sum();
+        let bytes = entries.bytes();
         let commit = self.log.commit();
         follow.sent(entries.last().map(|entry| entry.index), bytes, commit);
         let stamp = self.stamp;

@@ -43,7 +43,7 @@ impl<R: LogReader> Group<R> {
             return Err(ProposeError::ChangePending { index: leader.pending_change });
         }
         self.configuration.changed(&change)?;
-        let payload = Payload::Change(change);
+        let payload = Payload::Change(Box::new(change));
         self.check_size(&payload)?;
         Ok(self.append_change(payload))
     }
@@ -125,7 +125,7 @@ impl<R: LogReader> Group<R> {
             && self.configuration.auto_leave
             && leader.pending_change <= self.log.applied();
         if due {
-            self.append_change(Payload::Change(ConfChange::default()));
+            self.append_change(Payload::Change(Box::default()));
         }
     }
 

@@ -71,12 +71,19 @@ impl Outbox {
         self.0.as_ref().is_none_or(|pending| pending.is_empty())
     }
 
-    /// Takes what is there, and keeps the box if there will soon be more.
-    fn take(&mut self, keep: bool) -> Pending {
-        if keep {
-            return self.0.as_deref_mut().map(std::mem::take).unwrap_or_default();
+    /// Puts everything into `ready`, and keeps what room it brings if there will
+    /// soon be more.
+    fn hand_over(&mut self, ready: &mut Ready, keep: bool) {
+        let Some(pending) = self.0.as_deref_mut() else { return };
+        std::mem::swap(&mut ready.messages, &mut pending.messages);
+        std::mem::swap(&mut ready.messages_after_persist, &mut pending.after_persist);
+        std::mem::swap(&mut ready.reads, &mut pending.reads);
+        std::mem::swap(&mut ready.failed_reads, &mut pending.failed_reads);
+        std::mem::swap(&mut ready.snapshots_wanted, &mut pending.snapshots_wanted);
+        ready.log_failure = pending.log_failure.take();
+        if !keep {
+            self.0 = None;
         }
-        self.0.take().map(|pending| *pending).unwrap_or_default()
     }
 
     pub fn shrink(&mut self) {
@@ -117,6 +124,16 @@ impl<R: LogReader> Group<R> {
     /// What is to be done now, if anything; nothing is allocated if not. May be
     /// called again before the last Ready is durable.
     pub fn ready(&mut self) -> Option<Ready> {
+        let mut ready = Ready::default();
+        self.ready_into(&mut ready).then_some(ready)
+    }
+
+    /// The same, into a Ready that was carried out: its room is used again, which
+    /// for small and frequent Readies costs less than the work itself. Returns
+    /// whether there is anything to do; if not, `ready` is empty.
+    pub fn ready_into(&mut self, ready: &mut Ready) -> bool {
+        ready.clear();
+        self.log.seal();
         self.serve_reads();
         self.replicate();
         let hard_state = self.hard_state();
@@ -125,61 +142,52 @@ impl<R: LogReader> Group<R> {
         let role_changed = role != self.reported_role;
         let frozen = self.installing.is_some();
         let snapshot_due = self.installing.as_ref().is_some_and(|one| one.data.is_some());
-        let idle = !state_changed
-            && !role_changed
-            && !snapshot_due
+        let unwritten = self.log.has_unwritten();
+        let emittable = !frozen && self.log.has_emittable();
+        if !(state_changed || role_changed || snapshot_due || unwritten || emittable)
             && self.outbox.is_empty()
-            && !self.log.has_unwritten()
-            && (frozen || !self.log.has_emittable());
-        if idle {
-            return None;
+        {
+            return false;
         }
 
         let number = ReadyNumber(self.last_ready.0 + 1);
         self.last_ready = number;
-        let entries = if self.log.has_unwritten() {
+        ready.number = number;
+        if unwritten {
             self.log.write_begun(number.0);
-            self.log.take_unwritten()
-        } else {
-            Vec::new()
-        };
-        let (term, vote) = (hard_state.term, hard_state.vote);
-        let vote_changed = (term, vote) != (self.reported_state.term, self.reported_state.vote);
-        if vote_changed {
-            self.vote_ready = number;
+            ready.entries = self.log.take_unwritten();
         }
-        self.reported_state = hard_state;
-        self.reported_role = role;
+        if state_changed {
+            let before = (self.reported_state.term, self.reported_state.vote);
+            let vote_changed = (self.term, self.vote) != before;
+            if vote_changed {
+                self.vote_ready = number;
+            }
+            ready.must_sync = vote_changed;
+            ready.hard_state = Some(hard_state);
+            self.reported_state = hard_state;
+        }
+        ready.must_sync |= unwritten;
+        if role_changed {
+            ready.role = Some(role);
+            self.reported_role = role;
+        }
         // Entries to append and a log to replace in one Ready would leave their
         // order open: the snapshot waits for the next.
-        let snapshot = match &mut self.installing {
-            Some(installing) if entries.is_empty() => {
-                let data = installing.data.take();
-                data.map(|data| (SnapshotMeta::clone(&installing.meta), data))
+        if let Some(installing) = &mut self.installing
+            && !unwritten
+        {
+            let data = installing.data.take();
+            ready.snapshot = data.map(|data| (SnapshotMeta::clone(&installing.meta), data));
+        }
+        if emittable {
+            match self.log.take_committed() {
+                Ok(committed) => ready.committed = committed,
+                Err(failure) => self.outbox.log_failed(failure),
             }
-            _ => None,
-        };
-        let committed = if frozen { Ok(Vec::new()) } else { self.log.take_committed() };
-        let committed = committed.unwrap_or_else(|failure| {
-            self.outbox.log_failed(failure);
-            Vec::new()
-        });
-        let outbox = self.outbox.take(self.busy);
-        self.busy |= !entries.is_empty() || !committed.is_empty();
-        Some(Ready {
-            number,
-            hard_state: state_changed.then_some(hard_state),
-            must_sync: vote_changed || !entries.is_empty(),
-            entries,
-            snapshot,
-            messages: outbox.messages,
-            messages_after_persist: outbox.after_persist,
-            committed,
-            reads: outbox.reads,
-            failed_reads: outbox.failed_reads,
-            snapshots_wanted: outbox.snapshots_wanted,
-            role: role_changed.then_some(role),
-            log_failure: outbox.log_failure,
-        })
+        }
+        self.outbox.hand_over(ready, self.busy);
+        self.busy |= unwritten || emittable;
+        true
     }
 }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use esker_raft::{
-    Configuration, Entry, HardState, LogIndex, LogReadError, LogReader, Restored, Term,
+    Configuration, Entries, Entry, HardState, LogIndex, LogReadError, LogReader, Restored, Term,
 };
 
 /// A state machine that remembers only a digest of everything it applied: two
@@ -67,14 +67,14 @@ impl Disk {
     }
 
     /// One atomic write.
-    pub fn write(&mut self, hard_state: Option<HardState>, entries: Vec<Entry>) {
+    pub fn write(&mut self, hard_state: Option<HardState>, entries: Entries) {
         if let Some(state) = hard_state {
             self.hard_state = state;
         }
         if let Some(first) = entries.first() {
             self.log.split_off(&first.index);
         }
-        for entry in entries {
+        for entry in entries.iter().cloned() {
             let before = entry.index.prev();
             assert!(
                 before == self.compacted.0 || self.log.contains_key(&before),

@@ -6,8 +6,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use esker_raft::{
-    Config, Entry, Group, GroupId, HardState, Identity, LogIndex, Message, MessageBody, Payload,
-    PeerId, Ready, ReadyNumber, RoleChange, RoleKind, SnapshotMeta, Time,
+    Config, Entries, Entry, Group, GroupId, HardState, Identity, LogIndex, Message, MessageBody,
+    Payload, PeerId, Ready, ReadyNumber, RoleChange, RoleKind, SnapshotMeta, Time,
 };
 
 use super::disk::{Borrowed, Disk, Machine};
@@ -39,7 +39,7 @@ pub enum Event {
 struct Write {
     number: ReadyNumber,
     hard_state: Option<HardState>,
-    entries: Vec<Entry>,
+    entries: Entries,
     then_send: Vec<Message>,
 }
 
@@ -159,7 +159,7 @@ impl Node {
             entries: ready.entries,
             then_send: ready.messages_after_persist,
         });
-        self.to_apply.extend(ready.committed);
+        self.to_apply.extend(ready.committed.iter().cloned());
         if let Some(snapshot) = ready.snapshot {
             self.to_install = Some(snapshot);
         }

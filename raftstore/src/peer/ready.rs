@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use esker_raft::{
-    ConfChange, Entry, Message, MessageBody, PeerId, Ready, ReadyNumber, SnapshotMeta, Time,
+    ConfChange, Entries, Message, MessageBody, PeerId, Ready, ReadyNumber, SnapshotMeta, Time,
 };
 use esker_rpc::proto::esker::RaftMessage;
 use esker_rpc::proto::metapb::Region;
@@ -182,7 +182,7 @@ impl Peer {
 
     fn write_log(
         &mut self,
-        entries: &[Entry],
+        entries: &Entries,
         hard_state: Option<esker_raft::HardState>,
         must_sync: bool,
         out: &mut Outputs,
@@ -238,7 +238,7 @@ impl Peer {
         ))
     }
 
-    fn proposals_of(&mut self, committed: &[Entry]) -> Vec<Proposal> {
+    fn proposals_of(&mut self, committed: &Entries) -> Vec<Proposal> {
         let mut taken = Vec::new();
         for entry in committed {
             self.fail_superseded(entry);

@@ -1,0 +1,373 @@
+//! Entries that are shared instead of copied.
+//!
+//! An entry is made once and then needed many times: in the cache, by the disk, in
+//! the message to each follower, by the state machine. What is appended between two
+//! Readies becomes one shared *batch*, and all of them hold a reference to it. So
+//! the cost of an entry does not grow with the number of those who need it.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::types::{Entry, LogIndex};
+
+/// A part of one shared batch; at least one entry.
+#[derive(Clone)]
+struct Segment {
+    batch: Arc<[Entry]>,
+    from: u32,
+    to: u32,
+    bytes: usize,
+}
+
+/// Consecutive entries of a log. A clone shares them.
+///
+/// Made from a `Vec<Entry>` or collected from an iterator; read through
+/// [`Entries::iter`] and its relatives.
+#[derive(Clone, Default)]
+pub struct Entries {
+    first: Option<Segment>,
+    /// Almost always nothing, so a thin pointer.
+    #[allow(clippy::box_collection, reason = "a vector here would make every message larger")]
+    more: Option<Box<Vec<Segment>>>,
+}
+
+impl Segment {
+    fn new(batch: Arc<[Entry]>, bytes: usize) -> Option<Segment> {
+        // A batch is bounded by what is not committed or fits into a message.
+        let to = u32::try_from(batch.len()).expect("a batch has less than 2^32 entries");
+        (to > 0).then_some(Segment { batch, from: 0, to, bytes })
+    }
+
+    fn entries(&self) -> &[Entry] {
+        &self.batch[self.from as usize..self.to as usize]
+    }
+
+    fn len(&self) -> usize {
+        (self.to - self.from) as usize
+    }
+
+    fn first_index(&self) -> LogIndex {
+        self.batch[self.from as usize].index
+    }
+
+    fn last_index(&self) -> LogIndex {
+        self.batch[self.to as usize - 1].index
+    }
+
+    /// The entries with indexes in `[low, high)`, if there are any.
+    fn within(&self, low: LogIndex, high: LogIndex) -> Option<Segment> {
+        let first = self.first_index();
+        if low <= first && self.last_index() < high {
+            return Some(self.clone());
+        }
+        let offset =
+            |index: LogIndex| index.0.saturating_sub(first.0).min(self.len() as u64) as u32;
+        self.part(self.from + offset(low), self.from + offset(high))
+    }
+
+    fn part(&self, from: u32, to: u32) -> Option<Segment> {
+        if from >= to {
+            return None;
+        }
+        let mut part = Segment { batch: Arc::clone(&self.batch), from, to, bytes: 0 };
+        part.bytes = part.entries().iter().map(Entry::bytes).sum();
+        Some(part)
+    }
+
+    /// As many entries from its beginning as fit, at least one if `any`.
+    fn fitting(&self, max_bytes: usize, any: bool) -> Option<Segment> {
+        if self.bytes <= max_bytes {
+            return Some(self.clone());
+        }
+        let mut bytes = 0;
+        let fits = |entry: &&Entry| {
+            bytes += entry.bytes();
+            bytes <= max_bytes
+        };
+        let count = self.entries().iter().take_while(fits).count().max(usize::from(any));
+        self.part(self.from, self.from + count as u32)
+    }
+}
+
+impl Entries {
+    /// The entries in order.
+    #[must_use]
+    pub fn iter(&self) -> Iter<'_> {
+        let here = self.first.as_ref().map_or(&[][..], Segment::entries).iter();
+        let more = self.more.as_ref().map_or(&[][..], |more| &more[..]).iter();
+        Iter { here, more }
+    }
+
+    fn segments(&self) -> impl Iterator<Item = &Segment> + Clone {
+        self.first.iter().chain(self.more.iter().flat_map(|more| more.iter()))
+    }
+
+    fn last_segment(&self) -> Option<&Segment> {
+        self.more.as_ref().and_then(|more| more.last()).or(self.first.as_ref())
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.segments().map(Segment::len).sum()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+
+    /// The first one.
+    #[must_use]
+    pub fn first(&self) -> Option<&Entry> {
+        self.first.as_ref().and_then(|segment| segment.entries().first())
+    }
+
+    /// The last one.
+    #[must_use]
+    pub fn last(&self) -> Option<&Entry> {
+        self.last_segment().and_then(|segment| segment.entries().last())
+    }
+
+    /// What they cost: see [`Entry::bytes`].
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.segments().map(|segment| segment.bytes).sum()
+    }
+
+    /// Those with an index of at least `low`.
+    #[must_use]
+    pub fn since(&self, low: LogIndex) -> Entries {
+        if self.first().is_none_or(|first| low <= first.index) {
+            return self.clone();
+        }
+        let end = LogIndex(u64::MAX);
+        let mut rest = Entries::default();
+        for segment in self.segments().filter_map(|segment| segment.within(low, end)) {
+            rest.push(segment);
+        }
+        rest
+    }
+
+    fn push(&mut self, segment: Segment) {
+        if self.first.is_none() {
+            self.first = Some(segment);
+        } else {
+            self.more.get_or_insert_default().push(segment);
+        }
+    }
+}
+
+/// The entries of [`Entries`], in order.
+#[derive(Clone)]
+pub struct Iter<'a> {
+    here: std::slice::Iter<'a, Entry>,
+    more: std::slice::Iter<'a, Segment>,
+}
+
+impl<'a> Iterator for Iter<'a> {
+    type Item = &'a Entry;
+
+    fn next(&mut self) -> Option<&'a Entry> {
+        loop {
+            if let Some(entry) = self.here.next() {
+                return Some(entry);
+            }
+            self.here = self.more.next()?.entries().iter();
+        }
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let more: usize = self.more.clone().map(Segment::len).sum();
+        let all = self.here.len() + more;
+        (all, Some(all))
+    }
+}
+
+impl<'a> IntoIterator for &'a Entries {
+    type Item = &'a Entry;
+    type IntoIter = Iter<'a>;
+
+    fn into_iter(self) -> Iter<'a> {
+        self.iter()
+    }
+}
+
+impl From<Vec<Entry>> for Entries {
+    fn from(entries: Vec<Entry>) -> Self {
+        let bytes = entries.iter().map(Entry::bytes).sum();
+        if entries.is_empty() {
+            return Entries::default();
+        }
+        Entries { first: Segment::new(Arc::from(entries), bytes), more: None }
+    }
+}
+
+impl FromIterator<Entry> for Entries {
+    fn from_iter<I: IntoIterator<Item = Entry>>(entries: I) -> Self {
+        Entries::from(entries.into_iter().collect::<Vec<_>>())
+    }
+}
+
+impl PartialEq for Entries {
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+impl Eq for Entries {}
+
+impl fmt::Debug for Entries {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+/// The newest entries of a log, in memory.
+#[derive(Default)]
+pub(crate) struct Cache {
+    segments: VecDeque<Segment>,
+    bytes: usize,
+    /// What was appended one by one since the last batch was made. The room is kept.
+    tail: Vec<Entry>,
+    tail_bytes: usize,
+}
+
+impl Cache {
+    /// What all of it costs.
+    pub fn bytes(&self) -> usize {
+        self.bytes + self.tail_bytes
+    }
+
+    /// The index of the first entry, if there is one.
+    pub fn first_index(&self) -> Option<LogIndex> {
+        match self.segments.front() {
+            Some(segment) => Some(segment.first_index()),
+            None => self.tail.first().map(|entry| entry.index),
+        }
+    }
+
+    pub fn get(&self, index: LogIndex) -> Option<&Entry> {
+        if let Some(first) = self.tail.first()
+            && index >= first.index
+        {
+            return self.tail.get(usize::try_from(index.0 - first.index.0).ok()?);
+        }
+        let segment = &self.segments[self.position(index)?];
+        segment.entries().get(usize::try_from(index.0.checked_sub(segment.first_index().0)?).ok()?)
+    }
+
+    /// Where the segment is that may hold `index`: usually at the end.
+    fn position(&self, index: LogIndex) -> Option<usize> {
+        let last = self.segments.len().checked_sub(1)?;
+        if self.segments[last].first_index() <= index {
+            return Some(last);
+        }
+        let after = self.segments.partition_point(|segment| segment.first_index() <= index);
+        after.checked_sub(1)
+    }
+
+    /// Adds one entry at the end.
+    pub fn push(&mut self, entry: Entry) {
+        self.tail_bytes += entry.bytes();
+        self.tail.push(entry);
+    }
+
+    /// Adds entries at the end.
+    pub fn extend(&mut self, entries: Entries) {
+        self.seal();
+        for segment in
+            entries.first.into_iter().chain(entries.more.into_iter().flat_map(|more| *more))
+        {
+            self.bytes += segment.bytes;
+            self.segments.push_back(segment);
+        }
+    }
+
+    /// Makes what was added one by one a batch that can be shared.
+    pub fn seal(&mut self) {
+        if self.tail.is_empty() {
+            return;
+        }
+        let bytes = std::mem::take(&mut self.tail_bytes);
+        let batch: Arc<[Entry]> = self.tail.drain(..).collect();
+        self.bytes += bytes;
+        self.segments.extend(Segment::new(batch, bytes));
+    }
+
+    /// The entries in `[low, high)` that are in batches, at least one if there are
+    /// any, and no more than fit in `max_bytes` beyond the first.
+    pub fn slice(&self, low: LogIndex, high: LogIndex, max_bytes: usize) -> Entries {
+        let mut found = Entries::default();
+        let mut left = max_bytes;
+        let Some(position) = self.position(low) else { return found };
+        for segment in self.segments.range(position..) {
+            if segment.first_index() >= high {
+                break;
+            }
+            let Some(wanted) = segment.within(low, high) else { continue };
+            let Some(fitting) = wanted.fitting(left, found.is_empty()) else { break };
+            let whole = fitting.to == wanted.to;
+            left = left.saturating_sub(fitting.bytes);
+            found.push(fitting);
+            if !whole {
+                break;
+            }
+        }
+        found
+    }
+
+    /// What the entries in `(after, up_to]` cost, as far as they are here.
+    pub fn bytes_between(&self, after: LogIndex, up_to: LogIndex) -> usize {
+        let position = self.position(after.next()).unwrap_or(0);
+        let mut bytes = 0;
+        for segment in self.segments.range(position..) {
+            if segment.first_index() > up_to {
+                return bytes;
+            }
+            bytes += segment.within(after.next(), up_to.next()).map_or(0, |part| part.bytes);
+        }
+        let in_tail = self.tail.iter().filter(|entry| entry.index > after && entry.index <= up_to);
+        bytes + in_tail.map(Entry::bytes).sum::<usize>()
+    }
+
+    /// Drops the entries from `from` on.
+    pub fn truncate(&mut self, from: LogIndex) {
+        self.seal();
+        while let Some(segment) = self.segments.pop_back_if(|last| last.last_index() >= from) {
+            self.bytes -= segment.bytes;
+            if let Some(kept) = segment.within(LogIndex(0), from) {
+                self.bytes += kept.bytes;
+                self.segments.push_back(kept);
+                return;
+            }
+        }
+    }
+
+    /// Drops the batches that end at or before `index`.
+    pub fn drop_to(&mut self, index: LogIndex) {
+        while self.drop_first(index) {}
+    }
+
+    /// Drops the first batch if it ends at or before `index`.
+    pub fn drop_first(&mut self, index: LogIndex) -> bool {
+        let Some(segment) = self.segments.pop_front_if(|first| first.last_index() <= index) else {
+            return false;
+        };
+        self.bytes -= segment.bytes;
+        true
+    }
+
+    pub fn clear(&mut self) {
+        *self = Cache::default();
+    }
+}
+
+impl fmt::Debug for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let entries = self.segments.iter().flat_map(|segment| segment.entries());
+        f.debug_list().entries(entries.chain(&self.tail)).finish()
+    }
+}
