@@ -199,11 +199,11 @@ impl<R: LogReader> Group<R> {
                 }
             }
             AppendOutcome::Rejected { prev_index, hint_index, hint_term } => {
-                follow.heard(self.now, stamp);
                 if let Some(acknowledged) = follow.has_lost(prev_index, stamp) {
                     let prev = prev_index;
                     return Err(StepError::PeerLostEntries { from, prev, acknowledged });
                 }
+                follow.heard(self.now, stamp);
                 let (agreed, _) = self.log.last_at_most(hint_index, hint_term)?;
                 follow.rejected(prev_index, agreed.min(hint_index));
             }

@@ -57,7 +57,9 @@ pub enum StepError {
         /// How much.
         value: u64,
     },
-    /// This peer's disk has lost what it acknowledged; who knows what else.
+    /// This peer's disk has lost what it acknowledged; who knows what else. The
+    /// driver must stop the peer: it could go on voting, and the next leader would
+    /// repair it without a word.
     #[error(
         "peer {here} acknowledged entries up to {commit} to leader {from}, but its log ends at \
          {last}: its disk has lost data; remove the peer and add a new one"
@@ -124,7 +126,8 @@ impl<R: LogReader> Group<R> {
     /// Takes a message from another peer.
     ///
     /// # Errors
-    /// See [`StepError`]. The message then had no effect beyond, at most, the term.
+    /// See [`StepError`]. The message then had no effect beyond, at most, the term
+    /// and the leader that this peer follows.
     pub fn step(&mut self, now: Time, message: Message) -> Result<(), StepError> {
         self.advance(now);
         let Identity { group: ours, peer: here } = self.me;

@@ -93,6 +93,11 @@ impl Disk {
         Some(term)
     }
 
+    /// Breaks its promise: what was durable after `index` is gone.
+    pub fn lose(&mut self, index: LogIndex) {
+        self.log.split_off(&index.next());
+    }
+
     pub fn install(&mut self, machine: Machine) {
         self.log.clear();
         self.compacted = (machine.index, machine.term);

@@ -6,8 +6,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use esker_raft::{
-    Config, Entries, Entry, Group, GroupId, HardState, Identity, LogIndex, Message, MessageBody,
-    Payload, PeerId, Ready, ReadyNumber, RoleChange, RoleKind, SnapshotMeta, Time,
+    Config, ConfigError, Entries, Entry, Group, GroupId, HardState, Identity, LogIndex, Message,
+    MessageBody, Payload, PeerId, Ready, ReadyNumber, RoleChange, RoleKind, SnapshotMeta, Time,
 };
 
 use super::disk::{Borrowed, Disk, Machine};
@@ -117,15 +117,20 @@ impl Node {
     }
 
     pub fn restart(&mut self, now: Time) {
+        self.try_restart(now).expect("what was written makes sense after a crash");
+    }
+
+    /// Comes back, unless the disk contradicts itself.
+    pub fn try_restart(&mut self, now: Time) -> Result<(), ConfigError> {
         self.incarnations += 1;
         self.machine = self.disk.borrow().machine.clone();
         self.mirror = self.disk.borrow().log.clone();
         let restored = self.disk.borrow().restored();
         let reader = Borrowed(Rc::clone(&self.disk));
-        let group = Group::new(self.identity(), self.config(), reader, restored, now);
-        let mut group = group.expect("what was written makes sense after a crash");
+        let mut group = Group::new(self.identity(), self.config(), reader, restored, now)?;
         group.set_priority(self.settings.priority);
         self.group = Some(group);
+        Ok(())
     }
 
     pub fn group(&mut self) -> &mut Group<Borrowed> {

@@ -65,12 +65,12 @@ fn duration(text: &str) -> Result<Duration, Box<dyn Error>> {
 impl Story {
     /// The language:
     ///
-    /// - `cluster voters=1/2/3 learners=4 new=5 …` founds a group behind index 1 of
-    ///   term 1; `new` peers are empty. Settings: `append=BYTES inflight=N
-    ///   uncommitted=BYTES cache=BYTES prevote=no checkquorum=no priority=2/-1`.
-    ///   Election timeout 100 ms, heartbeats every 20 ms.
+    /// - `cluster voters=1/2/3 witnesses=3 learners=4 new=5 …` founds a group behind
+    ///   index 1 of term 1; `new` peers are empty. Settings: `append=BYTES entry=BYTES
+    ///   inflight=N inflightbytes=BYTES uncommitted=BYTES cache=BYTES prevote=no
+    ///   checkquorum=no priority=2/-1`. Election timeout 100 ms, heartbeats every 20 ms.
     /// - `campaign N`, `propose N WORD…`, `change N add=4/5 remove=3 learner=2 witness=6
-    ///   [leave=explicit]` (nothing: leave), `transfer N [M]`, `read N ID`,
+    ///   [leave=explicit]` (nothing: leave), `transfer N [M]`, `read N ID…`,
     ///   `compact N INDEX`, `unreachable N M`
     /// - `deliver [FROM TO [COUNT]]`: delivers what is under way, without the
     ///   answers; `drop FROM TO` loses it; `again FROM TO` doubles it;
@@ -78,7 +78,8 @@ impl Story {
     /// - `run 200ms [quiet]`: time passes, everything is delivered at once;
     ///   `wait 200ms`: time passes for everybody and nothing is delivered;
     ///   `sleep 200ms`: time passes and nobody is told (a suspended process)
-    /// - `isolate N`, `cut N M`, `heal`, `crash N [KEPT]`, `restart N`
+    /// - `isolate N`, `cut N M`, `block FROM TO` (one way), `heal`, `crash N [KEPT]`,
+    ///   `restart N`, `lose N INDEX` (a peer that is down loses its log after INDEX)
     /// - `slowdisk N` / `sync N [COUNT]` / `fastdisk N`, `slowapply N` / `apply N`
     ///   / `fastapply N`
     /// - `status`, `log N`, `progress N`, `lease N`, `members N`
@@ -122,10 +123,12 @@ impl Story {
                 self.collect(id);
             }
             "read" => {
-                let (id, read) = (peer(word()?)?, word()?.parse()?);
-                let now = self.now;
-                if let Err(refusal) = self.node(id)?.group().read_index(now, read) {
-                    self.tell(format!("{id} refuses read {read}: {refusal}"));
+                let id = peer(word()?)?;
+                while let Ok(read) = word() {
+                    let (now, number) = (self.now, read.parse()?);
+                    if let Err(refusal) = self.node(id)?.group().read_index(now, number) {
+                        self.tell(format!("{id} refuses read {read}: {refusal}"));
+                    }
                 }
                 self.collect(id);
             }
@@ -181,6 +184,9 @@ impl Story {
                 let (one, other) = (peer(word()?)?, peer(word()?)?);
                 self.cut.extend([(one, other), (other, one)]);
             }
+            "block" => {
+                self.cut.insert((peer(word()?)?, peer(word()?)?));
+            }
             "heal" => self.cut.clear(),
             "crash" => {
                 let id = peer(word()?)?;
@@ -192,9 +198,16 @@ impl Story {
             "restart" => {
                 let (id, now) = (peer(word()?)?, self.now);
                 let node = self.nodes.get_mut(&id).ok_or("there is no such peer")?;
-                node.restart(now);
-                self.tell_status(id);
+                match node.try_restart(now) {
+                    Ok(()) => self.tell_status(id),
+                    Err(refusal) => self.tell(format!("{id} does not start: {refusal}")),
+                }
                 self.work(id);
+            }
+            "lose" => {
+                let (id, index) = (peer(word()?)?, LogIndex(word()?.parse()?));
+                let node = self.nodes.get(&id).filter(|node| !node.is_up());
+                node.ok_or("only a peer that is down loses data")?.disk.borrow_mut().lose(index);
             }
             "slowdisk" => self.slow_disks.extend([peer(word()?)?]),
             "fastdisk" => {
@@ -297,10 +310,13 @@ impl Story {
         while let Some((key, value)) = arguments.next_key() {
             match key {
                 "voters" => members.voters = peers(value)?.into_iter().collect(),
+                "witnesses" => members.witnesses = peers(value)?.into_iter().collect(),
                 "learners" => members.learners = peers(value)?.into_iter().collect(),
                 "new" => empty = peers(value)?,
                 "append" => config.max_append_bytes = value.parse()?,
+                "entry" => config.max_entry_bytes = value.parse()?,
                 "inflight" => config.max_inflight_messages = value.parse()?,
+                "inflightbytes" => config.max_inflight_bytes = value.parse()?,
                 "uncommitted" => config.max_uncommitted_bytes = value.parse()?,
                 "cache" => config.max_entry_cache_bytes = value.parse()?,
                 "prevote" => config.pre_vote = value != "no",
