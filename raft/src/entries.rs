@@ -15,6 +15,9 @@ use crate::types::{Entry, LogIndex};
 #[derive(Clone)]
 struct Segment {
     batch: Arc<[Entry]>,
+    /// The index of the entry at `from`: to look for a segment must not mean to
+    /// touch the memory of each.
+    first: LogIndex,
     from: u32,
     to: u32,
     bytes: usize,
@@ -36,7 +39,8 @@ impl Segment {
     fn new(batch: Arc<[Entry]>, bytes: usize) -> Option<Segment> {
         // A batch is bounded by what is not committed or fits into a message.
         let to = u32::try_from(batch.len()).expect("a batch has less than 2^32 entries");
-        (to > 0).then_some(Segment { batch, from: 0, to, bytes })
+        let first = batch.first()?.index;
+        Some(Segment { batch, first, from: 0, to, bytes })
     }
 
     fn entries(&self) -> &[Entry] {
@@ -47,38 +51,37 @@ impl Segment {
         (self.to - self.from) as usize
     }
 
-    fn first_index(&self) -> LogIndex {
-        self.batch[self.from as usize].index
-    }
-
-    fn last_index(&self) -> LogIndex {
-        self.batch[self.to as usize - 1].index
+    /// The index after the last entry.
+    fn end(&self) -> LogIndex {
+        LogIndex(self.first.0 + u64::from(self.to - self.from))
     }
 
     /// The entries with indexes in `[low, high)`, if there are any.
     fn within(&self, low: LogIndex, high: LogIndex) -> Option<Segment> {
-        let first = self.first_index();
-        if low <= first && self.last_index() < high {
+        if low <= self.first && self.end() <= high {
             return Some(self.clone());
         }
-        let offset =
-            |index: LogIndex| index.0.saturating_sub(first.0).min(self.len() as u64) as u32;
-        self.part(self.from + offset(low), self.from + offset(high))
+        let offset = |index: LogIndex| {
+            let offset = index.0.saturating_sub(self.first.0).min(self.len() as u64);
+            self.from + offset as u32
+        };
+        self.part(offset(low), offset(high))
     }
 
     fn part(&self, from: u32, to: u32) -> Option<Segment> {
         if from >= to {
             return None;
         }
-        let mut part = Segment { batch: Arc::clone(&self.batch), from, to, bytes: 0 };
+        let first = LogIndex(self.first.0 + u64::from(from - self.from));
+        let mut part = Segment { batch: Arc::clone(&self.batch), first, from, to, bytes: 0 };
         part.bytes = part.entries().iter().map(Entry::bytes).sum();
         Some(part)
     }
 
     /// As many entries from its beginning as fit, at least one if `any`.
-    fn fitting(&self, max_bytes: usize, any: bool) -> Option<Segment> {
+    fn fitting(self, max_bytes: usize, any: bool) -> Option<Segment> {
         if self.bytes <= max_bytes {
-            return Some(self.clone());
+            return Some(self);
         }
         let mut bytes = 0;
         let fits = |entry: &&Entry| {
@@ -93,13 +96,14 @@ impl Segment {
 impl Entries {
     /// The entries in order.
     #[must_use]
+    #[inline]
     pub fn iter(&self) -> Iter<'_> {
         let here = self.first.as_ref().map_or(&[][..], Segment::entries).iter();
         let more = self.more.as_ref().map_or(&[][..], |more| &more[..]).iter();
         Iter { here, more }
     }
 
-    fn segments(&self) -> impl Iterator<Item = &Segment> + Clone {
+    fn segments(&self) -> impl Iterator<Item = &Segment> {
         self.first.iter().chain(self.more.iter().flat_map(|more| more.iter()))
     }
 
@@ -109,39 +113,49 @@ impl Entries {
 
     /// How many there are.
     #[must_use]
+    #[inline]
     pub fn len(&self) -> usize {
-        self.segments().map(Segment::len).sum()
+        let first = self.first.as_ref().map_or(0, Segment::len);
+        let Some(more) = &self.more else { return first };
+        first + more.iter().map(Segment::len).sum::<usize>()
     }
 
     /// Whether there are none.
     #[must_use]
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.first.is_none()
     }
 
     /// The first one.
     #[must_use]
+    #[inline]
     pub fn first(&self) -> Option<&Entry> {
         self.first.as_ref().and_then(|segment| segment.entries().first())
     }
 
     /// The last one.
     #[must_use]
+    #[inline]
     pub fn last(&self) -> Option<&Entry> {
         self.last_segment().and_then(|segment| segment.entries().last())
     }
 
     /// What they cost: see [`Entry::bytes`].
     #[must_use]
+    #[inline]
     pub fn bytes(&self) -> usize {
-        self.segments().map(|segment| segment.bytes).sum()
+        let first = self.first.as_ref().map_or(0, |segment| segment.bytes);
+        let Some(more) = &self.more else { return first };
+        first + more.iter().map(|segment| segment.bytes).sum::<usize>()
     }
 
     /// Those with an index of at least `low`.
     #[must_use]
-    pub fn since(&self, low: LogIndex) -> Entries {
-        if self.first().is_none_or(|first| low <= first.index) {
-            return self.clone();
+    #[inline]
+    pub fn since(self, low: LogIndex) -> Entries {
+        if self.first.as_ref().is_none_or(|segment| low <= segment.first) {
+            return self;
         }
         let end = LogIndex(u64::MAX);
         let mut rest = Entries::default();
@@ -170,6 +184,7 @@ pub struct Iter<'a> {
 impl<'a> Iterator for Iter<'a> {
     type Item = &'a Entry;
 
+    #[inline]
     fn next(&mut self) -> Option<&'a Entry> {
         loop {
             if let Some(entry) = self.here.next() {
@@ -244,11 +259,12 @@ impl Cache {
     /// The index of the first entry, if there is one.
     pub fn first_index(&self) -> Option<LogIndex> {
         match self.segments.front() {
-            Some(segment) => Some(segment.first_index()),
+            Some(segment) => Some(segment.first),
             None => self.tail.first().map(|entry| entry.index),
         }
     }
 
+    #[inline]
     pub fn get(&self, index: LogIndex) -> Option<&Entry> {
         if let Some(first) = self.tail.first()
             && index >= first.index
@@ -256,16 +272,19 @@ impl Cache {
             return self.tail.get(usize::try_from(index.0 - first.index.0).ok()?);
         }
         let segment = &self.segments[self.position(index)?];
-        segment.entries().get(usize::try_from(index.0.checked_sub(segment.first_index().0)?).ok()?)
+        segment.entries().get(usize::try_from(index.0.checked_sub(segment.first.0)?).ok()?)
     }
 
-    /// Where the segment is that may hold `index`: usually at the end.
+    /// Where the segment is that may hold `index`: usually near the end.
+    #[inline]
     fn position(&self, index: LogIndex) -> Option<usize> {
-        let last = self.segments.len().checked_sub(1)?;
-        if self.segments[last].first_index() <= index {
-            return Some(last);
+        const NEAR: usize = 4;
+        for position in (0..self.segments.len()).rev().take(NEAR) {
+            if self.segments[position].first <= index {
+                return Some(position);
+            }
         }
-        let after = self.segments.partition_point(|segment| segment.first_index() <= index);
+        let after = self.segments.partition_point(|segment| segment.first <= index);
         after.checked_sub(1)
     }
 
@@ -276,17 +295,18 @@ impl Cache {
     }
 
     /// Adds entries at the end.
+    #[inline]
     pub fn extend(&mut self, entries: Entries) {
         self.seal();
-        for segment in
-            entries.first.into_iter().chain(entries.more.into_iter().flat_map(|more| *more))
-        {
-            self.bytes += segment.bytes;
-            self.segments.push_back(segment);
+        self.bytes += entries.bytes();
+        self.segments.extend(entries.first);
+        if let Some(more) = entries.more {
+            self.segments.extend(*more);
         }
     }
 
     /// Makes what was added one by one a batch that can be shared.
+    #[inline]
     pub fn seal(&mut self) {
         if self.tail.is_empty() {
             return;
@@ -297,26 +317,40 @@ impl Cache {
         self.segments.extend(Segment::new(batch, bytes));
     }
 
-    /// The entries in `[low, high)` that are in batches, at least one if there are
-    /// any, and no more than fit in `max_bytes` beyond the first.
-    pub fn slice(&self, low: LogIndex, high: LogIndex, max_bytes: usize) -> Entries {
-        let mut found = Entries::default();
+    /// Adds to `found`, which is empty, the entries in `[low, high)` that are in
+    /// batches: at least one if there are any, and no more than fit in `max_bytes`
+    /// beyond the first.
+    #[inline]
+    pub fn slice(&self, low: LogIndex, high: LogIndex, max_bytes: usize, found: &mut Entries) {
+        // Mostly all that is wanted is the newest batch.
+        if let Some(last) = self.segments.back()
+            && last.first == low
+            && last.end() <= high
+            && last.bytes <= max_bytes
+        {
+            found.first = Some(last.clone());
+            return;
+        }
+        self.slice_several(low, high, max_bytes, found);
+    }
+
+    fn slice_several(&self, low: LogIndex, high: LogIndex, max_bytes: usize, found: &mut Entries) {
         let mut left = max_bytes;
-        let Some(position) = self.position(low) else { return found };
+        let Some(position) = self.position(low) else { return };
         for segment in self.segments.range(position..) {
-            if segment.first_index() >= high {
-                break;
+            if segment.first >= high {
+                return;
             }
             let Some(wanted) = segment.within(low, high) else { continue };
-            let Some(fitting) = wanted.fitting(left, found.is_empty()) else { break };
-            let whole = fitting.to == wanted.to;
+            let end = wanted.to;
+            let Some(fitting) = wanted.fitting(left, found.is_empty()) else { return };
             left = left.saturating_sub(fitting.bytes);
+            let whole = fitting.to == end;
             found.push(fitting);
             if !whole {
-                break;
+                return;
             }
         }
-        found
     }
 
     /// What the entries in `(after, up_to]` cost, as far as they are here.
@@ -324,10 +358,14 @@ impl Cache {
         let position = self.position(after.next()).unwrap_or(0);
         let mut bytes = 0;
         for segment in self.segments.range(position..) {
-            if segment.first_index() > up_to {
+            if segment.first > up_to {
                 return bytes;
             }
-            bytes += segment.within(after.next(), up_to.next()).map_or(0, |part| part.bytes);
+            bytes += if after < segment.first && segment.end() <= up_to.next() {
+                segment.bytes
+            } else {
+                segment.within(after.next(), up_to.next()).map_or(0, |part| part.bytes)
+            };
         }
         let in_tail = self.tail.iter().filter(|entry| entry.index > after && entry.index <= up_to);
         bytes + in_tail.map(Entry::bytes).sum::<usize>()
@@ -336,7 +374,7 @@ impl Cache {
     /// Drops the entries from `from` on.
     pub fn truncate(&mut self, from: LogIndex) {
         self.seal();
-        while let Some(segment) = self.segments.pop_back_if(|last| last.last_index() >= from) {
+        while let Some(segment) = self.segments.pop_back_if(|last| last.end() > from) {
             self.bytes -= segment.bytes;
             if let Some(kept) = segment.within(LogIndex(0), from) {
                 self.bytes += kept.bytes;
@@ -353,7 +391,7 @@ impl Cache {
 
     /// Drops the first batch if it ends at or before `index`.
     pub fn drop_first(&mut self, index: LogIndex) -> bool {
-        let Some(segment) = self.segments.pop_front_if(|first| first.last_index() <= index) else {
+        let Some(segment) = self.segments.pop_front_if(|first| first.end() <= index.next()) else {
             return false;
         };
         self.bytes -= segment.bytes;

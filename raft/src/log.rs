@@ -209,33 +209,45 @@ impl<R: LogReader> Log<R> {
         Ok((low, low_term))
     }
 
-    /// Entries in `[low, high)`, at least one if there are any, no more than fit
-    /// in `max_bytes` beyond the first. What was appended since the last
-    /// [`Log::seal`] is not among them.
+    /// Puts into `found`, which is empty, the entries in `[low, high)`: at least one
+    /// if there are any, no more than fit in `max_bytes` beyond the first. What was
+    /// appended since the last [`Log::seal`] is not among them.
     pub fn slice(
         &self,
         low: LogIndex,
         high: LogIndex,
         max_bytes: usize,
-    ) -> Result<Entries, LogReadError> {
+        found: &mut Entries,
+    ) -> Result<(), LogReadError> {
         let high = high.min(self.last.0.next());
         if low >= high {
-            return Ok(Entries::default());
+            return Ok(());
         }
         if low <= self.compacted.0 {
             return Err(LogReadError::Compacted { index: low });
         }
-        let cache_first = self.cache_first();
-        if low >= cache_first {
-            return Ok(self.cache.slice(low, high, max_bytes));
+        if low >= self.cache_first() {
+            self.cache.slice(low, high, max_bytes, found);
+            return Ok(());
         }
-        let found = self.reader.entries(low, high.min(cache_first), max_bytes)?;
-        let contiguous = (low.0..).zip(&found).all(|(index, entry)| entry.index.0 == index);
-        if found.is_empty() || !contiguous {
+        *found = self.read(low, high.min(self.cache_first()), max_bytes)?;
+        Ok(())
+    }
+
+    #[cold]
+    fn read(
+        &self,
+        low: LogIndex,
+        high: LogIndex,
+        max_bytes: usize,
+    ) -> Result<Entries, LogReadError> {
+        let read = self.reader.entries(low, high, max_bytes)?;
+        let contiguous = (low.0..).zip(&read).all(|(index, entry)| entry.index.0 == index);
+        if read.is_empty() || !contiguous {
             let reason = "the reader returned other entries".into();
             return Err(LogReadError::Failed { index: low, reason });
         }
-        Ok(Entries::from(found))
+        Ok(Entries::from(read))
     }
 
     /// Bytes of the entries in `(after, up_to]` that are in memory.
@@ -312,15 +324,15 @@ impl<R: LogReader> Log<R> {
         self.handed < self.last.0
     }
 
-    /// The entries that no Ready has carried yet, which must all be in memory.
-    pub fn take_unwritten(&mut self) -> Entries {
-        let entries = self.cache.slice(self.handed.next(), self.last.0.next(), usize::MAX);
+    /// Puts into `unwritten` the entries that no Ready has carried yet, which must
+    /// all be in memory.
+    pub fn take_unwritten(&mut self, unwritten: &mut Entries) {
+        self.cache.slice(self.handed.next(), self.last.0.next(), usize::MAX, unwritten);
         assert!(
-            entries.last().map(|entry| entry.index) == Some(self.last.0),
+            unwritten.last().map(|entry| entry.index) == Some(self.last.0),
             "what is not written yet is in memory"
         );
         self.handed = self.last.0;
-        entries
     }
 
     /// Notes that Ready `number` carries everything up to the log's end.
@@ -344,20 +356,20 @@ impl<R: LogReader> Log<R> {
         self.emitted < self.emittable() && self.applying_bytes < MAX_APPLYING_BYTES
     }
 
-    /// The next committed entries to apply.
-    pub fn take_committed(&mut self) -> Result<Entries, LogReadError> {
+    /// Puts into `committed` the next committed entries to apply.
+    pub fn take_committed(&mut self, committed: &mut Entries) -> Result<(), LogReadError> {
         if !self.has_emittable() {
-            return Ok(Entries::default());
+            return Ok(());
         }
         let high = self.emittable().next();
-        let entries = self.slice(self.emitted.next(), high, MAX_COMMITTED_BYTES)?;
-        if let Some(last) = entries.last() {
-            let bytes = entries.bytes();
+        self.slice(self.emitted.next(), high, MAX_COMMITTED_BYTES, committed)?;
+        if let Some(last) = committed.last() {
+            let bytes = committed.bytes();
             self.emitted = last.index;
             self.applying.push_back((last.index, bytes));
             self.applying_bytes += bytes;
         }
-        Ok(entries)
+        Ok(())
     }
 
     pub fn applied_to(&mut self, index: LogIndex) {

@@ -172,6 +172,7 @@ impl MessageBody {
 impl Message {
     /// The first number in it, if there is one, that no honest peer could have
     /// counted up to. Everything behind this check can add one without fear.
+    #[inline]
     pub(crate) fn out_of_range(&self) -> Option<(&'static str, u64)> {
         let Message { term, body, .. } = self;
         let none = (LogIndex(0), Term(0));

@@ -13,6 +13,7 @@ pub struct PeerSet(Box<[PeerId]>);
 impl PeerSet {
     /// Whether the peer is one of them.
     #[must_use]
+    #[inline]
     pub fn contains(&self, peer: &PeerId) -> bool {
         // For a handful this is faster than halving.
         self.0.contains(peer)

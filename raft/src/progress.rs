@@ -126,6 +126,7 @@ impl Follow {
 
     /// The peer answered something that bore this stamp; an answer to nothing in
     /// particular bears the default one, which proves nothing about its age.
+    #[inline]
     pub fn heard(&mut self, now: Time, stamp: Stamp) {
         self.last_ack = self.last_ack.max(now);
         if stamp != Stamp::default() {
@@ -141,6 +142,7 @@ impl Follow {
         self.next_index = last.next();
     }
 
+    #[inline]
     pub fn may_send(&self, limits: FlowLimits) -> bool {
         match &self.state {
             State::Probe { waiting } => !waiting,
@@ -156,6 +158,7 @@ impl Follow {
     }
 
     /// Entries up to `last` (or none, if it is `None`) were put into a message.
+    #[inline]
     pub fn sent(&mut self, last: Option<LogIndex>, bytes: usize, commit: LogIndex) {
         match &mut self.state {
             State::Probe { waiting } => *waiting = true,
@@ -178,6 +181,7 @@ impl Follow {
     }
 
     /// Whether a pipelined peer that was sent everything has not been told of a commit.
+    #[inline]
     pub fn lacks_commit(&self, commit: LogIndex) -> bool {
         // Who has not been sent so far hears of it with the entries.
         matches!(self.state, State::Replicate)
@@ -186,6 +190,7 @@ impl Follow {
     }
 
     /// The peer's log agrees up to `index`. Returns whether that is news.
+    #[inline]
     pub fn accepted(&mut self, now: Time, index: LogIndex, first_index: LogIndex) -> bool {
         let news = index > self.match_index;
         if news {

@@ -43,7 +43,7 @@ pub struct RoleChange {
 /// later one, or a part of one, and lose what came before it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Ready {
-    /// What to report to [`crate::Group::persisted`].
+    /// What to report to [`crate::Group::persisted`]; 0 if nothing is to be done.
     pub number: ReadyNumber,
     /// Write this, together with `entries`.
     pub hard_state: Option<HardState>,

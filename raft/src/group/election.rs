@@ -263,11 +263,12 @@ impl<R: LogReader> Group<R> {
     }
 
     pub(super) fn election_deadline(&mut self) -> Time {
+        // In whole nanoseconds: it is asked for with every message of a leader.
         let base = self.config.election_timeout;
-        let spread = u64::try_from(base.as_nanos()).unwrap_or(u64::MAX).max(1);
-        let random = std::time::Duration::from_nanos(self.random.below(spread));
+        let base = base.as_secs() * 1_000_000_000 + u64::from(base.subsec_nanos());
+        let random = self.random.below(base.max(1));
         let patience = self.priority.min(0).unsigned_abs().min(MAX_PRIORITY_WAIT);
         let wait = if self.is_witness() { patience.max(WITNESS_WAIT) } else { patience };
-        self.now + (base + random + base * wait)
+        Time(self.now.0.saturating_add(base + random + base * u64::from(wait)))
     }
 }

@@ -85,6 +85,10 @@ impl<R: LogReader> Group<R> {
     ) -> Result<(), LogReadError> {
         let last = self.log.last_index();
         let mut new = last.next();
+        if entries.first().is_none_or(|first| first.index == new) {
+            self.log.extend(entries, change);
+            return Ok(());
+        }
         for entry in entries.iter().take_while(|entry| entry.index <= last) {
             if !self.log.matches(entry.index, entry.term)? || broken!(TruncateOnConflictOnly) {
                 new = entry.index;

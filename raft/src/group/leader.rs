@@ -7,6 +7,7 @@ use super::role::{Leader, Role};
 use super::{Group, SnapshotOutcome, StepError};
 use crate::config::Config;
 use crate::configuration::ConfigError;
+use crate::entries::Entries;
 use crate::log::{LogReadError, LogReader};
 use crate::message::{AppendOutcome, CommitPoint, Message, MessageBody, Stamp};
 use crate::progress::{FlowLimits, Follow, ProgressState};
@@ -194,7 +195,8 @@ impl<R: LogReader> Group<R> {
                     return Err(StepError::ImpossibleAck { from, index: match_index, last });
                 }
                 follow.heard(self.now, stamp);
-                if follow.accepted(self.now, match_index, self.log.first_index()) {
+                let news = follow.accepted(self.now, match_index, self.log.first_index());
+                if news && match_index > self.log.commit() {
                     self.commit_what_a_quorum_has();
                 }
             }
@@ -398,7 +400,8 @@ impl<R: LogReader> Replication<'_, R> {
         let compacted = LogReadError::Compacted { index: prev_index };
         let prev_term = self.log.term(prev_index)?.ok_or(compacted)?;
         let high = if max_bytes == 0 { next } else { self.log.last_index().next() };
-        let entries = self.log.slice(next, high, max_bytes)?;
+        let mut entries = Entries::default();
+        self.log.slice(next, high, max_bytes, &mut entries)?;
         let bytes = entries.bytes();
         let commit = self.log.commit();
         follow.sent(entries.last().map(|entry| entry.index), bytes, commit);

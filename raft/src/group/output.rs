@@ -21,10 +21,12 @@ struct Pending {
 }
 
 impl Outbox {
+    #[inline]
     fn pending(&mut self) -> &mut Pending {
         self.0.get_or_insert_default()
     }
 
+    #[inline]
     pub fn send(&mut self, message: Message) {
         self.pending().messages.push(message);
     }
@@ -35,6 +37,7 @@ impl Outbox {
 
     /// Sends an acknowledgement. Of several to one leader in one Ready only the
     /// furthest counts, so a burst of appends is answered once.
+    #[inline]
     pub fn acknowledge(&mut self, reply: Message) {
         let after_persist = &mut self.pending().after_persist;
         if let Some(earlier) = after_persist.last_mut()
@@ -77,10 +80,12 @@ impl Outbox {
         let Some(pending) = self.0.as_deref_mut() else { return };
         std::mem::swap(&mut ready.messages, &mut pending.messages);
         std::mem::swap(&mut ready.messages_after_persist, &mut pending.after_persist);
-        std::mem::swap(&mut ready.reads, &mut pending.reads);
-        std::mem::swap(&mut ready.failed_reads, &mut pending.failed_reads);
-        std::mem::swap(&mut ready.snapshots_wanted, &mut pending.snapshots_wanted);
-        ready.log_failure = pending.log_failure.take();
+        if pending.has_rare() {
+            std::mem::swap(&mut ready.reads, &mut pending.reads);
+            std::mem::swap(&mut ready.failed_reads, &mut pending.failed_reads);
+            std::mem::swap(&mut ready.snapshots_wanted, &mut pending.snapshots_wanted);
+            ready.log_failure = pending.log_failure.take();
+        }
         if !keep {
             self.0 = None;
         }
@@ -93,12 +98,14 @@ impl Outbox {
 
 impl Pending {
     fn is_empty(&self) -> bool {
-        self.messages.is_empty()
-            && self.after_persist.is_empty()
-            && self.reads.is_empty()
+        self.messages.is_empty() && self.after_persist.is_empty() && !self.has_rare()
+    }
+
+    fn has_rare(&self) -> bool {
+        !(self.reads.is_empty()
             && self.failed_reads.is_empty()
             && self.snapshots_wanted.is_empty()
-            && self.log_failure.is_none()
+            && self.log_failure.is_none())
     }
 }
 
@@ -132,7 +139,9 @@ impl<R: LogReader> Group<R> {
     /// for small and frequent Readies costs less than the work itself. Returns
     /// whether there is anything to do; if not, `ready` is empty.
     pub fn ready_into(&mut self, ready: &mut Ready) -> bool {
-        ready.clear();
+        if ready.number != ReadyNumber(0) {
+            ready.clear();
+        }
         self.log.seal();
         self.serve_reads();
         self.replicate();
@@ -155,7 +164,7 @@ impl<R: LogReader> Group<R> {
         ready.number = number;
         if unwritten {
             self.log.write_begun(number.0);
-            ready.entries = self.log.take_unwritten();
+            self.log.take_unwritten(&mut ready.entries);
         }
         if state_changed {
             let before = (self.reported_state.term, self.reported_state.vote);
@@ -180,11 +189,8 @@ impl<R: LogReader> Group<R> {
             let data = installing.data.take();
             ready.snapshot = data.map(|data| (SnapshotMeta::clone(&installing.meta), data));
         }
-        if emittable {
-            match self.log.take_committed() {
-                Ok(committed) => ready.committed = committed,
-                Err(failure) => self.outbox.log_failed(failure),
-            }
+        if emittable && let Err(failure) = self.log.take_committed(&mut ready.committed) {
+            self.outbox.log_failed(failure);
         }
         self.outbox.hand_over(ready, self.busy);
         self.busy |= unwritten || emittable;

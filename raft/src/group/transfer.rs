@@ -112,8 +112,8 @@ impl<R: LogReader> Group<R> {
         if self.is_witness() {
             self.choose_heir();
         }
-        let last = self.log.last_index();
         let Role::Leader(leader) = &mut self.role else { return };
+        let last = self.log.last_index();
         let Some((target, false)) = leader.transfer.as_ref().map(|one| (one.target, one.told))
         else {
             return;
