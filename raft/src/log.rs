@@ -164,10 +164,15 @@ impl<R: LogReader> Log<R> {
     }
 
     /// The term at `index`; `None` beyond either end.
+    #[inline]
     pub fn term(&self, index: LogIndex) -> Result<Option<Term>, LogReadError> {
         if index == self.last.0 {
             return Ok(Some(self.last.1));
         }
+        self.term_before_last(index)
+    }
+
+    fn term_before_last(&self, index: LogIndex) -> Result<Option<Term>, LogReadError> {
         if index == self.compacted.0 {
             return Ok(Some(self.compacted.1));
         }
@@ -183,6 +188,7 @@ impl<R: LogReader> Log<R> {
         }
     }
 
+    #[inline]
     pub fn matches(&self, index: LogIndex, term: Term) -> Result<bool, LogReadError> {
         Ok(self.term(index)? == Some(term))
     }

@@ -20,6 +20,12 @@ impl PeerSet {
     }
 
     /// The peers in rising order.
+    #[must_use]
+    pub fn as_slice(&self) -> &[PeerId] {
+        &self.0
+    }
+
+    /// The peers in rising order.
     pub fn iter(&self) -> std::slice::Iter<'_, PeerId> {
         self.0.iter()
     }

@@ -383,6 +383,7 @@ impl<R: LogReader> Replication<'_, R> {
         Ok(())
     }
 
+    #[inline(always)]
     fn send(&mut self, to: PeerId, body: MessageBody) {
         let Identity { group, peer: from } = self.me;
         self.outbox.send(Message { group, from, to, term: self.term, body });
@@ -397,8 +398,9 @@ impl<R: LogReader> Replication<'_, R> {
     ) -> Result<(), LogReadError> {
         let next = follow.next_index();
         let prev_index = next.prev();
-        let compacted = LogReadError::Compacted { index: prev_index };
-        let prev_term = self.log.term(prev_index)?.ok_or(compacted)?;
+        let Some(prev_term) = self.log.term(prev_index)? else {
+            return Err(LogReadError::Compacted { index: prev_index });
+        };
         let high = if max_bytes == 0 { next } else { self.log.last_index().next() };
         let mut entries = Entries::default();
         self.log.slice(next, high, max_bytes, &mut entries)?;

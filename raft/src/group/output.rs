@@ -26,7 +26,7 @@ impl Outbox {
         self.0.get_or_insert_default()
     }
 
-    #[inline]
+    #[inline(always)]
     pub fn send(&mut self, message: Message) {
         self.pending().messages.push(message);
     }
