@@ -1,18 +1,16 @@
 //! What no correct peer sends and no sensible caller asks: refused with an error
 //! that says what was wrong, or ignored as the protocol says, and never a panic.
 
-mod cluster;
-
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use cluster::{Borrowed, Disk, GROUP, Machine};
 use esker_raft::{
     AppendOutcome, ChangeStep, CommitPoint, ConfChange, Config, ConfigError, Configuration,
     DecodeError, Entry, Group, GroupId, HardState, Identity, LogIndex, Message, MessageBody,
     Payload, PeerId, ProposeError, Restored, RoleKind, SnapshotMeta, Stamp, StepError, Term, Time,
 };
+use esker_raft_simulator::driver::{Borrowed, Disk, GROUP, Machine};
 
 const NOW: Time = Time(1_000_000_000);
 const TERM: Term = Term(4);

@@ -7,19 +7,17 @@
 //! mostly near those that matter to the peer at that moment, so that lies are
 //! believable. `PROPTEST_CASES=n` tries more of them.
 
-mod cluster;
-
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use cluster::{Disk, Event, GROUP, Machine, Node, Settings};
 use esker_raft::{
     AppendOutcome, ChangeStep, CommitPoint, ConfChange, Config, Configuration, Entry, GroupId,
     HardState, LeaveJoint, LogIndex, Message, MessageBody, Payload, PeerId, PeerSet, RoleKind,
     SnapshotMeta, SnapshotOutcome, Stamp, Term, Time,
 };
+use esker_raft_simulator::driver::{Disk, EntryLog, Event, GROUP, Machine, Node, Settings};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -199,9 +197,11 @@ impl Witnessed {
     fn new(founders: Configuration, settings: Settings) -> Witnessed {
         let now = Time(1_000_000_000);
         let start = (LogIndex(1), Term(1));
-        let machine = Machine { index: start.0, term: start.1, digest: 0, configuration: founders };
+        let (index, term) = start;
+        let configuration = founders;
+        let machine = Machine { index, term, digest: 0, has_data: true, configuration };
         let hard_state = HardState { term: start.1, vote: None, commit: start.0 };
-        let disk = Disk { hard_state, compacted: start, machine, ..Disk::default() };
+        let disk = Disk { hard_state, log: EntryLog::after(start), machine };
         Witnessed {
             node: Node::create(PeerId(1), settings, disk, now),
             now,
@@ -329,8 +329,17 @@ impl Witnessed {
                 let _ = self.node.group().transfer_leader(now, to.map(PeerId));
             }
             Deed::Campaign => self.node.group().campaign(now),
-            Deed::Sync(count) => self.node.finish_writes(now, count),
-            Deed::Apply(count) => self.node.apply(now, count),
+            Deed::Sync(count) => {
+                let written = std::iter::from_fn(|| self.node.finish_write()).take(count).last();
+                if let Some(number) = written {
+                    self.node.report_written(now, number);
+                }
+            }
+            Deed::Apply(count) => {
+                for _ in 0..count {
+                    self.node.apply(now);
+                }
+            }
             Deed::Install => self.node.install(now),
             Deed::Compact(index) => self.node.compact(LogIndex(index)),
             Deed::Unreachable(peer) => self.node.group().unreachable(PeerId(peer)),
@@ -404,7 +413,7 @@ impl Witnessed {
             MessageBody::AppendReply {
                 outcome: AppendOutcome::Accepted { match_index }, ..
             } => {
-                let end = disk.log.keys().next_back().copied().unwrap_or(disk.compacted.0);
+                let end = disk.log.last().0;
                 assert!(*match_index <= end, "{match_index} is not durable, only {end}");
             }
             _ => {}
@@ -470,7 +479,8 @@ fn no_lie_makes_a_peer_panic_or_break_its_word() {
     });
     let story = (scene(), vec(deed(), 1..250));
     let outcome = runner.run(&story, |((members, config, seed), deeds)| {
-        let mut peer = Witnessed::new(members, Settings { config, priority: 0, seed });
+        let mut peer =
+            Witnessed::new(members, Settings { config, priority: 0, seed, lazy_sync: false });
         for deed in deeds {
             peer.happens(deed, &reached);
         }

@@ -1,18 +1,16 @@
 //! An idle group costs next to nothing: a node may hold a hundred thousand.
 
-mod cluster;
-
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use cluster::{Borrowed, Disk, GROUP, Machine};
 use esker_raft::{
     AppendOutcome, Config, Configuration, Group, HardState, Identity, LogIndex, Message,
     MessageBody, PeerId, Restored, RoleKind, Stamp, Term, Time,
 };
+use esker_raft_simulator::driver::{Borrowed, Disk, GROUP, Machine};
 
 /// Counts what is allocated and what is held.
 struct Counting;

@@ -3,12 +3,9 @@
 //! Each file in `tests/traces` is a script of commands and, below `---`, what
 //! they made happen. `UPDATE_GOLDENFILES=1 cargo test -p esker-raft --test traces`
 //! records them anew; read the difference before you believe it. What the
-//! commands mean is said at [`story::Story::command`].
+//! commands mean is said at `Story::command` in `raft/simulator/src/story`.
 
-mod cluster;
-mod story;
-
-use story::Story;
+use esker_raft_simulator::Story;
 
 #[test]
 fn every_story_ends_as_it_was_told() {

@@ -224,6 +224,8 @@ impl<R: LogReader> Group<R> {
         follow.nudged(self.log.first_index(), self.log.last_index(), limits);
         self.serve_again();
         self.confirm_reads();
+        // A witness whose order to campaign was lost tries again.
+        self.hand_over_if_caught_up();
     }
 
     fn serve_again(&mut self) {

@@ -104,7 +104,7 @@ impl<R: LogReader> Group<R> {
         leader.follows.shrink_to_fit();
         leader.replicate = true;
         if let Some(transfer) = &leader.transfer
-            && !members.voters.contains(&transfer.target)
+            && !members.is_voter(transfer.target)
         {
             leader.transfer = None;
         }

@@ -210,7 +210,8 @@ impl<R: LogReader> Group<R> {
 
     /// How willing this peer is to lead. Zero or more, the default: it campaigns as
     /// usual. Below zero: it waits that many election timeouts longer, up to
-    /// [`MAX_PRIORITY_WAIT`], so that others go first.
+    /// [`MAX_PRIORITY_WAIT`], so that others go first. Without [`Config::pre_vote`] an
+    /// impatient peer that cannot win may keep raising the term of one that could.
     ///
     /// [`MAX_PRIORITY_WAIT`]: crate::MAX_PRIORITY_WAIT
     pub fn set_priority(&mut self, priority: i32) {

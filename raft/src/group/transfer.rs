@@ -131,11 +131,13 @@ impl<R: LogReader> Group<R> {
         self.outbox.send(message);
     }
 
-    /// A witness hands over to the first voter with data that has caught up.
+    /// A witness hands over to the first voter with data that has caught up. In a
+    /// joint configuration that may be one of the old voters: perhaps nobody else
+    /// has the data that the new ones need.
     fn choose_heir(&mut self) {
         let last = self.log.last_index();
         let deadline = self.now + self.config.election_timeout;
-        let heir = self.best_successor();
+        let heir = self.furthest(|peer| self.configuration.is_voter(peer));
         let Role::Leader(leader) = &mut self.role else { return };
         let ready = |target| leader.follow(target).is_some_and(|f| f.match_index() == last);
         if let (None, Some(target)) = (&leader.transfer, heir.filter(|heir| ready(*heir))) {
@@ -145,11 +147,13 @@ impl<R: LogReader> Group<R> {
 
     /// The voter that was heard from and whose log is the furthest.
     pub(super) fn best_successor(&self) -> Option<PeerId> {
-        let members = &self.configuration;
-        let fit = |peer: &PeerId| {
-            *peer != self.me.peer && members.voters.contains(peer) && !members.is_witness(*peer)
-        };
-        let known = self.progress().filter(|(peer, _)| fit(peer));
+        self.furthest(|peer| self.configuration.voters.contains(&peer))
+    }
+
+    fn furthest(&self, is_voter: impl Fn(PeerId) -> bool) -> Option<PeerId> {
+        let witnesses = &self.configuration.witnesses;
+        let fit = |peer| peer != self.me.peer && is_voter(peer) && !witnesses.contains(&peer);
+        let known = self.progress().filter(|(peer, _)| fit(*peer));
         known.max_by_key(|(_, p)| (p.recently_active, p.match_index)).map(|(peer, _)| peer)
     }
 }

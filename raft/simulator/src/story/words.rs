@@ -5,7 +5,10 @@ use esker_raft::{
     Payload, PeerId, PeerSet, Progress, RoleKind,
 };
 
-use crate::cluster::Event;
+use super::super::action::Action;
+use super::super::driver::Event;
+use super::super::world::Effect;
+use super::script::PADDING;
 
 pub fn entry(entry: &Entry) -> String {
     format!("{}@{}:{}", entry.index, entry.term, payload(&entry.payload))
@@ -14,13 +17,18 @@ pub fn entry(entry: &Entry) -> String {
 fn payload(payload: &Payload) -> String {
     match payload {
         Payload::Noop => "(begin)".into(),
-        Payload::Command(command) => String::from_utf8_lossy(command).into_owned(),
+        Payload::Command(command) => text(command),
         Payload::Change(change) if change.steps.is_empty() => "(leave)".into(),
         Payload::Change(change) => {
             let steps: Vec<_> = change.steps.iter().map(step).collect();
             format!("({})", steps.join(","))
         }
     }
+}
+
+/// A command as its story wrote it, without what makes it long.
+pub fn text(command: &[u8]) -> String {
+    String::from_utf8_lossy(command).trim_end_matches(PADDING).to_owned()
 }
 
 fn step(step: &ChangeStep) -> String {
@@ -40,14 +48,14 @@ fn set(peers: &PeerSet) -> String {
 pub fn members(members: &Configuration) -> String {
     let mut text = format!("voters {}", set(&members.voters));
     let more = [
-        (" and ", &members.voters_outgoing),
-        (", learners ", &members.learners),
-        (", learners next ", &members.learners_next),
-        (", witnesses ", &members.witnesses),
+        (" and ", set(&members.voters_outgoing)),
+        (", learners ", set(&members.learners)),
+        (", learners next ", set(&members.learners_next)),
+        (", witnesses ", set(&members.witnesses)),
     ];
     for (label, peers) in more.into_iter().filter(|(_, peers)| !peers.is_empty()) {
         text += label;
-        text += &set(peers);
+        text += &peers;
     }
     text
 }
@@ -89,12 +97,39 @@ pub fn event(id: PeerId, event: &Event) -> Option<String> {
             None => format!("{id} follows nobody in term {}", change.term),
         },
         Event::Role(change) => format!("{id} is {} in term {}", role(change.role), change.term),
-        Event::Appended(_) => return None,
+        Event::Appended(_) | Event::Handed(..) => return None,
         Event::Applied(applied) => format!("{id} applies {}", entry(applied)),
         Event::Read(read, index) => format!("{id} may serve read {read} at {index}"),
         Event::ReadFailed(read) => format!("{id} gives up read {read}"),
         Event::SnapshotWanted(peer) => format!("{id} sends a snapshot to {peer}"),
         Event::Installed(index) => format!("{id} has installed the snapshot at {index}"),
+    })
+}
+
+/// What an action led to at once, before what the peers did about it.
+pub fn effect(action: &Action, effect: &Effect) -> Option<String> {
+    let id = action.peer()?;
+    Some(match (action, effect) {
+        (Action::Propose { command, .. }, Effect::Proposed(index, term)) => {
+            format!("{id} proposes {} as {index}@{term}", text(command))
+        }
+        (Action::Propose { command, .. }, Effect::Refused(refusal)) => {
+            format!("{id} refuses {}: {refusal}", text(command))
+        }
+        (_, Effect::Proposed(index, term)) => {
+            format!("{id} proposes the change as {index}@{term}")
+        }
+        (_, Effect::Refused(refusal)) => format!("{id} refuses the change: {refusal}"),
+        (_, Effect::Transferring(target)) => format!("{id} takes {target} for the next leader"),
+        (_, Effect::TransferRefused(refusal)) => format!("{id} refuses the transfer: {refusal}"),
+        (Action::Read { id: read, .. }, Effect::ReadRefused(refusal)) => {
+            format!("{id} refuses read {read}: {refusal}")
+        }
+        (_, Effect::Leased(index)) => format!("{id} reads at {index} by its lease"),
+        (Action::LeaseRead(_), Effect::Nothing) => format!("{id} may not read alone"),
+        (Action::Crash { .. }, Effect::None) => format!("{id} is down"),
+        (_, Effect::DoesNotStart(refusal)) => format!("{id} does not start: {refusal}"),
+        _ => return None,
     })
 }
 

@@ -1,0 +1,129 @@
+//! Every rule of the protocol that can be broken is broken, one at a time, and
+//! what breaks is found: by a few simulated clusters, or the rule says why not.
+//!
+//! The simulator's sources are compiled here once more, against the copy of the
+//! core whose rules can be broken.
+
+extern crate esker_raft_mutants as esker_raft;
+
+#[allow(dead_code, unused_imports, reason = "the simulator's program uses the rest")]
+#[path = "../../simulator/src/lib.rs"]
+mod simulator;
+
+use esker_raft::{Rule, break_rule};
+use simulator::{Fleet, Run, Theme, Violation, shrink};
+
+/// As many as the simulator's program takes.
+const STEPS: u64 = 10_000;
+
+/// What finds a broken rule.
+enum Found {
+    /// This many seeds of this theme, from 0 on, at most.
+    By(Theme, u64),
+    /// Nothing can, while the other rules hold.
+    Never,
+}
+
+use Found::{By, Never};
+
+/// What finds each broken rule, with at least twice the seeds that it took, and
+/// what may then be seen to break first.
+fn table(rule: Rule) -> (Found, &'static [&'static str]) {
+    match rule {
+        Rule::OneVotePerTerm => (By(Theme::Elections, 4), &["OneVotePerTerm"]),
+        Rule::VoteSurvivesRestart => (By(Theme::Elections, 20), &["OneVotePerTerm"]),
+        Rule::VoteAfterSync => (By(Theme::Elections, 4), &["VotesAreDurable"]),
+        Rule::CandidacyAfterSync => (By(Theme::Elections, 4), &["VotesAreDurable"]),
+        Rule::VoteForCompleteLog => (By(Theme::Elections, 20), &["LeaderIsComplete"]),
+        Rule::CommitOwnTermOnly => (By(Theme::Elections, 20), &["CommitsOwnTermOnly"]),
+        Rule::AppendAfterEqualEntry => (By(Theme::Partitions, 20), &["LogsMatch", "NoPanic"]),
+        Rule::TruncateOnConflictOnly => {
+            (By(Theme::Network, 20), &["CommittedIsOnMajorities", "MessagesAreTaken"])
+        }
+        // A leader finds the exact point at which a follower's log departs from its
+        // own before anything is accepted, and the first entry behind it cuts off
+        // the rest: what was verified is then all there is. The rule guards against
+        // leaders that search otherwise.
+        Rule::CommitVerifiedPrefix => (Never, &["OneEntryCommitted"]),
+        Rule::HeartbeatCommitCapped => (By(Theme::Partitions, 40), &["OneEntryCommitted"]),
+        Rule::AcknowledgeAfterSync => (By(Theme::Calm, 4), &["AcknowledgedIsDurable"]),
+        Rule::LeaderCountsDurableOnly => (By(Theme::Disks, 4), &["CommittedIsOnMajorities"]),
+        Rule::ReplacedEntriesNotDurable => {
+            (By(Theme::Disks, 40), &["AcknowledgedIsDurable", "AppliedIsDurable"])
+        }
+        Rule::ApplyDurableOnly => (By(Theme::Disks, 4), &["AppliedIsDurable"]),
+        Rule::OlderTermsIgnored => (By(Theme::Elections, 20), &["ElectedByMajorities"]),
+        Rule::SnapshotAckAfterInstall => (By(Theme::Snapshots, 10), &["AcknowledgedIsDurable"]),
+        Rule::JointNeedsBothMajorities => {
+            (By(Theme::Members, 20), &["CommittedIsOnMajorities", "ElectedByMajorities"])
+        }
+        Rule::ManyVotersJointly => (By(Theme::Members, 10), &["ConfigurationsOverlap"]),
+        Rule::OneChangeAtATime => (By(Theme::Members, 10), &["OneChangeAtATime"]),
+        Rule::TailMayHoldChange => (By(Theme::Members, 20), &["OneChangeAtATime"]),
+        Rule::ApplyBeforeCampaign => (By(Theme::Members, 20), &["CandidatesKnowMembers"]),
+        Rule::ReadConfirmsLeadership => (By(Theme::Partitions, 40), &["ReadsAreFresh"]),
+        Rule::ReadAfterOwnTermCommits => (By(Theme::Elections, 40), &["ReadsAreFresh"]),
+        Rule::ReadWaitsForNextRound => (By(Theme::Partitions, 40), &["ReadsAreFresh"]),
+        Rule::LeaseAllowsForDrift => (By(Theme::Leases, 60), &["LeaseExcludesOthers"]),
+        Rule::LeaseFromSendTime => (By(Theme::Leases, 80), &["LeaseExcludesOthers"]),
+        Rule::LeaseVoidAfterHandover => (By(Theme::Transfers, 200), &["LeaseExcludesOthers"]),
+        Rule::LoyaltySurvivesRestart => (By(Theme::Leases, 20), &["LeaseExcludesOthers"]),
+        Rule::LoyaltyToLiveLeader => (By(Theme::Leases, 10), &["LeaseExcludesOthers"]),
+    }
+}
+
+/// Runs a theme's first seeds on all cores with a rule broken, or none.
+fn seek(theme: Theme, seeds: u64, rule: Option<Rule>) -> Option<(Run, Violation)> {
+    let threads = Fleet::cores();
+    let fleet = Fleet { from: 0, seeds, steps: STEPS, theme: Some(theme), threads };
+    fleet.run(|| break_rule(rule), |_| {}).err()
+}
+
+#[test]
+fn every_broken_rule_is_found() {
+    let mut missed = Vec::new();
+    let mut most = std::collections::BTreeMap::new();
+    for &rule in Rule::ALL {
+        let (By(theme, seeds), expected) = table(rule) else { continue };
+        let longest = most.entry(theme.name()).or_insert((theme, seeds));
+        longest.1 = seeds.max(longest.1);
+        match seek(theme, seeds, Some(rule)) {
+            Some((run, violation)) => {
+                println!("{rule:?}: seed {} of {}: {violation}", run.seed, theme.name());
+                if !expected.contains(&violation.promise.name().as_str()) {
+                    missed.push(format!("{rule:?} broke {}", violation.promise.name()));
+                }
+            }
+            None => missed.push(format!("{rule:?} was not found in {seeds} seeds")),
+        }
+    }
+    assert!(missed.is_empty(), "the simulator has become blind: {missed:#?}");
+    for (theme, seeds) in most.into_values() {
+        if let Some((run, violation)) = seek(theme, seeds, None) {
+            panic!(
+                "with every rule kept, seed {} of {} fails: {violation}",
+                run.seed,
+                theme.name()
+            );
+        }
+    }
+}
+
+#[test]
+fn a_run_that_breaks_a_promise_is_cut_down_to_a_script_that_replays_it() {
+    break_rule(Some(Rule::HeartbeatCommitCapped));
+    let failing = (0..100).map(|seed| Run { seed, steps: STEPS, theme: Some(Theme::Partitions) });
+    let recording = failing.into_iter().find_map(Run::record).expect("a seed fails");
+    let short = shrink(&recording);
+    println!("{} actions became\n{}", recording.actions.len(), short.script());
+    assert_eq!(short.violation.promise, recording.violation.promise);
+    assert!(short.actions.len() <= 100, "{} actions are too many to read", short.actions.len());
+
+    let mut story = simulator::Story::default();
+    let script = short.script();
+    let ended = simulator::catching(|| Ok(goldenscript::generate(&mut story, &script)));
+    assert!(!matches!(ended, Ok(Ok(_))), "the script ended well");
+    let broken = story.violation.or(ended.err()).expect("a promise is broken");
+    assert_eq!(broken.promise, short.violation.promise);
+    break_rule(None);
+}

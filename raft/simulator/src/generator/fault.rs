@@ -1,0 +1,414 @@
+//! Misfortunes, and schemes in several acts that are after one particular rule.
+
+use bytes::Bytes;
+use esker_raft::{ChangeStep, ConfChange, LeaveJoint};
+use rand::RngExt as _;
+
+use super::super::action::Action;
+use super::super::world::World;
+use super::profile::{MICROSECOND, MILLISECOND, may_form, pick};
+use super::{Due, Generator};
+
+/// What may go wrong, or be asked for at the wrong moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fault {
+    /// Two sides, perhaps only in one direction.
+    Partition,
+    /// One link.
+    CutLink,
+    /// A peer is away long enough to need a snapshot.
+    LongCut,
+    /// The leader alone, or with a minority, right after proposals.
+    IsolateLeader,
+    Heal,
+    Crash,
+    /// Right after it proposed something, before its disk or its followers have it.
+    CrashLeader,
+    CrashAll,
+    /// The next to give a vote crashes when the vote is out.
+    CrashVoter,
+    Campaign,
+    /// Two at once.
+    CampaignTwo,
+    Transfer,
+    /// A transfer, and reads at the old leader while the new one is elected.
+    TransferTrap,
+    Change,
+    /// One on the heels of the other.
+    ChangeTwice,
+    Compact,
+    Save,
+    /// A driver is busy.
+    Hold,
+    /// Nobody tells a peer the time.
+    Stall,
+    /// A disk or a machine changes its speed.
+    Slow,
+    Unreachable,
+    /// Elects another leader at the first moment at which that may be.
+    LeaseTrap,
+    /// Makes voters restart while they are bound by a promise.
+    LoyaltyTrap,
+}
+
+impl Generator {
+    pub(super) fn misfortune(&mut self, world: &World) {
+        let sum: u32 = self.profile.weights.iter().map(|(_, weight)| weight).sum();
+        let mut choice = self.random.random_range(0..sum);
+        let chosen = self.profile.weights.iter().find(|(_, weight)| {
+            let found = choice < *weight;
+            choice = choice.wrapping_sub(*weight);
+            found
+        });
+        let Some((fault, _)) = chosen.copied() else { return };
+        let at = self.any();
+        let leader = world.leader();
+        match fault {
+            Fault::Partition => self.partition(world),
+            Fault::CutLink => {
+                let other = self.any();
+                let both = self.random.random_bool(0.5);
+                self.begin_partition(world, (10, 200));
+                self.cut_link(at, other, both);
+            }
+            Fault::LongCut => {
+                self.begin_partition(world, (100, 800));
+                self.cut_off(&[at], true, true);
+                let compact = Action::Compact { peer: self.id(at), index: self.behind(world, at) };
+                self.at_once.push_back(compact);
+            }
+            Fault::IsolateLeader => self.isolate_leader(world),
+            Fault::Heal => self.heal(),
+            Fault::Crash => self.crash_for_a_while(world, at, 0),
+            Fault::CrashLeader => {
+                let Some(at) = leader else { return };
+                (0..self.random.random_range(1..4)).for_each(|_| self.write(at));
+                let within = pick(&mut self.random, &[0, MILLISECOND, 5 * MILLISECOND]);
+                self.crash_for_a_while(world, at, within);
+            }
+            Fault::CrashAll => {
+                for at in 0..self.work.len() {
+                    self.crash_for_a_while(world, at, 0);
+                }
+            }
+            Fault::CrashVoter => self.crash_voter = true,
+            Fault::Campaign => self.at_once.push_back(Action::Campaign(self.id(at))),
+            Fault::CampaignTwo => {
+                let other = self.any();
+                self.at_once.push_back(Action::Campaign(self.id(at)));
+                self.at_once.push_back(Action::Campaign(self.id(other)));
+            }
+            Fault::Transfer => {
+                let to = self.any();
+                let to = self.random.random_bool(0.8).then(|| self.id(to));
+                let peer = self.id(leader.unwrap_or(at));
+                self.at_once.push_back(Action::Transfer { peer, to });
+            }
+            Fault::TransferTrap => self.transfer_trap(world),
+            Fault::Change => self.change(world),
+            Fault::ChangeTwice => {
+                self.change(world);
+                self.change(world);
+            }
+            Fault::Compact => {
+                let index = self.behind(world, at);
+                self.at_once.push_back(Action::Compact { peer: self.id(at), index });
+            }
+            Fault::Save => self.at_once.push_back(Action::Save(self.id(at))),
+            Fault::Hold => {
+                let at = leader.filter(|_| self.random.random_bool(0.4)).unwrap_or(at);
+                self.at_once.push_back(Action::Hold(self.id(at)));
+                let end = self.soon(world, 30 * MILLISECOND);
+                self.enter(end, Due::Release(at));
+            }
+            Fault::Stall => {
+                let at = leader.filter(|_| self.random.random_bool(0.6)).unwrap_or(at);
+                self.work[at].stalled = self.soon(world, 250 * MILLISECOND);
+                self.work[at].deadline = None;
+                self.look(world, at);
+            }
+            Fault::Slow => self.change_speed(at),
+            Fault::Unreachable => {
+                let other = self.any();
+                let (peer, other) = (self.id(at), self.id(other));
+                self.at_once.push_back(Action::Unreachable { peer, other });
+            }
+            Fault::LeaseTrap => self.lease_trap(world),
+            Fault::LoyaltyTrap => self.loyalty_trap(world),
+        }
+    }
+
+    fn begin_partition(&mut self, world: &World, (low, high): (u64, u64)) {
+        self.cut.fill(false);
+        self.partition += 1;
+        self.partitions += 1;
+        self.hoard = self.random.random_bool(0.4);
+        self.heals_at = world.now() + self.random.random_range(low..high) * MILLISECOND;
+        self.enter(self.heals_at, Due::Heal(self.partition));
+    }
+
+    pub(super) fn heal(&mut self) {
+        self.cut.fill(false);
+    }
+
+    fn cut_link(&mut self, from: usize, to: usize, both: bool) {
+        let nodes = self.work.len();
+        self.cut[from * nodes + to] = true;
+        if both {
+            self.cut[to * nodes + from] = true;
+        }
+    }
+
+    /// Parts these from all others: what they send, what they are sent, or both.
+    fn cut_off(&mut self, side: &[usize], sends: bool, hears: bool) {
+        let nodes = self.work.len();
+        for from in 0..nodes {
+            for to in 0..nodes {
+                let (out, other) = (side.contains(&from), side.contains(&to));
+                if out && !other && sends || !out && other && hears {
+                    self.cut[from * nodes + to] = true;
+                }
+            }
+        }
+    }
+
+    fn partition(&mut self, world: &World) {
+        self.begin_partition(world, (20, 400));
+        let nodes = self.work.len();
+        let side: Vec<_> = (0..nodes).filter(|_| self.random.random_bool(0.5)).collect();
+        let one_way = self.random.random_bool(0.3);
+        self.cut_off(&side, true, !one_way);
+    }
+
+    fn isolate_leader(&mut self, world: &World) {
+        let Some(leader) = world.leader() else { return };
+        self.begin_partition(world, (30, 350));
+        let nodes = self.work.len();
+        let mut side = vec![leader];
+        let most = (nodes - 1) / 2;
+        while side.len() <= most && self.random.random_bool(0.4) {
+            side.push(self.any());
+        }
+        (0..self.random.random_range(0..4)).for_each(|_| self.write(leader));
+        let (sends, hears) =
+            pick(&mut self.random, &[(true, true), (true, true), (true, false), (false, true)]);
+        self.cut_off(&side, sends, hears);
+        // Somebody may get what was just proposed all the same.
+        if self.random.random_bool(0.4) {
+            let lucky = self.any();
+            self.cut[leader * nodes + lucky] = false;
+        }
+        if self.random.random_bool(0.4) {
+            // Whoever is on the other side tries as soon as it may.
+            for at in (0..nodes).filter(|at| !side.contains(at)) {
+                let due = self.loyal_until(at).max(world.now());
+                self.enter(due, Due::Campaign(at));
+            }
+        }
+    }
+
+    pub(super) fn crash(&mut self, world: &World, at: usize) {
+        let under_way = world.nodes[at].writes_under_way() + 1;
+        let kept =
+            if self.random.random_bool(0.5) { 0 } else { self.random.random_range(0..=under_way) };
+        self.at_once.push_back(Action::Crash { peer: self.id(at), kept });
+    }
+
+    fn crash_for_a_while(&mut self, world: &World, at: usize, within: u64) {
+        let due = self.soon(world, within);
+        self.enter(due, Due::Crash(at));
+        let away = pick(&mut self.random, &[MICROSECOND, 5 * MILLISECOND, 300 * MILLISECOND]);
+        let away = self.random.random_range(0..=away / MICROSECOND) * MICROSECOND;
+        self.enter(due + away + MICROSECOND, Due::Restart(at));
+    }
+
+    fn change_speed(&mut self, at: usize) {
+        let speed =
+            pick(&mut self.random, &[(10, 100), (100, 1_000), (1_000, 10_000), (10_000, 60_000)]);
+        if self.random.random_bool(0.5) {
+            self.profile.disk[at] = speed;
+        } else {
+            self.profile.machine[at] = speed;
+        }
+    }
+
+    /// A new leader is asked for things that it must not do yet.
+    pub(super) fn greet(&mut self, world: &World, at: usize) {
+        match self.random.random_range(0..6) {
+            0 => {
+                self.read(at);
+                self.lease_read(at);
+            }
+            1 => self.change_at(world, at),
+            2 => {
+                // It is a leader for a moment only.
+                self.write(at);
+                let within = pick(&mut self.random, &[0, MILLISECOND, 10 * MILLISECOND]);
+                self.crash_for_a_while(world, at, within);
+            }
+            3 => {
+                self.begin_partition(world, (30, 300));
+                self.cut_off(&[at], true, true);
+                let lucky = self.any();
+                let nodes = self.work.len();
+                self.cut[at * nodes + lucky] = false;
+            }
+            4 => (0..3).for_each(|_| self.write(at)),
+            _ => {
+                let to = self.any();
+                let to = Some(self.id(to));
+                self.at_once.push_back(Action::Transfer { peer: self.id(at), to });
+            }
+        }
+    }
+
+    /// Cuts the leader off, so that the promises of its followers run out.
+    fn lease_trap(&mut self, world: &World) {
+        let Some(leader) = world.leader() else { return };
+        self.schemes += 1;
+        self.begin_partition(world, (180, 260));
+        self.hoard = self.random.random_bool(0.3);
+        let deaf = self.random.random_bool(0.7);
+        self.cut_off(&[leader], true, deaf);
+        self.silent = world.now() + 150 * MILLISECOND;
+        let due = world.now() + 2 * MILLISECOND;
+        self.enter(due, Due::LeaseTrap(leader));
+    }
+
+    /// One of them campaigns each time that a promise has just ended.
+    pub(super) fn spring_lease_trap(&mut self, world: &World, leader: usize) {
+        let nodes = self.work.len();
+        let others: Vec<_> = (0..nodes).filter(|at| *at != leader).collect();
+        if others.is_empty() {
+            return;
+        }
+        let mut ends: Vec<_> = others.iter().map(|at| self.loyal_until(*at)).collect();
+        ends.sort_unstable();
+        // The first whose own promise ends: nobody campaigns before.
+        let first = others.iter().copied().min_by_key(|at| self.loyal_until(*at));
+        let candidate = first.filter(|_| self.random.random_bool(0.7));
+        let candidate = candidate.unwrap_or_else(|| pick(&mut self.random, &others));
+        for end in ends {
+            for late in [0, 100 * MICROSECOND, 2 * MILLISECOND] {
+                self.enter(end.max(world.now()) + late, Due::Campaign(candidate));
+            }
+            self.enter(end.max(world.now()) + 4 * MILLISECOND, Due::Read(leader));
+        }
+    }
+
+    /// Keeps one peer from hearing the leader until it is free to campaign, while
+    /// the others go on promising.
+    fn loyalty_trap(&mut self, world: &World) {
+        let Some(leader) = world.leader() else { return };
+        let candidate = self.any();
+        if candidate == leader {
+            return;
+        }
+        self.schemes += 1;
+        self.begin_partition(world, (190, 250));
+        self.hoard = false;
+        self.cut_link(leader, candidate, true);
+        self.silent = world.now() + 180 * MILLISECOND;
+        let due = world.now() + self.random.random_range(112_000..150_000) * MICROSECOND;
+        self.enter(due, Due::LoyaltyTrap { leader, candidate });
+    }
+
+    /// All others restart at once, and are asked for their votes.
+    pub(super) fn spring_loyalty_trap(&mut self, world: &World, leader: usize, candidate: usize) {
+        for at in (0..self.work.len()).filter(|at| *at != leader && *at != candidate) {
+            if self.random.random_bool(0.8) {
+                self.crash(world, at);
+                self.at_once.push_back(Action::Restart(self.id(at)));
+            }
+        }
+        for late in [100, 1_000, 5_000] {
+            self.enter(world.now() + late * MICROSECOND, Due::Campaign(candidate));
+        }
+    }
+
+    /// Hands over, and reads at the old leader before it hears of the new one.
+    fn transfer_trap(&mut self, world: &World) {
+        let Some(leader) = world.leader() else { return };
+        let target = self.any();
+        if target == leader {
+            return;
+        }
+        self.schemes += 1;
+        self.begin_partition(world, (20, 150));
+        self.hoard = self.random.random_bool(0.7);
+        let (peer, to) = (self.id(leader), Some(self.id(target)));
+        self.read(leader);
+        self.at_once.push_back(Action::Transfer { peer, to });
+        // What the others say no longer reaches it; or it hears only old answers.
+        for from in (0..self.work.len()).filter(|from| *from != leader) {
+            if self.random.random_bool(0.8) {
+                self.cut_link(from, leader, false);
+            }
+        }
+        for late in [1, 3, 6, 12, 25, 60, 100] {
+            let due = world.now() + late * MILLISECOND;
+            self.enter(due, Due::Read(leader));
+            if late > 2 {
+                self.enter(due, Due::Write(1));
+            }
+        }
+    }
+
+    fn change(&mut self, world: &World) {
+        for at in 0..self.work.len() {
+            if world.nodes[at].leads() {
+                self.change_at(world, at);
+            }
+        }
+    }
+
+    /// Asks a leader, real or deposed, for a change that leaves enough data.
+    fn change_at(&mut self, world: &World, at: usize) {
+        let members = &world.nodes[at].machine.configuration;
+        let mut change = ConfChange { context: Bytes::new(), ..ConfChange::default() };
+        if !members.is_joint() {
+            if self.random.random_bool(0.3) {
+                change.leave = LeaveJoint::Explicit;
+            }
+            let count = pick(&mut self.random, &[1, 1, 1, 2, 3, 4]);
+            for _ in 0..count {
+                let whom = self.any();
+                let peer = self.id(whom);
+                if change.steps.iter().any(|step| step_peer(step) == peer) {
+                    continue;
+                }
+                let step = match self.random.random_range(0..10) {
+                    0..=3 => ChangeStep::AddVoter(peer),
+                    4 => ChangeStep::AddLearner(peer),
+                    5 => ChangeStep::AddWitness(peer),
+                    _ => ChangeStep::Remove(peer),
+                };
+                let data = matches!(step, ChangeStep::AddVoter(_) | ChangeStep::AddLearner(_));
+                if !(data && self.tainted[whom]) {
+                    change.steps.push(step);
+                }
+            }
+            if change.steps.is_empty() {
+                return;
+            }
+        }
+        let Ok(next) = members.changed(&change) else { return };
+        let left = next.changed(&ConfChange::default()).unwrap_or_else(|_| next.clone());
+        if !may_form(&next) || !may_form(&left) {
+            return;
+        }
+        for (whom, peer) in self.setup.peers.iter().enumerate() {
+            self.tainted[whom] |= next.is_witness(peer.id);
+        }
+        self.at_once.push_back(Action::Change { peer: self.id(at), change });
+    }
+}
+
+fn step_peer(step: &ChangeStep) -> esker_raft::PeerId {
+    match *step {
+        ChangeStep::AddVoter(peer)
+        | ChangeStep::AddLearner(peer)
+        | ChangeStep::AddWitness(peer)
+        | ChangeStep::Remove(peer) => peer,
+    }
+}

@@ -1,0 +1,85 @@
+//! What a cluster is before anything happens to it.
+
+use std::time::Duration;
+
+use esker_raft::{Config, Configuration, HardState, LogIndex, PeerId, Term};
+
+use super::driver::{Disk, EntryLog, Machine, Settings};
+
+/// Local nanoseconds per thousand of the world's, of a clock that is right.
+pub const TRUE_RATE: u64 = 1000;
+
+/// What every peer's clock shows at the beginning, unless its setup adds to it.
+pub const EPOCH: u64 = 1_000_000_000;
+
+/// One peer.
+#[derive(Clone, PartialEq, Debug)]
+pub struct PeerSetup {
+    pub id: PeerId,
+    pub priority: i32,
+    pub seed: u64,
+    /// Local nanoseconds per thousand of the world's.
+    pub rate: u64,
+    /// How far its clock is ahead of the epoch at the beginning, in nanoseconds.
+    pub ahead: u64,
+}
+
+impl PeerSetup {
+    /// A peer with nothing special about it.
+    pub fn plain(id: PeerId) -> Self {
+        PeerSetup { id, priority: 0, seed: id.0, rate: TRUE_RATE, ahead: 0 }
+    }
+}
+
+/// A cluster that never ran: founders behind index 1 of term 1, so that members
+/// are part of what a newcomer needs and only a snapshot brings; and empty peers.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub members: Configuration,
+    /// All peers, in the order of their ids.
+    pub peers: Vec<PeerSetup>,
+    /// For everybody; the seed is each peer's own.
+    pub config: Config,
+    pub lazy_sync: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        let config = Config {
+            election_timeout: Duration::from_millis(100),
+            heartbeat_interval: Duration::from_millis(20),
+            ..Config::default()
+        };
+        let members = Configuration::default();
+        Setup { members, peers: Vec::new(), config, lazy_sync: false }
+    }
+}
+
+impl Setup {
+    /// What a peer begins with.
+    pub fn disk(&self, id: PeerId) -> Disk {
+        if !self.members.contains(id) {
+            return Disk::default();
+        }
+        let start = (LogIndex(1), Term(1));
+        let machine = Machine {
+            index: start.0,
+            term: start.1,
+            digest: 0,
+            has_data: !self.members.is_witness(id),
+            configuration: self.members.clone(),
+        };
+        let hard_state = HardState { term: start.1, vote: None, commit: start.0 };
+        Disk { hard_state, log: EntryLog::after(start), machine }
+    }
+
+    /// A peer's settings.
+    pub fn settings(&self, peer: &PeerSetup) -> Settings {
+        Settings {
+            config: self.config.clone(),
+            priority: peer.priority,
+            seed: peer.seed,
+            lazy_sync: self.lazy_sync,
+        }
+    }
+}

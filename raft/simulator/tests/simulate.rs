@@ -1,0 +1,84 @@
+//! A few hundred clusters under every fault that a seed can think of. The program
+//! runs as many as one likes: `cargo run --release -p esker-raft-simulator`.
+
+use esker_raft_simulator::{Fleet, Run, Story, Summary, Theme};
+
+const SEEDS: u64 = 200;
+const STEPS: u64 = 10_000;
+
+fn run(theme: Option<Theme>, seeds: u64) -> Summary {
+    let fleet = Fleet { from: 0, seeds, steps: STEPS, theme, threads: Fleet::cores() };
+    let summary = fleet.run(|| {}, |_| {}).unwrap_or_else(|(run, violation)| {
+        let theme = run.theme.map(|theme| format!(" --profile {}", theme.name()));
+        panic!(
+            "seed {} broke a promise: {violation}\ncut it down with: cargo run --release -p \
+             esker-raft-simulator -- --seed {} --steps {STEPS}{}",
+            run.seed,
+            run.seed,
+            theme.unwrap_or_default()
+        )
+    });
+    println!("{summary}");
+    summary
+}
+
+#[test]
+fn no_fault_breaks_a_promise_and_every_kind_of_thing_happens() {
+    let summary = run(None, SEEDS);
+    assert_eq!((summary.runs, summary.steps), (SEEDS, SEEDS * STEPS));
+    // A simulation in which nothing happens proves nothing.
+    let least = [
+        ("leaders", summary.leaders, 2_000),
+        ("witnesses that led", summary.witnesses_led, 20),
+        ("committed entries", summary.committed, 40_000),
+        ("writes", summary.writes, 30_000),
+        ("reads at leaders", summary.reads_at_leaders, 10_000),
+        ("reads at followers", summary.reads_at_followers, 1_000),
+        ("lease reads", summary.lease_reads, 3_000),
+        ("changes", summary.changes, 500),
+        ("joint configurations", summary.joint, 150),
+        ("snapshots", summary.snapshots, 200),
+        ("crashes", summary.crashes, 3_000),
+        ("partitions", summary.partitions, 5_000),
+        ("schemes", summary.schemes, 500),
+        ("lost messages", summary.lost, 20_000),
+        ("doubled messages", summary.doubled, 5_000),
+        ("reordered messages", summary.reordered, 50_000),
+    ];
+    for (what, count, least) in least {
+        assert!(count >= least, "only {count} {what}, and {least} are the least");
+    }
+    assert!(summary.hopeless * 20 <= SEEDS, "{} groups were beyond help", summary.hopeless);
+}
+
+#[test]
+fn a_calm_network_keeps_its_leader() {
+    let summary = run(Some(Theme::Calm), 20);
+    assert!(summary.leaders <= 20 * 30, "{} leaders came and went", summary.leaders);
+    assert_eq!(summary.crashes, 0);
+}
+
+#[test]
+fn a_seed_gives_the_same_run_every_time() {
+    for seed in 0..22 {
+        let run = Run { seed, steps: 2_000, theme: None };
+        assert_eq!(run.run(), run.run(), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_run_can_be_told_as_a_story() {
+    let run = Run { seed: 0, steps: 200, theme: Some(Theme::Everything) };
+    let mut script = String::new();
+    run.follow(|founding, action, _| {
+        let line = action.map_or_else(|| founding.to_owned(), esker_raft_simulator::tell_action);
+        script += &line;
+        script.push('\n');
+        true
+    });
+    let script = script + "---\n";
+    let told = goldenscript::generate(&mut Story::default(), &script).expect("the script runs");
+    let again = goldenscript::generate(&mut Story::default(), &told).expect("it runs again");
+    assert_eq!(told, again);
+    assert!(told.contains("is leader in term"), "nobody was elected:\n{told}");
+}
