@@ -1,9 +1,9 @@
-//! A few hundred clusters under every fault that a seed can think of. The program
+//! A thousand clusters under every fault that a seed can think of. The program
 //! runs as many as one likes: `cargo run --release -p esker-raft-simulator`.
 
 use esker_raft_simulator::{Fleet, Run, Story, Summary, Theme};
 
-const SEEDS: u64 = 200;
+const SEEDS: u64 = 1_000;
 const STEPS: u64 = 10_000;
 
 fn run(theme: Option<Theme>, seeds: u64) -> Summary {
@@ -28,22 +28,22 @@ fn no_fault_breaks_a_promise_and_every_kind_of_thing_happens() {
     assert_eq!((summary.runs, summary.steps), (SEEDS, SEEDS * STEPS));
     // A simulation in which nothing happens proves nothing.
     let least = [
-        ("leaders", summary.leaders, 2_000),
-        ("witnesses that led", summary.witnesses_led, 20),
-        ("committed entries", summary.committed, 40_000),
-        ("writes", summary.writes, 30_000),
-        ("reads at leaders", summary.reads_at_leaders, 10_000),
-        ("reads at followers", summary.reads_at_followers, 1_000),
-        ("lease reads", summary.lease_reads, 3_000),
-        ("changes", summary.changes, 500),
-        ("joint configurations", summary.joint, 150),
-        ("snapshots", summary.snapshots, 200),
-        ("crashes", summary.crashes, 3_000),
-        ("partitions", summary.partitions, 5_000),
-        ("schemes", summary.schemes, 500),
-        ("lost messages", summary.lost, 20_000),
-        ("doubled messages", summary.doubled, 5_000),
-        ("reordered messages", summary.reordered, 50_000),
+        ("leaders", summary.leaders, 10_000),
+        ("witnesses that led", summary.witnesses_led, 100),
+        ("committed entries", summary.committed, 200_000),
+        ("writes", summary.writes, 150_000),
+        ("reads at leaders", summary.reads_at_leaders, 50_000),
+        ("reads at followers", summary.reads_at_followers, 5_000),
+        ("lease reads", summary.lease_reads, 15_000),
+        ("changes", summary.changes, 2_500),
+        ("joint configurations", summary.joint, 750),
+        ("snapshots", summary.snapshots, 1_000),
+        ("crashes", summary.crashes, 15_000),
+        ("partitions", summary.partitions, 25_000),
+        ("schemes", summary.schemes, 2_500),
+        ("lost messages", summary.lost, 100_000),
+        ("doubled messages", summary.doubled, 25_000),
+        ("reordered messages", summary.reordered, 250_000),
     ];
     for (what, count, least) in least {
         assert!(count >= least, "only {count} {what}, and {least} are the least");
