@@ -9,7 +9,10 @@ export CARGO
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help prerequisites build playground test bench check fmt
+.PHONY: help prerequisites build playground test simulate bench check fmt
+
+# A workspace of its own: see its Cargo.toml.
+CONSENSUS_BENCH = --manifest-path benches/consensus/Cargo.toml
 
 help: ## shows this
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
@@ -28,15 +31,22 @@ playground: build ## builds, and starts a cluster on this machine; ARGS are its 
 test: prerequisites ## builds everything and runs all tests
 	$(CARGO) test
 
+simulate: ## runs simulated Raft groups under faults; ARGS='--seeds 50000' and more
+	$(CARGO) run --release -p esker-raft-simulator -- $(if $(ARGS),$(ARGS),--seeds 10000)
+
 # In the profile of everything else: cargo's own for benchmarks compiles RocksDB again.
-bench: prerequisites ## measures one store on this machine's disk
+bench: prerequisites ## measures one store on this machine's disk, and Raft beside other libraries
 	$(CARGO) bench --profile dev
+	$(CARGO) bench $(CONSENSUS_BENCH)
 
 check: ## looks at the formatting and at clippy's warnings
 	@scripts/prerequisites.sh lint
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt $(CONSENSUS_BENCH) --check
 	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) clippy $(CONSENSUS_BENCH) --all-targets --locked -- -D warnings
 
 fmt: ## formats the code
 	@scripts/prerequisites.sh lint
 	$(CARGO) fmt --all
+	$(CARGO) fmt $(CONSENSUS_BENCH)

@@ -15,11 +15,20 @@ struct Appended {
     before: Option<Term>,
 }
 
+/// An entry that is committed.
+#[derive(Clone, Copy)]
+struct Committed {
+    term: Term,
+    /// The term of the leader that counted it, or one behind it: an entry of an
+    /// older term is committed later than it was made.
+    by: Term,
+}
+
 /// Every entry ever seen, by index.
 pub struct Logs {
     appended: Vec<Vec<Appended>>,
-    /// The term of every committed entry.
-    committed: Vec<Option<Term>>,
+    /// Every committed entry.
+    committed: Vec<Option<Committed>>,
     max_committed: LogIndex,
     /// The state machine's digest at every applied index.
     digests: Vec<Option<u64>>,
@@ -48,7 +57,7 @@ impl Logs {
             digests: Vec::new(),
             commits: vec![LogIndex(0); nodes],
         };
-        *slot(&mut logs.committed, start) = Some(term);
+        *slot(&mut logs.committed, start) = Some(Committed { term, by: term });
         *slot(&mut logs.digests, start) = Some(0);
         logs
     }
@@ -61,8 +70,12 @@ impl Logs {
         self.commits[at]
     }
 
-    fn committed(&self, index: LogIndex) -> Option<Term> {
+    fn commit(&self, index: LogIndex) -> Option<Committed> {
         self.committed.get(position(index)).copied().flatten()
+    }
+
+    fn committed(&self, index: LogIndex) -> Option<Term> {
+        self.commit(index).map(|committed| committed.term)
     }
 
     /// Log matching, by induction: an index and a term stand for one entry with
@@ -100,6 +113,8 @@ impl Logs {
         ensure(commit >= before, Promise::CommitNeverFalls, || {
             format!("the commit index of peer {} fell from {before} to {commit}", node.id)
         })?;
+        // The first to know is the leader, which counts only what is of its term.
+        let by = node.mirror.term(commit).unwrap_or_default();
         for index in (before.0 + 1..=commit.0).map(LogIndex) {
             // What a snapshot brought is checked by its digest.
             let Some(term) = node.mirror.term(index) else { continue };
@@ -107,7 +122,7 @@ impl Logs {
             if known.is_none() {
                 summary.committed += 1;
             }
-            let known = *known.get_or_insert(term);
+            let known = known.get_or_insert(Committed { term, by }).term;
             ensure(known == term, Promise::OneEntryCommitted, || {
                 let id = node.id;
                 format!("{index}@{known} is committed, and at peer {id} {index}@{term} is")
@@ -153,12 +168,13 @@ impl Logs {
     }
 
     /// By log matching it is enough to look at the last entry that was committed
-    /// in an earlier term.
+    /// in an earlier term. What a later leader committed, a leader elected by votes
+    /// that were long under way need not have.
     pub fn leader_is_complete(&self, node: &Node, term: Term) -> Checked {
         let mut index = self.max_committed;
         let known = loop {
-            match self.committed(index) {
-                Some(known) if known < term => break known,
+            match self.commit(index) {
+                Some(known) if known.by < term => break known.term,
                 Some(_) => index = index.prev(),
                 None => return Ok(()),
             }
