@@ -263,8 +263,8 @@ impl Story {
         self.act(&action)?;
         match name {
             "compact" => {
-                if let Some(group) = self.running(id)?.group.as_ref() {
-                    let first = group.first_index();
+                let group = self.running(id).ok().and_then(|node| node.group.as_ref());
+                if let Some(first) = group.map(|group| group.first_index()) {
                     self.tell(format!("{id} keeps its log from {first} on"));
                 }
             }
