@@ -2,10 +2,11 @@
 //! debugging): parts of it are left out for as long as the rest still breaks the
 //! same promise.
 //!
-//! A message is known by what it says rather than by its place in a queue, because
-//! places shift when anything before them is left out. At the end every message
-//! has a place again.
+//! A message is known by the step that sent it, and else by what it says, rather
+//! than by its place in a queue: places shift when anything before them is left
+//! out. At the end every message has a place again.
 
+use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::mem::discriminant;
 use std::time::{Duration, Instant};
@@ -28,10 +29,39 @@ pub const MAX_TIME: Duration = Duration::from_secs(60);
 /// What a message says, with its term and without.
 type Said = (u64, u64);
 
+/// Which of the messages that a recorded step sent.
+type Origin = (usize, u64);
+
+/// The message that a step is about.
+#[derive(Clone, Copy, Debug)]
+struct About {
+    origin: Origin,
+    said: Said,
+}
+
 #[derive(Clone, Debug)]
 struct Step {
+    /// Its number in the recording.
+    number: usize,
     action: Action,
-    said: Option<Said>,
+    about: Option<About>,
+}
+
+/// Which step sent which message, by the message's serial, and the other way round.
+#[derive(Default)]
+struct Origins {
+    serials: HashMap<Origin, u64>,
+    origins: HashMap<u64, Origin>,
+}
+
+impl Origins {
+    /// Everything that was sent since the last time was sent by this step.
+    fn note(&mut self, world: &mut World, number: usize) {
+        for (ordinal, posted) in (0..).zip(world.posted.drain(..)) {
+            self.serials.insert((number, ordinal), posted.serial);
+            self.origins.insert(posted.serial, (number, ordinal));
+        }
+    }
 }
 
 fn said(message: &Message) -> Said {
@@ -56,21 +86,25 @@ fn said(message: &Message) -> Said {
     (hasher.finish(), loosely)
 }
 
-/// The position of the message that an action is about.
-fn place(world: &World, step: &Step) -> Option<Action> {
+/// The action with the position that its message has now, if there is such a message.
+fn place(world: &World, origins: &Origins, step: &Step) -> Option<Action> {
     let mut action = step.action.clone();
     if let (
         Action::Deliver { from, to, at }
         | Action::Drop { from, to, at }
         | Action::Again { from, to, at },
-        Some((exactly, loosely)),
-    ) = (&mut action, step.said)
+        Some(About { origin, said: (exactly, loosely) }),
+    ) = (&mut action, step.about)
     {
         let queue = world.queue(world.at(*from)?, world.at(*to)?);
+        let serial = origins.serials.get(&origin);
+        let same = serial.and_then(|it| queue.iter().position(|parcel| parcel.serial == *it));
         let find = |wanted: &dyn Fn(Said) -> bool| {
             queue.iter().position(|parcel| wanted(said(&parcel.message)))
         };
-        *at = find(&|said| said.0 == exactly).or_else(|| find(&|said| said.1 == loosely))?;
+        *at = same
+            .or_else(|| find(&|said| said.0 == exactly))
+            .or_else(|| find(&|said| said.1 == loosely))?;
     }
     Some(action)
 }
@@ -81,14 +115,15 @@ fn replay(recording: &Recording, steps: &[Step]) -> (Option<Violation>, usize, V
     let (mut taken, mut done) = (0, Vec::new());
     let result = catching(|| {
         let mut world = World::new(&recording.setup);
+        let mut origins = Origins::default();
         for step in steps {
             taken += 1;
-            let Some(action) = place(&world, step) else { continue };
+            let Some(action) = place(&world, &origins, step) else { continue };
             done.push(action.clone());
             if world.execute(&action)? == Effect::Nothing {
                 done.pop();
             }
-            world.posted.clear();
+            origins.note(&mut world, step.number);
         }
         if recording.violation.promise == Promise::Recovers {
             settle::recover(&mut world, &recording.setup, recording.seed, |_| {})?;
@@ -104,20 +139,24 @@ fn steps_of(recording: &Recording) -> Vec<Step> {
     // It ends in a broken promise, perhaps in a panic.
     let _ = catching(|| {
         let mut world = World::new(&recording.setup);
-        for action in &recording.actions {
+        let mut origins = Origins::default();
+        for (number, action) in recording.actions.iter().enumerate() {
             let about = match *action {
                 Action::Deliver { from, to, at }
                 | Action::Drop { from, to, at }
                 | Action::Again { from, to, at } => {
                     let pair = world.at(from).zip(world.at(to));
                     let parcel = pair.and_then(|(from, to)| world.queue(from, to).get(at));
-                    parcel.map(|parcel| said(&parcel.message))
+                    parcel.and_then(|parcel| {
+                        let origin = *origins.origins.get(&parcel.serial)?;
+                        Some(About { origin, said: said(&parcel.message) })
+                    })
                 }
                 _ => None,
             };
-            steps.push(Step { action: action.clone(), said: about });
+            steps.push(Step { number, action: action.clone(), about });
             world.execute(action)?;
-            world.posted.clear();
+            origins.note(&mut world, number);
         }
         Ok(())
     });
@@ -251,8 +290,11 @@ impl Cut<'_> {
 impl Recording {
     /// What the actions break, as they are.
     pub fn breaks(&self) -> Option<Violation> {
-        let steps: Vec<_> =
-            self.actions.iter().map(|action| Step { action: action.clone(), said: None }).collect();
+        let step = |(number, action): (usize, &Action)| {
+            let action = action.clone();
+            Step { number, action, about: None }
+        };
+        let steps: Vec<_> = self.actions.iter().enumerate().map(step).collect();
         replay(self, &steps).0
     }
 
