@@ -119,9 +119,14 @@ fn report(arguments: &Arguments, run: Run, violation: &Violation) -> io::Result<
     let short = shrink(&recording);
     let (before, after) = (recording.actions.len(), short.actions.len());
     let path = arguments.out.join(format!("raft-seed-{}.txt", run.seed));
-    std::fs::write(&path, short.script())?;
+    std::fs::create_dir_all(&arguments.out).map_err(|error| about(&arguments.out, &error))?;
+    std::fs::write(&path, short.script()).map_err(|error| about(&path, &error))?;
     writeln!(out, "{before} actions were cut down to {after}, in {}:\n", path.display())?;
     write!(out, "{}", short.script())
+}
+
+fn about(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 fn run_one(arguments: &Arguments, seed: u64) -> io::Result<bool> {
@@ -151,7 +156,7 @@ fn run_one(arguments: &Arguments, seed: u64) -> io::Result<bool> {
 
 /// Runs a script, whatever it says of what should happen.
 fn run_script(path: &Path) -> io::Result<bool> {
-    let script = std::fs::read_to_string(path)?;
+    let script = std::fs::read_to_string(path).map_err(|error| about(path, &error))?;
     let mut story = Story::default();
     let told = catching(|| Ok(goldenscript::generate(&mut story, &script)));
     let broken = match told {
