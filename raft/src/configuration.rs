@@ -27,7 +27,8 @@ pub struct Configuration {
     pub learners: PeerSet,
     /// Voters of the old configuration that become learners when it is left.
     pub learners_next: PeerSet,
-    /// Which of the voters, old and new, are witnesses: they vote and never lead.
+    /// Which of the voters, old and new, are witnesses: they vote, and lead only to
+    /// hand over.
     pub witnesses: PeerSet,
     /// Whether the leader ends the joint configuration by itself.
     pub auto_leave: bool,
@@ -57,6 +58,14 @@ pub enum ConfigError {
     /// A witness stores no data, so it cannot become a replica in place.
     #[error("peer {0} is a witness and holds no data: remove it and add a new peer")]
     WitnessHasNoData(PeerId),
+    /// Then an entry could be committed that nobody has applied to any data.
+    #[error("{witnesses} of {voters} voters would be witnesses: they must be no majority")]
+    WitnessMajority {
+        /// So many of the old or the new voters are witnesses…
+        witnesses: usize,
+        /// …of so many.
+        voters: usize,
+    },
     /// Too many members.
     #[error("{0} peers are more than the limit of {MAX_PEERS}")]
     TooManyPeers(usize),
@@ -219,6 +228,12 @@ impl Configuration {
             self;
         if voters.iter().all(|peer| witnesses.contains(peer)) {
             return Err(ConfigError::NoVoters);
+        }
+        for half in [voters, voters_outgoing] {
+            let count = half.iter().filter(|peer| witnesses.contains(peer)).count();
+            if count > half.len() / 2 {
+                return Err(ConfigError::WitnessMajority { witnesses: count, voters: half.len() });
+            }
         }
         let peers = self.peers().count();
         if peers > MAX_PEERS {

@@ -146,7 +146,9 @@
 //!
 //! The bytes of snapshots; what commands mean; retries of proposals and reads; the
 //! clock, which must not go back, and whose speed must keep to
-//! [`Config::max_clock_drift`] for leases; and a disk that keeps what it has synced.
+//! [`Config::max_clock_drift`] for leases (a clock that stands still while a machine
+//! sleeps does not); answers for peers that were removed and are gone, as long as
+//! others may count on their votes; and a disk that keeps what it has synced.
 //! A peer whose disk does not is found out where it can be ([`StepError::LostEntries`]),
 //! but no protocol of this kind survives amnesia: it must be replaced under a new
 //! [`PeerId`], which is why ids are never used twice.
@@ -180,7 +182,7 @@ pub use config::{Config, MAX_PRIORITY_WAIT, WITNESS_WAIT};
 pub use configuration::{ConfigError, Configuration, MAX_PEERS};
 pub use entries::{Entries, Iter};
 pub use group::{Group, ProposeError, Restored, SnapshotOutcome, StepError, TransferError};
-pub use log::{LogReadError, LogReader, MAX_APPLYING_BYTES, MAX_COMMITTED_BYTES};
+pub use log::{LogReadError, LogReader, MAX_APPLYING_BYTES, MAX_COMMITTED_BYTES, UNAPPLIED_CACHES};
 pub use message::{AppendOutcome, CommitPoint, Message, MessageBody, Stamp};
 pub use peer_set::PeerSet;
 pub use progress::{Progress, ProgressState};

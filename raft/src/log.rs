@@ -25,6 +25,10 @@ pub const MAX_COMMITTED_BYTES: usize = 1 << 20;
 /// Bytes of committed entries that the driver has and has not reported applied.
 pub const MAX_APPLYING_BYTES: usize = 64 << 20;
 
+/// Entries that are durable and not applied stay in memory up to so many times
+/// [`crate::Config::max_entry_cache_bytes`], and are read back after that.
+pub const UNAPPLIED_CACHES: usize = 8;
+
 /// The driver's log, lent to the core for entries it no longer holds.
 pub trait LogReader {
     /// The entries from `low` up to, not including, `high`: at least one, and no
@@ -424,6 +428,10 @@ impl<R: LogReader> Log<R> {
     fn evict(&mut self) {
         let done = self.persisted.min(self.applied);
         while self.cache.bytes() > self.max_cache_bytes && self.cache.drop_first(done) {}
+        // Where applying is slow, what is on the disk can be read back.
+        let durable = self.persisted.min(self.commit);
+        let most = self.max_cache_bytes.saturating_mul(UNAPPLIED_CACHES);
+        while self.cache.bytes() > most && self.cache.drop_first(durable) {}
     }
 
     /// Gives back memory that an idle group does not need.

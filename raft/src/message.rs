@@ -156,6 +156,17 @@ pub enum MessageBody {
 }
 
 impl MessageBody {
+    /// What candidates and voters tell each other.
+    pub(crate) fn commit_point(&self) -> Option<CommitPoint> {
+        match self {
+            MessageBody::PreVote { commit, .. }
+            | MessageBody::PreVoteReply { commit, .. }
+            | MessageBody::Vote { commit, .. }
+            | MessageBody::VoteReply { commit, .. } => Some(*commit),
+            _ => None,
+        }
+    }
+
     /// Whether it answers something that was asked or sent in its term.
     pub(crate) fn is_answer(&self) -> bool {
         matches!(
@@ -170,6 +181,16 @@ impl MessageBody {
 }
 
 impl Message {
+    /// The highest term that the sender can have been in.
+    pub(crate) fn sender_term(&self) -> Term {
+        match self.body {
+            MessageBody::PreVote { .. } | MessageBody::PreVoteReply { granted: true, .. } => {
+                self.term.prev()
+            }
+            _ => self.term,
+        }
+    }
+
     /// The first number in it, if there is one, that no honest peer could have
     /// counted up to. Everything behind this check can add one without fear.
     #[inline]

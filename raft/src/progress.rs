@@ -127,12 +127,12 @@ impl Follow {
     /// The peer answered something that bore this stamp; an answer to nothing in
     /// particular bears the default one, which proves nothing about its age.
     #[inline]
-    pub fn heard(&mut self, now: Time, stamp: Stamp) {
+    pub fn heard(&mut self, now: Time, round: u64, stamp: Stamp) {
         self.last_ack = self.last_ack.max(now);
         if stamp != Stamp::default() {
             // An echo is not believed beyond what it can know.
             self.acked_sent = self.acked_sent.max(stamp.sent.min(now));
-            self.acked_round = self.acked_round.max(stamp.round);
+            self.acked_round = self.acked_round.max(stamp.round.min(round));
         }
     }
 

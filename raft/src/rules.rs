@@ -70,6 +70,8 @@ mod switch {
         CommitVerifiedPrefix,
         /// Broken: heartbeats tell followers to commit what they may not share.
         HeartbeatCommitCapped,
+        /// Broken: peers learn from elections what later terms have committed.
+        CommitOfLaterTerms,
         /// Broken: acknowledgements leave before the entries are durable.
         AcknowledgeAfterSync,
         /// Broken: a leader counts itself for entries that its disk does not hold.
@@ -107,6 +109,10 @@ mod switch {
         LeaseFromSendTime,
         /// Broken: a lease goes on after another peer was told to campaign.
         LeaseVoidAfterHandover,
+        /// Broken: a leader has a lease while a change of members is not applied here.
+        NoLeaseDuringChange,
+        /// Broken: a peer promises before there is any record that it ever ran.
+        PromiseAfterFirstRecord,
         /// Broken: a voter forgets its promise to a live leader by restarting.
         LoyaltySurvivesRestart,
         /// Broken: a voter forgets its promise to a live leader.

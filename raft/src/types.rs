@@ -67,8 +67,8 @@ impl fmt::Display for LogIndex {
 
 impl Term {
     /// The highest term that is believed of another peer. Terms rise by one with
-    /// each election, so none is honestly near; and from here a peer could still
-    /// hold as many elections again without an overflow.
+    /// each election, so none is honestly near; who was told this one by a liar can
+    /// win no election any more, and nothing overflows.
     pub const MAX: Term = Term(u64::MAX >> 1);
 
     /// The term after this one.
@@ -187,7 +187,8 @@ pub enum ChangeStep {
     AddVoter(PeerId),
     /// A peer that only receives the log; demotes a voter.
     AddLearner(PeerId),
-    /// A peer that votes but never campaigns, because it stores no data.
+    /// A peer that votes and keeps the log, and stores no data. It leads only until
+    /// it has brought a voter with data up to date.
     AddWitness(PeerId),
     /// Takes a peer out, whatever it was.
     Remove(PeerId),

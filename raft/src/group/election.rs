@@ -177,11 +177,15 @@ impl<R: LogReader> Group<R> {
     /// Called when something became durable: the candidate's own vote, perhaps.
     pub(super) fn count_own_vote(&mut self) {
         let own = self.me.peer;
-        let reported = (self.reported_state.term, self.reported_state.vote);
-        let durable = reported == (self.term, self.vote) && self.vote_ready <= self.persisted_ready;
-        if self.vote == Some(own) && durable {
+        if self.vote == Some(own) && self.is_vote_durable() {
             self.record_vote(false, own, true);
         }
+    }
+
+    /// Whether the term, and the vote in it, are on the disk.
+    pub(super) fn is_vote_durable(&self) -> bool {
+        let reported = (self.reported_state.term, self.reported_state.vote);
+        reported == (self.term, self.vote) && self.vote_ready <= self.persisted_ready
     }
 
     fn record_vote(&mut self, pre: bool, from: PeerId, granted: bool) {

@@ -58,8 +58,7 @@ impl<R: LogReader> Group<R> {
         {
             let (hint_index, hint_term) = self.log.last_at_most(prev_index, prev_term)?;
             let outcome = AppendOutcome::Rejected { prev_index, hint_index, hint_term };
-            let reply = self.message(from, MessageBody::AppendReply { outcome, stamp });
-            self.outbox.send(reply);
+            self.answer_as_follower(from, MessageBody::AppendReply { outcome, stamp });
             return Ok(());
         }
         self.take_entries(entries, change)?;
@@ -140,9 +139,20 @@ impl<R: LogReader> Group<R> {
             self.log.commit_to(commit.min(last));
         }
         self.rest();
-        let reply = self.message(from, MessageBody::HeartbeatReply { stamp });
-        self.outbox.send(reply);
+        self.answer_as_follower(from, MessageBody::HeartbeatReply { stamp });
         Ok(())
+    }
+
+    /// An answer is a promise to elect no other for a while, and a peer that keeps
+    /// no record of ever having run would not know that it may have promised: so it
+    /// waits, if need be, until there is one.
+    fn answer_as_follower(&mut self, to: PeerId, body: MessageBody) {
+        let reply = self.message(to, body);
+        if self.is_vote_durable() || broken!(PromiseAfterFirstRecord) {
+            self.outbox.send(reply);
+        } else {
+            self.outbox.send_after_persist(reply);
+        }
     }
 
     /// The leader has committed as far as this, if we have it. Anything else it

@@ -59,6 +59,10 @@ pub enum ProposeError {
         /// Where it lies, or may lie.
         index: LogIndex,
     },
+    /// With witnesses in it, and nobody with data who could be brought up to date
+    /// without a snapshot, the data might be nowhere afterwards.
+    #[error("after the change no voter with data would be up to date: catch one up first")]
+    DataWouldBeLost,
     /// The change does not fit the configuration.
     #[error(transparent)]
     InvalidChange(#[from] ConfigError),
@@ -124,6 +128,7 @@ impl<R: LogReader> Group<R> {
         let leader = Leader {
             follows,
             term_start: last.next(),
+            hand_over_by: now + self.config.election_timeout,
             // Anything in the tail may be a change of members.
             pending_change: if broken!(TailMayHoldChange) { LogIndex(0) } else { last },
             uncommitted_bytes: 0,
@@ -184,6 +189,7 @@ impl<R: LogReader> Group<R> {
         stamp: Stamp,
     ) -> Result<(), StepError> {
         let Role::Leader(leader) = &mut self.role else { return Ok(()) };
+        let round = leader.round;
         let Some(follow) = leader.follow_mut(from) else { return Ok(()) };
         match outcome {
             AppendOutcome::Accepted { match_index } => {
@@ -194,7 +200,7 @@ impl<R: LogReader> Group<R> {
                     }
                     return Err(StepError::ImpossibleAck { from, index: match_index, last });
                 }
-                follow.heard(self.now, stamp);
+                follow.heard(self.now, round, stamp);
                 let news = follow.accepted(self.now, match_index, self.log.first_index());
                 if news && match_index > self.log.commit() {
                     self.commit_what_a_quorum_has();
@@ -205,7 +211,7 @@ impl<R: LogReader> Group<R> {
                     let prev = prev_index;
                     return Err(StepError::PeerLostEntries { from, prev, acknowledged });
                 }
-                follow.heard(self.now, stamp);
+                follow.heard(self.now, round, stamp);
                 let (agreed, _) = self.log.last_at_most(hint_index, hint_term)?;
                 follow.rejected(prev_index, agreed.min(hint_index));
             }
@@ -219,8 +225,9 @@ impl<R: LogReader> Group<R> {
     pub(super) fn on_heartbeat_reply(&mut self, from: PeerId, stamp: Stamp) {
         let limits = self.flow_limits();
         let Role::Leader(leader) = &mut self.role else { return };
+        let round = leader.round;
         let Some(follow) = leader.follow_mut(from) else { return };
-        follow.heard(self.now, stamp);
+        follow.heard(self.now, round, stamp);
         follow.nudged(self.log.first_index(), self.log.last_index(), limits);
         self.serve_again();
         self.confirm_reads();
@@ -328,8 +335,11 @@ impl<R: LogReader> Group<R> {
     pub fn lease_until(&self) -> Option<Time> {
         let Role::Leader(leader) = &self.role else { return None };
         let void = leader.lease_void && !broken!(LeaseVoidAfterHandover);
-        let blocked =
-            void || leader.transfer.is_some() || !self.config.check_quorum || self.is_witness();
+        // Who has applied a change that is not applied here may count its promise as
+        // given to a configuration that is no more: a voter that remains alone does.
+        let changing = leader.pending_change > self.log.applied() && !broken!(NoLeaseDuringChange);
+        let unsure = void || changing || leader.transfer.is_some();
+        let blocked = unsure || !self.config.check_quorum || self.is_witness();
         // Before that it may not even know what is committed (Raft §8).
         if blocked || self.log.commit() < leader.term_start {
             return None;

@@ -42,10 +42,28 @@ impl<R: LogReader> Group<R> {
         if leader.pending_change > applied && !broken!(OneChangeAtATime) {
             return Err(ProposeError::ChangePending { index: leader.pending_change });
         }
-        self.configuration.changed(&change)?;
+        let next = self.configuration.changed(&change)?;
+        if !self.keeps_the_data(&next) {
+            return Err(ProposeError::DataWouldBeLost);
+        }
         let payload = Payload::Change(Box::new(change));
         self.check_size(&payload)?;
         Ok(self.append_change(payload))
+    }
+
+    /// Whether one of the new voters that hold data has it, or can get it from the
+    /// log: a witness that remains could give no snapshot to the others. A joint
+    /// configuration is only left by a majority that got it from the old voters.
+    fn keeps_the_data(&self, next: &Configuration) -> bool {
+        let first = self.log.first_index();
+        let has = |peer, match_index: LogIndex| {
+            next.voters.contains(&peer)
+                && !next.is_witness(peer)
+                && (peer == self.me.peer || match_index.next() >= first)
+        };
+        next.witnesses.is_empty()
+            || next.is_joint()
+            || self.progress().any(|(peer, p)| has(peer, p.match_index))
     }
 
     fn append_change(&mut self, change: Payload) -> (LogIndex, Term) {
@@ -92,9 +110,15 @@ impl<R: LogReader> Group<R> {
     /// Brings a leader's records in line with the members.
     fn follow_members(&mut self) {
         let (now, next) = (self.now, self.log.last_index().next());
-        let own = self.me.peer;
+        let (own, witness) = (self.me.peer, self.is_witness());
+        if witness {
+            self.fail_own_reads();
+        }
         let Role::Leader(leader) = &mut self.role else { return };
         let members = &self.configuration;
+        if witness {
+            leader.hand_over_by = now + self.config.election_timeout;
+        }
         leader.follows.retain(|(peer, _)| members.contains(*peer) || *peer == own);
         for peer in members.peers() {
             if leader.follow(peer).is_none() {
@@ -136,7 +160,7 @@ impl<R: LogReader> Group<R> {
         self.replicate();
         let Role::Leader(leader) = &mut self.role else { return };
         leader.lease_void = true;
-        if let Some(heir) = self.best_successor() {
+        if let Some(heir) = self.best_successor(false) {
             let message = self.message(heir, MessageBody::TimeoutNow);
             self.outbox.send(message);
         }

@@ -119,14 +119,15 @@ impl<R: LogReader> Group<R> {
         if broken!(VoteSurvivesRestart) {
             restored.hard_state.vote = None;
         }
-        // The only voter, with nothing left to apply that could add another,
-        // can have promised nothing to anybody.
+        // The only voter, with nothing left to apply that could add another, owes
+        // nothing: a leader of the members before has had no lease since it proposed
+        // the change that left this one alone.
         let alone = restored.configuration.voters.len() == 1
             && restored.configuration.is_voter(me.peer)
             && !restored.configuration.is_joint()
             && restored.applied == restored.last.0;
         let mut group = Self::create(me, config, reader, restored, now)?;
-        if !alone && group.term > Term(0) && !broken!(LoyaltySurvivesRestart) {
+        if !alone && !broken!(LoyaltySurvivesRestart) {
             group.loyal_until = now + group.config.election_timeout;
         } else if let (true, Role::Follower(follower)) = (alone, &mut group.role) {
             follower.deadline = now;

@@ -13,7 +13,8 @@ use crate::types::{Identity, LogIndex, PeerId, Time};
 impl<R: LogReader> Group<R> {
     /// Asks for the index that a linearizable read has to wait for. It comes in
     /// [`crate::Ready::reads`] under this `id`, or the id comes in
-    /// [`crate::Ready::failed_reads`] when leadership is lost or nobody answers.
+    /// [`crate::Ready::failed_reads`] when leadership is lost: where quorums are
+    /// checked, that is soon after nobody answers.
     ///
     /// # Errors
     /// If there is nobody to ask, or too many reads wait.
@@ -53,6 +54,19 @@ impl<R: LogReader> Group<R> {
         if follower.leader == Some(from) {
             for id in follower.reads.answered(batch) {
                 self.outbox.answer_read(id, index);
+            }
+        }
+    }
+
+    /// This peer has become a witness, and no longer has what its readers want.
+    pub(super) fn fail_own_reads(&mut self) {
+        match &mut self.role {
+            Role::Follower(follower) => {
+                self.outbox.fail_reads(std::mem::take(&mut follower.reads).into_ids());
+            }
+            Role::Candidate(_) => {}
+            Role::Leader(leader) => {
+                self.outbox.fail_reads(std::mem::take(&mut leader.reads).into_ids());
             }
         }
     }

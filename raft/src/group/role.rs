@@ -40,6 +40,8 @@ pub(super) struct Leader {
     pub follows: Vec<(PeerId, Follow)>,
     /// The index of its first entry: only from there on may it count commits.
     pub term_start: LogIndex,
+    /// When a witness that has begun no handover gives way.
+    pub hand_over_by: Time,
     /// A change of members may lie here or before: none other is proposed until
     /// this index is applied.
     pub pending_change: LogIndex,

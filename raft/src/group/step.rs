@@ -147,31 +147,26 @@ impl<R: LogReader> Group<R> {
         if let Some((what, value)) = message.out_of_range() {
             return Err(StepError::OutOfRange { from, what, value });
         }
-        // What was once committed stays so: this knowledge is good in every term.
-        if let MessageBody::PreVote { commit, .. }
-        | MessageBody::PreVoteReply { commit, .. }
-        | MessageBody::Vote { commit, .. }
-        | MessageBody::VoteReply { commit, .. } = message.body
+        let sender = message.sender_term();
+        let known = message.body.commit_point();
+        let deserves_a_look = match message.term.cmp(&self.term) {
+            Ordering::Less if broken!(OlderTermsIgnored) && message.body.is_answer() => true,
+            Ordering::Less => {
+                self.answer_older_term(&message);
+                false
+            }
+            Ordering::Equal => true,
+            Ordering::Greater => self.enter_term_of(&message),
+        };
+        // What was once committed stays so, and whoever knows it may tell. But what a
+        // *later* term committed, the leader of ours need not have: its honest appends
+        // would look like contradictions.
+        if let Some(commit) = known
+            && (sender <= self.term || broken!(CommitOfLaterTerms))
         {
             self.learn_commit(commit)?;
         }
-        match message.term.cmp(&self.term) {
-            Ordering::Less if broken!(OlderTermsIgnored) && message.body.is_answer() => {
-                self.dispatch(message)
-            }
-            Ordering::Less => {
-                self.answer_older_term(&message);
-                Ok(())
-            }
-            Ordering::Equal => self.dispatch(message),
-            Ordering::Greater => {
-                if self.enter_term_of(&message) {
-                    self.dispatch(message)
-                } else {
-                    Ok(())
-                }
-            }
-        }
+        if deserves_a_look { self.dispatch(message) } else { Ok(()) }
     }
 
     /// A message of an older term has no effect, but its sender may need to hear

@@ -36,7 +36,9 @@ impl<R: LogReader> Group<R> {
                 let transfer = leader.transfer.as_ref().map(|transfer| transfer.deadline);
                 let quorum = self.config.check_quorum.then_some(leader.quorum_due);
                 let heartbeat = Some(leader.heartbeat_due);
-                [transfer, quorum, heartbeat].into_iter().flatten().min()
+                let waits = self.is_witness() && leader.transfer.is_none();
+                let handover = waits.then_some(leader.hand_over_by);
+                [transfer, quorum, heartbeat, handover].into_iter().flatten().min()
             }
         }
     }
@@ -70,9 +72,15 @@ impl<R: LogReader> Group<R> {
         if !self.check_quorum() {
             return;
         }
+        let witness = self.is_witness();
         let Role::Leader(leader) = &mut self.role else { return };
         if leader.transfer.as_ref().is_some_and(|transfer| transfer.deadline <= self.now) {
             leader.transfer = None;
+        }
+        if witness && leader.transfer.is_none() && self.now >= leader.hand_over_by {
+            // Nobody whom it reaches can be brought up to date by it, or none took
+            // over: whoever has the data gets a chance.
+            return self.become_follower(self.term, None);
         }
         if self.now >= leader.heartbeat_due {
             leader.heartbeat_due = self.now + self.config.heartbeat_interval;

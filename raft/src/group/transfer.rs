@@ -37,8 +37,8 @@ pub enum TransferError {
         /// The other target.
         target: PeerId,
     },
-    /// There is no other voter that can lead.
-    #[error("no other peer can lead")]
+    /// There is no other voter that can lead and was heard from of late.
+    #[error("no other peer can lead, or none was heard from")]
     NoTarget,
 }
 
@@ -72,7 +72,7 @@ impl<R: LogReader> Group<R> {
         }
         let target = match to {
             Some(target) => target,
-            None => self.best_successor().ok_or(TransferError::NoTarget)?,
+            None => self.best_successor(true).ok_or(TransferError::NoTarget)?,
         };
         self.begin_transfer(target)?;
         Ok(target)
@@ -137,7 +137,7 @@ impl<R: LogReader> Group<R> {
     fn choose_heir(&mut self) {
         let last = self.log.last_index();
         let deadline = self.now + self.config.election_timeout;
-        let heir = self.furthest(|peer| self.configuration.is_voter(peer));
+        let heir = self.furthest(true, |peer| self.configuration.is_voter(peer));
         let Role::Leader(leader) = &mut self.role else { return };
         let ready = |target| leader.follow(target).is_some_and(|f| f.match_index() == last);
         if let (None, Some(target)) = (&leader.transfer, heir.filter(|heir| ready(*heir))) {
@@ -145,15 +145,16 @@ impl<R: LogReader> Group<R> {
         }
     }
 
-    /// The voter that was heard from and whose log is the furthest.
-    pub(super) fn best_successor(&self) -> Option<PeerId> {
-        self.furthest(|peer| self.configuration.voters.contains(&peer))
+    /// The voter whose log is the furthest, of those that were heard from; of all, if
+    /// there are none and they need not be `alive`.
+    pub(super) fn best_successor(&self, alive: bool) -> Option<PeerId> {
+        self.furthest(alive, |peer| self.configuration.voters.contains(&peer))
     }
 
-    fn furthest(&self, is_voter: impl Fn(PeerId) -> bool) -> Option<PeerId> {
+    fn furthest(&self, alive: bool, is_voter: impl Fn(PeerId) -> bool) -> Option<PeerId> {
         let witnesses = &self.configuration.witnesses;
         let fit = |peer| peer != self.me.peer && is_voter(peer) && !witnesses.contains(&peer);
-        let known = self.progress().filter(|(peer, _)| fit(*peer));
+        let known = self.progress().filter(|(peer, p)| fit(*peer) && (p.recently_active || !alive));
         known.max_by_key(|(_, p)| (p.recently_active, p.match_index)).map(|(peer, _)| peer)
     }
 }
