@@ -13,7 +13,8 @@ pub const MAX_PRIORITY_WAIT: u32 = 4;
 pub const WITNESS_WAIT: u32 = 1;
 
 /// Settings that the groups of a node share. All peers of a group should agree on
-/// the times and on `check_quorum`: leases count on it.
+/// the times and on `check_quorum`: leases count on it, also while a new value is
+/// being rolled out.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Config {
     /// A follower campaigns after one to two of these without a leader.

@@ -48,14 +48,15 @@ pub struct Ready {
     /// Write this, together with `entries`.
     pub hard_state: Option<HardState>,
     /// Whether the write must reach the disk before `persisted`. If not, the
-    /// driver may report it at once and leave it to a later sync, because all
-    /// that can be lost is a commit index that is found again.
+    /// driver may report it as soon as all before it are durable, and leave it to a
+    /// later sync, because all that can be lost is a commit index that is found again.
     pub must_sync: bool,
     /// Append these. The first may lie before the log's end: then everything
     /// from it on is replaced, also what lies beyond the last of these.
     pub entries: Entries,
-    /// Replace the whole log and the state machine by this snapshot, after what
-    /// was committed before, then call [`crate::Group::snapshot_installed`].
+    /// Replace the whole log and the state machine by this snapshot, when this Ready
+    /// and all before it are written and what they committed is applied; then call
+    /// [`crate::Group::snapshot_installed`].
     pub snapshot: Option<(SnapshotMeta, Bytes)>,
     /// Send at once.
     pub messages: Vec<Message>,

@@ -1,4 +1,5 @@
-//! An idle group costs next to nothing: a node may hold a hundred thousand.
+//! What a group holds in memory: next to nothing when it is idle, for a node may
+//! have a hundred thousand, and a bounded amount however slowly it applies.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Arc;
@@ -7,8 +8,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use esker_raft::{
-    AppendOutcome, Config, Configuration, Group, HardState, Identity, LogIndex, Message,
-    MessageBody, PeerId, Restored, RoleKind, Stamp, Term, Time,
+    AppendOutcome, Config, Configuration, Group, HardState, Identity, LogIndex, MAX_APPLYING_BYTES,
+    Message, MessageBody, PeerId, Restored, RoleKind, Stamp, Term, Time, UNAPPLIED_CACHES,
 };
 use esker_raft_simulator::driver::{Borrowed, Disk, GROUP, Machine};
 
@@ -50,9 +51,17 @@ struct Bench {
 
 impl Bench {
     fn group(&self, now: Time) -> Group<Borrowed> {
+        self.group_of(Configuration::of_voters([1, 2, 3].map(PeerId)), now)
+    }
+
+    fn alone(&self, now: Time) -> Group<Borrowed> {
+        self.group_of(Configuration::of_voters([PeerId(1)]), now)
+    }
+
+    fn group_of(&self, configuration: Configuration, now: Time) -> Group<Borrowed> {
         let restored = Restored {
             hard_state: HardState { term: TERM, vote: None, commit: LogIndex(1) },
-            configuration: Configuration::of_voters([1, 2, 3].map(PeerId)),
+            configuration,
             compacted: (LogIndex(1), Term(1)),
             last: (LogIndex(1), Term(1)),
             applied: LogIndex(1),
@@ -112,8 +121,38 @@ fn lead(group: &mut Group<Borrowed>, mut now: Time) -> Time {
     now
 }
 
-/// One test for all of it: the counters belong to the process.
+/// The counters belong to the process, so one test runs after the other.
 #[test]
+fn a_group_holds_little_when_it_is_idle_and_not_much_more_when_it_applies_slowly() {
+    an_idle_group_of_three_costs_at_most_a_kibibyte_for_each_peer_and_allocates_nothing();
+    what_is_durable_and_not_applied_is_not_all_kept();
+}
+
+/// A gibibyte is proposed and durable, and none of it is applied.
+fn what_is_durable_and_not_applied_is_not_all_kept() {
+    const ENTRY: usize = 1 << 20;
+    let bench = Bench {
+        reader: Borrowed(Disk { machine: Machine::default(), ..Disk::default() }.shared()),
+        config: Arc::new(Config { pre_vote: false, ..Config::default() }),
+    };
+    let held = HELD.load(Ordering::Relaxed);
+    let mut alone = bench.alone(Time(1));
+    alone.campaign(Time(1));
+    let mut handed_out = 0;
+    for _ in 0..1024 {
+        while let Some(ready) = alone.ready() {
+            alone.persisted(Time(1), ready.number);
+            handed_out += ready.committed.bytes();
+        }
+        alone.propose(Time(1), Bytes::from(vec![7; ENTRY])).expect("it leads, and commits");
+    }
+    let kept = HELD.load(Ordering::Relaxed) - held;
+    let limit = bench.config.max_entry_cache_bytes * UNAPPLIED_CACHES + 4 * ENTRY;
+    println!("of 1024 MiB, {} MiB were handed out and {} MiB kept", handed_out >> 20, kept >> 20);
+    assert!(handed_out <= MAX_APPLYING_BYTES + 2 * ENTRY, "{handed_out} bytes were handed out");
+    assert!(kept <= limit, "{kept} bytes are kept");
+}
+
 fn an_idle_group_of_three_costs_at_most_a_kibibyte_for_each_peer_and_allocates_nothing() {
     let bench = Bench {
         reader: Borrowed(Disk { machine: Machine::default(), ..Disk::default() }.shared()),
