@@ -152,6 +152,13 @@ impl<R: LogReader> Group<R> {
         let commit = self.commit_point();
         if (again || free) && self.is_up_to_date(last) {
             if self.vote != Some(from) {
+                assert!(
+                    self.vote.is_none() || broken!(OneVotePerTerm),
+                    "peer {} would vote for {from} in term {} after it voted for {:?}",
+                    self.me.peer,
+                    self.term,
+                    self.vote
+                );
                 self.become_follower(self.term, None);
                 self.vote = Some(from);
             }
