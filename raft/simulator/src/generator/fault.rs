@@ -1,13 +1,16 @@
 //! Misfortunes, and schemes in several acts that are after one particular rule.
 
 use bytes::Bytes;
-use esker_raft::{ChangeStep, ConfChange, LeaveJoint};
+use esker_raft::{ChangeStep, ConfChange, Configuration, LeaveJoint, Term};
 use rand::RngExt as _;
 
 use super::super::action::Action;
-use super::super::world::World;
+use super::super::world::{Kind, World};
 use super::profile::{MICROSECOND, MILLISECOND, may_form, pick};
-use super::{Due, Generator};
+use super::{Deposed, Due, Generator};
+
+/// How many of the changes are asked for that have too many witnesses.
+const ILL_FORMED: f64 = 0.0;
 
 /// What may go wrong, or be asked for at the wrong moment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,6 +52,15 @@ pub enum Fault {
     LeaseTrap,
     /// Makes voters restart while they are bound by a promise.
     LoyaltyTrap,
+    /// The next to send some kind of message crashes at once, before anything of the
+    /// same step is on its disk.
+    CrashSender,
+    /// A leader is to go, and takes its time.
+    Farewell,
+    /// A link is cut for very long.
+    LongLink,
+    /// A leader that was deposed keeps one follower, whom its appends reach late.
+    DeposedTrap,
 }
 
 impl Generator {
@@ -135,6 +147,23 @@ impl Generator {
             }
             Fault::LeaseTrap => self.lease_trap(world),
             Fault::LoyaltyTrap => self.loyalty_trap(world),
+            Fault::CrashSender => {
+                let kinds = [Kind::HeartbeatReply, Kind::Accepted, Kind::VoteGranted, Kind::Other];
+                self.crash_sender = Some(pick(&mut self.random, &kinds));
+            }
+            Fault::Farewell => self.farewell(world),
+            Fault::LongLink => {
+                // Above all a witness is to miss somebody.
+                let witness = self.setup.members.witnesses.iter().next();
+                let witness = witness.and_then(|peer| world.at(*peer));
+                let one = witness.filter(|_| self.random.random_bool(0.5)).unwrap_or(at);
+                let other = self.any();
+                self.broken = (one != other).then(|| (one.min(other), one.max(other)));
+                self.broken_links += 1;
+                let end = world.now() + self.random.random_range(200..2_000) * MILLISECOND;
+                self.enter(end, Due::Mend(self.broken_links));
+            }
+            Fault::DeposedTrap => self.deposed_trap(world),
         }
     }
 
@@ -148,6 +177,7 @@ impl Generator {
     }
 
     pub(super) fn heal(&mut self) {
+        self.deposed = None;
         self.cut.fill(false);
     }
 
@@ -214,6 +244,10 @@ impl Generator {
         self.at_once.push_back(Action::Crash { peer: self.id(at), kept });
     }
 
+    pub(super) fn crash_empty(&mut self, at: usize) {
+        self.at_once.push_back(Action::Crash { peer: self.id(at), kept: 0 });
+    }
+
     fn crash_for_a_while(&mut self, world: &World, at: usize, within: u64) {
         let due = self.soon(world, within);
         self.enter(due, Due::Crash(at));
@@ -267,6 +301,9 @@ impl Generator {
         let Some(leader) = world.leader() else { return };
         self.schemes += 1;
         self.begin_partition(world, (180, 260));
+        if self.random.random_bool(0.5) {
+            self.scheming = world.now() + 180 * MILLISECOND;
+        }
         self.hoard = self.random.random_bool(0.3);
         let deaf = self.random.random_bool(0.7);
         self.cut_off(&[leader], true, deaf);
@@ -305,12 +342,39 @@ impl Generator {
             return;
         }
         self.schemes += 1;
+        let nodes = &world.nodes;
+        let term = |at: usize| nodes[at].group.as_ref().map_or(Term(0), |group| group.term());
+        let members = &nodes[leader].machine.configuration;
+        let strange = |at: &usize| term(*at) == Term(0) && !members.contains(nodes[*at].id);
+        let newcomer = (0..nodes.len()).filter(|at| !self.tainted[*at]).find(strange);
+        let mut wait = 0;
+        if let Some(newcomer) = newcomer.filter(|_| self.random.random_bool(0.7)) {
+            // One that never heard of anybody becomes a voter, and does not get to
+            // write anything down.
+            let change = ConfChange {
+                steps: vec![ChangeStep::AddVoter(self.id(newcomer))],
+                ..ConfChange::default()
+            };
+            self.at_once.push_back(Action::Change { peer: self.id(leader), change });
+            self.work[newcomer].disk_stalled = world.now() + 300 * MILLISECOND;
+            wait = self.random.random_range(1..20);
+        } else if self.random.random_bool(0.3) {
+            for at in (0..self.work.len()).filter(|at| *at != leader && *at != candidate) {
+                self.work[at].disk_stalled = world.now() + 200 * MILLISECOND;
+            }
+        }
+        self.scheming = world.now() + (wait + 200) * MILLISECOND;
+        let due = world.now() + wait * MILLISECOND;
+        self.enter(due, Due::LoyaltyTrap { leader, candidate, act: 0 });
+    }
+
+    pub(super) fn begin_loyalty_trap(&mut self, world: &World, leader: usize, candidate: usize) {
         self.begin_partition(world, (190, 250));
         self.hoard = false;
         self.cut_link(leader, candidate, true);
         self.silent = world.now() + 180 * MILLISECOND;
         let due = world.now() + self.random.random_range(112_000..150_000) * MICROSECOND;
-        self.enter(due, Due::LoyaltyTrap { leader, candidate });
+        self.enter(due, Due::LoyaltyTrap { leader, candidate, act: 1 });
     }
 
     /// All others restart at once, and are asked for their votes.
@@ -321,9 +385,143 @@ impl Generator {
                 self.at_once.push_back(Action::Restart(self.id(at)));
             }
         }
+        if self.random.random_bool(0.5) {
+            // It does not hear what they make of it.
+            self.cut_off(&[leader], true, true);
+        }
         for late in [100, 1_000, 5_000] {
             self.enter(world.now() + late * MICROSECOND, Due::Campaign(candidate));
         }
+    }
+
+    /// The leader is removed or demoted, by itself, and is the last to apply that. A
+    /// leader that is alone takes somebody in.
+    fn farewell(&mut self, world: &World) {
+        let Some(leader) = world.leader() else { return };
+        let members = &world.nodes[leader].machine.configuration;
+        let peer = self.id(leader);
+        let other = self.any();
+        let step = if members.voters.len() < 2 && other != leader {
+            if self.tainted[other] {
+                return;
+            }
+            ChangeStep::AddVoter(self.id(other))
+        } else if self.random.random_bool(0.7) {
+            ChangeStep::Remove(peer)
+        } else {
+            ChangeStep::AddLearner(peer)
+        };
+        let mut steps = vec![step];
+        if self.random.random_bool(0.3) && members.voters.contains(&self.id(other)) {
+            steps.push(ChangeStep::Remove(self.id(other)));
+        }
+        let change = ConfChange { steps, ..ConfChange::default() };
+        let Ok(next) = members.changed(&change) else { return };
+        let left = next.changed(&ConfChange::default()).unwrap_or_else(|_| next.clone());
+        if !self.is_wanted(&next, &left) {
+            return;
+        }
+        self.schemes += 1;
+        self.work[leader].machine_stalled =
+            world.now() + self.random.random_range(0..120) * MILLISECOND;
+        self.at_once.push_back(Action::Change { peer, change });
+        if self.random.random_bool(0.5) {
+            for late in [1, 3, 10, 30, 60, 90] {
+                self.enter(world.now() + late * MILLISECOND, Due::Read(leader));
+            }
+        }
+    }
+
+    /// First act: the leader and one follower, who alone gets what is written, are
+    /// parted from the rest.
+    fn deposed_trap(&mut self, world: &World) {
+        let Some(first) = world.leader() else { return };
+        let members = &world.nodes[first].machine.configuration;
+        let mut cast = vec![first];
+        for _ in 0..20 {
+            let at = self.any();
+            if !cast.contains(&at) && members.is_voter(self.id(at)) {
+                cast.push(at);
+            }
+        }
+        // One more must be left to go between the sides.
+        let &[first, deposed, follower, _, ..] = cast.as_slice() else { return };
+        if members.voters.len() < 5 {
+            return;
+        }
+        let scheme = Deposed { first, deposed, follower };
+        self.schemes += 1;
+        self.begin_partition(world, (400, 450));
+        self.scheming = self.heals_at;
+        self.hoard = self.random.random_bool(0.3);
+        self.cut_off(&[first, follower], true, true);
+        (0..self.random.random_range(1..4)).for_each(|_| self.write(first));
+        self.deposed = Some(scheme);
+        let free = (0..self.work.len()).map(|at| self.loyal_until(at)).max().unwrap_or_default();
+        self.enter(free.max(world.now()) + MILLISECOND, Due::DeposedTrap(scheme, 0));
+    }
+
+    /// The rest elects another, whose appends are slow to reach the follower.
+    pub(super) fn deposed_trap_goes_on(&mut self, world: &World, scheme: Deposed, act: u8) {
+        let Deposed { first, deposed, follower } = scheme;
+        let nodes = self.work.len();
+        if act == 0 {
+            let late = self.random.random_range(165..230);
+            self.late_appends[deposed * nodes + follower] = world.now() + late * MILLISECOND;
+            for late in [0, 3, 10, 20, 30] {
+                self.enter(world.now() + late * MILLISECOND, Due::Campaign(deposed));
+            }
+            return;
+        }
+        // Somebody who knows how far the rest has come is cut off, too, and asks
+        // the follower for a vote.
+        let rest = (0..nodes).filter(|at| ![first, deposed, follower].contains(at));
+        let rest: Vec<_> = rest.collect();
+        let envoy = pick(&mut self.random, &rest);
+        self.cut_off(&[envoy], true, true);
+        self.cut[envoy * nodes + follower] = false;
+        self.cut[follower * nodes + envoy] = false;
+        let mut free = self.loyal_until(envoy).max(world.now());
+        let applies = world.nodes[envoy].applies_under_way();
+        if self.random.random_bool(0.7) {
+            // It remembers only a part of that.
+            let (peer, count) = (self.id(envoy), self.some(applies.saturating_sub(1)));
+            self.at_once.push_back(Action::Apply { peer, count });
+            self.at_once.push_back(Action::Save(peer));
+            self.crash_empty(envoy);
+            self.at_once.push_back(Action::Restart(peer));
+            free = world.now() + 106 * MILLISECOND;
+        }
+        for late in [0, 1, 5, 15] {
+            self.enter(free + late * MILLISECOND, Due::Campaign(envoy));
+        }
+    }
+
+    /// No sooner does it lead than all but the follower are on the first one's side.
+    pub(super) fn depose(&mut self, world: &World, scheme: Deposed) {
+        let Deposed { first, deposed, follower } = scheme;
+        let nodes = self.work.len();
+        self.deposed = None;
+        self.cut.fill(false);
+        self.cut_off(&[deposed], true, true);
+        self.cut[deposed * nodes + follower] = false;
+        self.cut[follower * nodes + deposed] = false;
+        self.cut_link(first, follower, true);
+        (0..self.random.random_range(0..4)).for_each(|_| self.write(deposed));
+        for late in [1, 3, 6, 10, 20, 40] {
+            self.enter(world.now() + late * MILLISECOND, Due::Campaign(first));
+        }
+        let next = self.random.random_range(10..40);
+        for at in (0..nodes).filter(|at| ![first, deposed, follower].contains(at)) {
+            self.work[at].machine_stalled = world.now() + next * MILLISECOND + MICROSECOND;
+        }
+        self.enter(world.now() + next * MILLISECOND, Due::DeposedTrap(scheme, 1));
+    }
+
+    /// Whether a change that leads to these members may be asked for. Most of those
+    /// that must be refused are not.
+    fn is_wanted(&mut self, next: &Configuration, left: &Configuration) -> bool {
+        may_form(next) && may_form(left) || self.random.random_bool(ILL_FORMED)
     }
 
     /// Hands over, and reads at the old leader before it hears of the new one.
@@ -394,7 +592,7 @@ impl Generator {
         }
         let Ok(next) = members.changed(&change) else { return };
         let left = next.changed(&ConfChange::default()).unwrap_or_else(|_| next.clone());
-        if !may_form(&next) || !may_form(&left) {
+        if !self.is_wanted(&next, &left) {
             return;
         }
         for (whom, peer) in self.setup.peers.iter().enumerate() {

@@ -11,7 +11,7 @@ mod profile;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
-use esker_raft::{LogIndex, PeerId};
+use esker_raft::{Configuration, LogIndex, PeerId};
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
@@ -41,6 +41,8 @@ enum Due {
     Clients,
     Fault,
     Crash(usize),
+    /// Nothing of what was under way reaches its disk.
+    CrashEmpty(usize),
     Restart(usize),
     Release(usize),
     Campaign(usize),
@@ -54,7 +56,22 @@ enum Due {
     LoyaltyTrap {
         leader: usize,
         candidate: usize,
+        act: u8,
     },
+    DeposedTrap(Deposed, u8),
+    /// The end of this broken link.
+    Mend(u64),
+}
+
+/// Who plays in the scheme of [`fault::Fault::DeposedTrap`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Deposed {
+    /// It leads before, and again afterwards.
+    first: usize,
+    /// It leads in between, and does not learn that it no longer does.
+    deposed: usize,
+    /// It follows that one to the end.
+    follower: usize,
 }
 
 /// What becomes of a message.
@@ -78,6 +95,9 @@ struct Work {
     heard: u64,
     /// Until then nobody tells it the time.
     stalled: u64,
+    /// Until then its disk or its machine gets nothing done.
+    disk_stalled: u64,
+    machine_stalled: u64,
     led: bool,
 }
 
@@ -98,10 +118,22 @@ pub struct Generator {
     heals_at: u64,
     /// Messages that meet a partition wait for its end.
     hoard: bool,
+    /// A link that is cut for long, whatever else is, and which one it is.
+    broken: Option<(usize, usize)>,
+    broken_links: u64,
+    /// Appends from each node to each arrive no sooner.
+    late_appends: Vec<u64>,
+    /// Until then a scheme is left alone.
+    scheming: u64,
+    deposed: Option<Deposed>,
     /// Clients are silent until then.
     silent: u64,
     /// The next vote makes its voter crash.
     crash_voter: bool,
+    /// The next message of this kind makes its sender crash.
+    crash_sender: Option<Kind>,
+    /// The members that each peer knew.
+    known: Vec<Configuration>,
     /// Peers that were ever to be witnesses, and so have no data for good.
     tainted: Vec<bool>,
     ids: u64,
@@ -137,8 +169,15 @@ impl Generator {
             partition: 0,
             heals_at: 0,
             hoard: false,
+            broken: None,
+            broken_links: 0,
+            late_appends: vec![0; nodes * nodes],
+            scheming: 0,
+            deposed: None,
             silent: 0,
             crash_voter: false,
+            crash_sender: None,
+            known: vec![Configuration::default(); nodes],
             tainted,
             ids: 0,
             recovering: false,
@@ -151,8 +190,13 @@ impl Generator {
     }
 
     /// A world without misfortunes, for one that has had enough of them: all peers
-    /// come back, all partitions end, and disks are fast.
-    pub fn calm(seed: u64, setup: &Setup, world: &World) -> Generator {
+    /// come back, all partitions end, and disks are fast. One link may stay cut.
+    pub fn calm(
+        seed: u64,
+        setup: &Setup,
+        world: &World,
+        broken: Option<(usize, usize)>,
+    ) -> Generator {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let nodes = setup.peers.len();
         let mut profile = profile::profile(&mut random, Theme::Leases, nodes);
@@ -161,8 +205,12 @@ impl Generator {
         profile.late_answers = 0;
         profile.greeting = 0;
         profile.tick_lateness = 1;
+        profile.machine.fill((10, 150));
+        profile.compacts = 0;
+        profile.change_restarts = 0;
         let mut calm = Generator::new(random, setup.clone(), profile);
         calm.recovering = true;
+        calm.broken = broken;
         calm.agenda.clear();
         for from in 0..nodes {
             for to in 0..nodes {
@@ -245,6 +293,9 @@ impl Generator {
         }
         world.posted = posted;
         let Some(at) = action.peer().and_then(|peer| world.at(peer)) else { return };
+        if matches!(action, Action::Apply { .. }) {
+            self.after_applying(world, at);
+        }
         if matches!(action, Action::Crash { .. }) {
             let incarnation = self.work[at].incarnation + 1;
             self.work[at] = Work { incarnation, ..Work::default() };
@@ -254,6 +305,27 @@ impl Generator {
             && let Some(from) = world.at(*from)
         {
             self.look(world, from);
+        }
+    }
+
+    /// What a driver may do once something is applied: drop the log, or crash.
+    fn after_applying(&mut self, world: &World, at: usize) {
+        if self.chance(self.profile.compacts) {
+            let index = world.nodes[at].machine.index;
+            self.at_once.push_back(Action::Compact { peer: self.id(at), index });
+        }
+        let members = &world.nodes[at].machine.configuration;
+        if self.known[at] == *members {
+            return;
+        }
+        self.known[at] = members.clone();
+        if self.chance(self.profile.change_restarts * 10) {
+            if self.random.random_bool(0.7) {
+                self.at_once.push_back(Action::Save(self.id(at)));
+            }
+            self.crash(world, at);
+            self.at_once.push_back(Action::Restart(self.id(at)));
+            self.at_once.push_back(Action::Campaign(self.id(at)));
         }
     }
 
@@ -269,11 +341,13 @@ impl Generator {
         if node.writes_under_way() > 0 && !self.work[at].disk {
             self.work[at].disk = true;
             let due = world.now() + self.among(self.profile.disk[at]);
+            let due = due.max(self.work[at].disk_stalled);
             self.enter(due, Due::Disk(at, incarnation));
         }
         if node.applies_under_way() > 0 && !self.work[at].machine {
             self.work[at].machine = true;
             let due = world.now() + self.among(self.profile.machine[at]);
+            let due = due.max(self.work[at].machine_stalled);
             self.enter(due, Due::Machine(at, incarnation));
         }
         if node.may_install() && !self.work[at].install {
@@ -289,8 +363,13 @@ impl Generator {
             self.work[at].tick_at = deadline.map(|due| (due + late).max(stalled).max(world.now()));
         }
         let leads = node.leads();
-        if leads && !self.work[at].led && self.chance(self.profile.greeting * 10) {
-            self.greet(world, at);
+        if leads && !self.work[at].led {
+            let scheme = self.deposed.filter(|scheme| scheme.deposed == at);
+            if let Some(scheme) = scheme {
+                self.depose(world, scheme);
+            } else if world.now() >= self.scheming && self.chance(self.profile.greeting * 10) {
+                self.greet(world, at);
+            }
         }
         self.work[at].led = leads;
     }
@@ -319,8 +398,21 @@ impl Generator {
                 matches!(posted.kind, Kind::Append | Kind::Heartbeat | Kind::Snapshot);
             Fate::Arrives { twice: self.chance(self.profile.doubled), from_leader }
         };
-        let arrival = Due::Arrive { from, to, serial: posted.serial, fate };
-        self.enter(world.now() + delay, arrival);
+        let mut due = world.now() + delay;
+        if posted.kind == Kind::Append {
+            let late_until = self.late_appends[from * self.work.len() + to];
+            if world.now() < late_until {
+                due = late_until + delay;
+            }
+        }
+        self.enter(due, Due::Arrive { from, to, serial: posted.serial, fate });
+        if self.crash_sender == Some(posted.kind) {
+            self.crash_sender = None;
+            self.enter(world.now(), Due::CrashEmpty(from));
+            let away = profile::pick(&mut self.random, &[MICROSECOND, 5 * MILLISECOND]);
+            let back = self.soon(world, away) + MICROSECOND;
+            self.enter(back, Due::Restart(from));
+        }
         if posted.kind == Kind::VoteGranted && std::mem::take(&mut self.crash_voter) {
             self.enter(world.now(), Due::Crash(from));
             let away = profile::pick(&mut self.random, &[MICROSECOND, 5 * MILLISECOND]);
@@ -332,6 +424,18 @@ impl Generator {
     fn happens(&mut self, world: &World, due: Due) {
         match due {
             Due::Arrive { from, to, serial, fate } => self.arrive(world, from, to, serial, fate),
+            Due::Disk(at, incarnation)
+                if incarnation == self.work[at].incarnation
+                    && world.now() < self.work[at].disk_stalled =>
+            {
+                self.enter(self.work[at].disk_stalled, Due::Disk(at, incarnation));
+            }
+            Due::Machine(at, incarnation)
+                if incarnation == self.work[at].incarnation
+                    && world.now() < self.work[at].machine_stalled =>
+            {
+                self.enter(self.work[at].machine_stalled, Due::Machine(at, incarnation));
+            }
             Due::Disk(at, incarnation) if incarnation == self.work[at].incarnation => {
                 self.work[at].disk = false;
                 let all = world.nodes[at].writes_under_way();
@@ -359,9 +463,12 @@ impl Generator {
             Due::Fault => {
                 let next = self.soon(world, self.profile.faults * MILLISECOND);
                 self.enter(next + MICROSECOND, Due::Fault);
-                self.misfortune(world);
+                if world.now() >= self.scheming {
+                    self.misfortune(world);
+                }
             }
             Due::Crash(at) => self.crash(world, at),
+            Due::CrashEmpty(at) => self.crash_empty(at),
             Due::Restart(at) => self.at_once.push_back(Action::Restart(self.id(at))),
             Due::Release(at) => self.at_once.push_back(Action::Release(self.id(at))),
             Due::Campaign(at) => self.at_once.push_back(Action::Campaign(self.id(at))),
@@ -377,8 +484,17 @@ impl Generator {
                 }
             }
             Due::LeaseTrap(leader) => self.spring_lease_trap(world, leader),
-            Due::LoyaltyTrap { leader, candidate } => {
+            Due::LoyaltyTrap { leader, candidate, act: 0 } => {
+                self.begin_loyalty_trap(world, leader, candidate);
+            }
+            Due::LoyaltyTrap { leader, candidate, .. } => {
                 self.spring_loyalty_trap(world, leader, candidate);
+            }
+            Due::DeposedTrap(scheme, act) => self.deposed_trap_goes_on(world, scheme, act),
+            Due::Mend(link) => {
+                if link == self.broken_links {
+                    self.broken = None;
+                }
             }
         }
     }
@@ -396,8 +512,9 @@ impl Generator {
             self.at_once.push_back(lost);
             return;
         };
-        if self.cut[from * self.work.len() + to] {
-            if self.hoard {
+        let broken = self.broken == Some((from.min(to), from.max(to)));
+        if broken || self.cut[from * self.work.len() + to] {
+            if self.hoard && !broken {
                 // What is this late comes all at once, and out of order.
                 let wait = self.random.random_range(1..20_000) * MICROSECOND;
                 let due = self.heals_at.max(world.now()) + wait;

@@ -93,6 +93,10 @@ pub struct Profile {
     pub weights: Vec<(Fault, u32)>,
     /// How often a new leader is met with something at once, of a hundred.
     pub greeting: u32,
+    /// A machine that has applied something is compacted at once, of a thousand.
+    pub compacts: u32,
+    /// A peer that has applied a change of members restarts at once, of a hundred.
+    pub change_restarts: u32,
     /// A deadline is told late by at most so many microseconds.
     pub tick_lateness: u64,
 }
@@ -118,25 +122,30 @@ pub fn may_form(members: &Configuration) -> bool {
 pub fn setup(random: &mut ChaCha8Rng, theme: Theme) -> Setup {
     let voters: u64 = match theme {
         Theme::Members => pick(random, &[1, 2, 3, 3, 3, 4, 5]),
-        Theme::Leases | Theme::Transfers => pick(random, &[3, 3, 3, 3, 5]),
+        Theme::Leases => pick(random, &[1, 2, 2, 3, 3, 3, 3, 3, 3, 5]),
+        Theme::Transfers => pick(random, &[2, 3, 3, 3, 5]),
+        Theme::Elections | Theme::Partitions => pick(random, &[2, 3, 3, 3, 4, 5, 5, 5, 6, 7]),
         _ => pick(random, &[1, 2, 3, 3, 3, 3, 4, 5, 5, 6, 7]),
     };
     let spare = MAX_NODES - voters;
     let learners = if random.random_bool(0.2) { random.random_range(0..=spare.min(2)) } else { 0 };
     let spare = spare - learners;
+    let fresh = random.random_bool(0.2);
     let new = match theme {
+        _ if fresh => 0,
         Theme::Members | Theme::Everything | Theme::Snapshots => {
             random.random_range(spare.min(1)..=spare.min(4))
         }
+        Theme::Leases => random.random_range(0..=spare.min(2)),
         _ => 0,
     };
     let mut members = Configuration::of_voters((1..=voters).map(PeerId));
     members.learners = (voters + 1..=voters + learners).map(PeerId).collect();
-    if voters > 1 && random.random_bool(0.3) {
+    if voters > 1 && random.random_bool(0.4) {
         let most = if voters > 4 && random.random_bool(0.3) { 2 } else { 1 };
         members.witnesses = (voters + 1 - most..=voters).map(PeerId).collect();
     }
-    let mut setup = Setup { members, ..Setup::default() };
+    let mut setup = Setup { members, fresh, ..Setup::default() };
     let config = &mut setup.config;
     config.heartbeat_interval = Duration::from_millis(pick(random, &[10, 20, 20, 50]));
     config.max_append_bytes = pick(random, &[1, 1, 100, 400, 1 << 20]);
@@ -196,6 +205,11 @@ pub fn profile(random: &mut ChaCha8Rng, theme: Theme, nodes: usize) -> Profile {
     if fast {
         disk.fill((10, 150));
         machine.fill((10, 150));
+        for speed in &mut machine {
+            if random.random_bool(0.2) {
+                *speed = pick(random, &[(200, 2_000), (1_000, 8_000), (5_000, 40_000)]);
+            }
+        }
     }
     let mut profile = Profile {
         delay,
@@ -211,6 +225,8 @@ pub fn profile(random: &mut ChaCha8Rng, theme: Theme, nodes: usize) -> Profile {
         faults: pick(random, &[40, 100]),
         weights: vec![(Compact, 1), (Save, 1), (Slow, 1)],
         greeting: 30,
+        compacts: pick(random, &[0, 0, 0, 20, 300]),
+        change_restarts: pick(random, &[0, 10, 30]),
         tick_lateness: pick(random, &[1, 1_000, 20_000]),
     };
     let more: &[(Fault, u32)] = match theme {
@@ -218,6 +234,7 @@ pub fn profile(random: &mut ChaCha8Rng, theme: Theme, nodes: usize) -> Profile {
             profile.loss = 0;
             profile.late = 0;
             profile.greeting = 0;
+            profile.change_restarts = 0;
             &[(Transfer, 1)]
         }
         Theme::Network => {
@@ -226,9 +243,15 @@ pub fn profile(random: &mut ChaCha8Rng, theme: Theme, nodes: usize) -> Profile {
             profile.late = pick(random, &[20, 100]);
             &[(Unreachable, 3), (CutLink, 2), (Campaign, 1)]
         }
-        Theme::Partitions => {
-            &[(Partition, 3), (CutLink, 2), (IsolateLeader, 5), (Heal, 2), (Campaign, 2)]
-        }
+        Theme::Partitions => &[
+            (Partition, 3),
+            (CutLink, 2),
+            (LongLink, 1),
+            (IsolateLeader, 5),
+            (Heal, 2),
+            (Campaign, 2),
+            (DeposedTrap, 3),
+        ],
         Theme::Elections => {
             profile.late_answers = pick(random, &[0, 100, 300]);
             profile.faults = pick(random, &[20, 50]);
@@ -238,16 +261,24 @@ pub fn profile(random: &mut ChaCha8Rng, theme: Theme, nodes: usize) -> Profile {
                 (IsolateLeader, 4),
                 (CrashLeader, 3),
                 (CrashVoter, 4),
+                (CrashSender, 2),
+                (DeposedTrap, 6),
             ]
         }
-        Theme::Crashes => {
-            &[(Crash, 4), (CrashLeader, 4), (CrashAll, 1), (CrashVoter, 2), (IsolateLeader, 1)]
-        }
+        Theme::Crashes => &[
+            (Crash, 4),
+            (CrashLeader, 4),
+            (CrashAll, 1),
+            (CrashVoter, 2),
+            (CrashSender, 3),
+            (IsolateLeader, 1),
+        ],
         Theme::Members => {
             profile.faults = pick(random, &[10, 30]);
             &[
                 (Change, 12),
                 (ChangeTwice, 4),
+                (Farewell, 2),
                 (IsolateLeader, 2),
                 (Crash, 1),
                 (Campaign, 2),
@@ -262,6 +293,12 @@ pub fn profile(random: &mut ChaCha8Rng, theme: Theme, nodes: usize) -> Profile {
             profile.reads = 60;
             profile.faults = 100;
             profile.tick_lateness = pick(random, &[1, 200]);
+            if random.random_bool(0.5) {
+                profile.weights.extend([(Change, 6), (Farewell, 4), (CrashSender, 2)]);
+            } else {
+                profile.change_restarts = 0;
+                profile.machine.fill((10, 150));
+            }
             &[
                 (LeaseTrap, 8),
                 (LoyaltyTrap, 8),
@@ -273,7 +310,15 @@ pub fn profile(random: &mut ChaCha8Rng, theme: Theme, nodes: usize) -> Profile {
         }
         Theme::Snapshots => {
             profile.faults = pick(random, &[10, 30]);
-            &[(Compact, 8), (Crash, 2), (CutLink, 3), (IsolateLeader, 1), (LongCut, 3), (Change, 2)]
+            &[
+                (Compact, 8),
+                (Crash, 2),
+                (CutLink, 3),
+                (IsolateLeader, 1),
+                (LongCut, 3),
+                (LongLink, 2),
+                (Change, 2),
+            ]
         }
         Theme::Transfers => &[(Transfer, 4), (TransferTrap, 5), (IsolateLeader, 1), (Campaign, 1)],
         Theme::Disks => &[
@@ -304,12 +349,19 @@ pub fn profile(random: &mut ChaCha8Rng, theme: Theme, nodes: usize) -> Profile {
             (Hold, 2),
             (LeaseTrap, 1),
             (LoyaltyTrap, 1),
+            (DeposedTrap, 1),
+            (Farewell, 1),
+            (CrashSender, 1),
+            (LongLink, 1),
             (Unreachable, 1),
             (Stall, 2),
             (Slow, 1),
         ],
     };
     profile.weights.extend(more);
+    if theme != Theme::Calm {
+        profile.weights.push((LongLink, 1));
+    }
     if theme != Theme::Calm && random.random_bool(0.3) {
         profile.weights.extend([(Hold, 3), (Stall, 2)]);
     }

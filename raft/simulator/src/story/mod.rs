@@ -95,7 +95,8 @@ impl Story {
     /// - `cluster voters=1/2/3 learners=4 witnesses=3 new=5 …` founds a group behind
     ///   index 1 of term 1; `new` peers are empty. Settings: `append=BYTES entry=BYTES
     ///   inflight=N inflightbytes=BYTES uncommitted=BYTES cache=BYTES heartbeat=20ms
-    ///   prevote=no checkquorum=no lazysync=yes`, and of single peers `priority=2/-1 seed=2/7`,
+    ///   prevote=no checkquorum=no lazysync=yes`, `fresh=yes` (founders begin in term 0
+    ///   before index 1), and of single peers `priority=2/-1 seed=2/7`,
     ///   `rate=2/1050` (of its clock, true is 1000), `ahead=2/1.5ms` (its clock, at the
     ///   beginning). Election timeout 100 ms, heartbeats every 20 ms. `cluster manual …`:
     ///   disks and machines do nothing unless told, `wait` ticks nobody, and messages

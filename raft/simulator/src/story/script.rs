@@ -76,7 +76,7 @@ pub fn setup(command: &Command) -> Parsed<(Setup, bool)> {
     };
     let (mut empty, mut own_settings) = (Vec::new(), Vec::new());
     let yes = |value: &str| value != "no";
-    let Setup { members, config, lazy_sync, .. } = &mut setup;
+    let Setup { members, config, lazy_sync, fresh, .. } = &mut setup;
     while let Some((key, value)) = arguments.next_key() {
         match key {
             "voters" => members.voters = peers(value)?.into_iter().collect(),
@@ -93,6 +93,7 @@ pub fn setup(command: &Command) -> Parsed<(Setup, bool)> {
             "prevote" => config.pre_vote = yes(value),
             "checkquorum" => config.check_quorum = yes(value),
             "lazysync" => *lazy_sync = yes(value),
+            "fresh" => *fresh = yes(value),
             "priority" | "seed" | "rate" | "ahead" => own_settings.push((key, value)),
             other => return Err(format!("there is no setting {other}").into()),
         }
@@ -123,7 +124,7 @@ pub fn tell_setup(setup: &Setup) -> String {
     let mut tell = |key: &str, value: String| {
         write!(line, " {key}={value}").expect("a string takes everything");
     };
-    let Setup { members, peers, config, lazy_sync } = setup;
+    let Setup { members, peers, config, lazy_sync, fresh } = setup;
     let usual = Setup::default().config;
     let lists = [
         ("voters", list(&members.voters)),
@@ -159,6 +160,9 @@ pub fn tell_setup(setup: &Setup) -> String {
     }
     if *lazy_sync {
         tell("lazysync", "yes".into());
+    }
+    if *fresh {
+        tell("fresh", "yes".into());
     }
     for peer in peers {
         let PeerSetup { id, priority, seed, rate, ahead } = peer;
