@@ -177,14 +177,13 @@ fn every_broken_rule_is_found() {
 
 #[test]
 fn a_run_that_breaks_a_promise_is_cut_down_to_a_script_that_replays_it() {
-    // Of thousands of actions; what a lease needs is the longest story.
+    // Of thousands of actions.
     let cases = [
         (Rule::VoteForCompleteLog, 200),
         (Rule::HeartbeatCommitCapped, 200),
         (Rule::TruncateOnConflictOnly, 200),
         (Rule::SnapshotAckAfterInstall, 300),
         (Rule::JointNeedsBothMajorities, 200),
-        (Rule::LeaseFromSendTime, 400),
     ];
     for (rule, most) in cases {
         let (By(theme, seeds), _) = table(rule) else { panic!("{rule:?} is broken by hand") };

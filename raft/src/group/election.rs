@@ -91,7 +91,9 @@ impl<R: LogReader> Group<R> {
     }
 
     fn stand(&mut self, pre: bool, votes: Vec<(PeerId, bool)>) {
-        let deadline = self.election_deadline();
+        // Others had their chance to go first: who tries again waits as all do. An
+        // impatient peer that cannot win could else keep ahead of a patient one.
+        let deadline = self.deadline_after(if self.is_witness() { WITNESS_WAIT } else { 0 });
         self.drop_role(Role::Candidate(Candidate { pre, votes, deadline }));
     }
 
@@ -274,12 +276,16 @@ impl<R: LogReader> Group<R> {
     }
 
     pub(super) fn election_deadline(&mut self) -> Time {
+        let patience = self.priority.min(0).unsigned_abs().min(MAX_PRIORITY_WAIT);
+        self.deadline_after(if self.is_witness() { patience.max(WITNESS_WAIT) } else { patience })
+    }
+
+    /// One to two election timeouts, and so many more.
+    fn deadline_after(&mut self, waits: u32) -> Time {
         // In whole nanoseconds: it is asked for with every message of a leader.
         let base = self.config.election_timeout;
         let base = base.as_secs() * 1_000_000_000 + u64::from(base.subsec_nanos());
         let random = self.random.below(base.max(1));
-        let patience = self.priority.min(0).unsigned_abs().min(MAX_PRIORITY_WAIT);
-        let wait = if self.is_witness() { patience.max(WITNESS_WAIT) } else { patience };
-        Time(self.now.0.saturating_add(base + random + base * u64::from(wait)))
+        Time(self.now.0.saturating_add(base + random + base * u64::from(waits)))
     }
 }
