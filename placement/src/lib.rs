@@ -48,6 +48,8 @@ mod testing;
 pub use clock::{Clock, SystemClock};
 pub use operator::OperatorLimits;
 pub use schedule::ScheduleConfig;
-pub use server::{MemberInfo, PlacementConfig, PlacementServer};
-pub use state::{DamagedState, Leadership, Pairs, ReplicatedState, StateError, StateWrite};
+pub use server::{PlacementConfig, PlacementServer};
+pub use state::{
+    DamagedState, Leadership, MemberInfo, Pairs, ReplicatedState, StateError, StateWrite,
+};
 pub use types::MemberId;

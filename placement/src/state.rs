@@ -31,6 +31,15 @@ pub struct Leadership {
     pub is_self: bool,
 }
 
+/// One member of the placement driver.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberInfo {
+    pub id: MemberId,
+    pub name: String,
+    /// `host:port`, without a scheme.
+    pub address: String,
+}
+
 /// Why the replicated key space did not do what it was asked.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum StateError {
@@ -73,6 +82,10 @@ pub trait ReplicatedState: Send + Sync + 'static {
     /// Who leads, and every change of it. The term in it is the one to be given
     /// to [`ReplicatedState::write`].
     fn leadership(&self) -> watch::Receiver<Leadership>;
+
+    /// All members of the group, this one too, as this member knows them now: a
+    /// member that is replaced has another id and address from then on.
+    fn members(&self) -> Vec<MemberInfo>;
 
     /// The term in which this member leads *and* holds a valid lease at this
     /// moment, so that nobody else can have become leader. Asked at every

@@ -139,7 +139,7 @@ fn serve(
     if let Some((members, state)) = member {
         let me = members.all.iter().find(|member| member.id == members.me);
         let name = me.map_or_else(|| "placement".to_owned(), |me| me.name.clone());
-        let mut placement = PlacementConfig::new(name, members.me, members.all.clone());
+        let mut placement = PlacementConfig::new(name, members.me);
         if let Some(interval) = config.schedule_interval() {
             placement.schedule_interval = interval;
         }

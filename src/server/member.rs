@@ -102,7 +102,7 @@ impl MemberStore {
         let handle = running.handle().clone();
         events.connect(handle.clone());
         traffic.add(members.tag, handle.clone(), data.snap());
-        let state = MemberState::new(handle, leader);
+        let state = MemberState::new(handle, members.all.clone(), leader);
         Ok((MemberStore { running, _directory: data }, Arc::new(state)))
     }
 
@@ -132,11 +132,16 @@ fn region(members: &Members) -> Region {
 /// The state as the placement driver uses it.
 pub struct MemberState {
     store: StoreHandle,
+    members: Vec<MemberInfo>,
     leadership: watch::Receiver<Leadership>,
 }
 
 impl MemberState {
-    fn new(store: StoreHandle, mut leaders: watch::Receiver<RegionLeader>) -> Self {
+    fn new(
+        store: StoreHandle,
+        members: Vec<MemberInfo>,
+        mut leaders: watch::Receiver<RegionLeader>,
+    ) -> Self {
         let translate = |leader: &RegionLeader| Leadership {
             term: leader.term,
             leader: leader.leader.map(|peer| MemberId(peer.id)),
@@ -148,7 +153,7 @@ impl MemberState {
                 sender.send_replace(translate(&leaders.borrow_and_update()));
             }
         });
-        MemberState { store, leadership }
+        MemberState { store, members, leadership }
     }
 
     fn context(&self) -> RequestContext {
@@ -231,6 +236,10 @@ impl ReplicatedState for MemberState {
 
     fn leadership(&self) -> watch::Receiver<Leadership> {
         self.leadership.clone()
+    }
+
+    fn members(&self) -> Vec<MemberInfo> {
+        self.members.clone()
     }
 
     fn lease(&self) -> Option<u64> {

@@ -14,10 +14,11 @@ use esker_rpc::proto::metapb;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
-use super::{MemberInfo, Shared};
+use super::Shared;
 use crate::cluster::Cluster;
 use crate::lead::Lead;
 use crate::map::{Store, StoreState};
+use crate::state::MemberInfo;
 use crate::types::{Peer, RegionReport, Role};
 
 /// How long a member may take to accept a connection and still be healthy.
@@ -198,8 +199,8 @@ fn member_json(member: &MemberInfo) -> Value {
 
 /// Answered by every member.
 async fn members(State(shared): State<Arc<Shared>>) -> Response {
-    let members: Vec<_> = shared.config.members.iter().map(member_json).collect();
-    let leader = shared.leader().map(member_json);
+    let members: Vec<_> = shared.state.members().iter().map(member_json).collect();
+    let leader = shared.leader().as_ref().map(member_json);
     let mut json = json!({
         "header": { "cluster_id": shared.cluster_id().unwrap_or(0) },
         "members": members,
@@ -215,20 +216,22 @@ async fn members(State(shared): State<Arc<Shared>>) -> Response {
 /// whether they accept a connection.
 async fn health(State(shared): State<Arc<Shared>>) -> Response {
     let has_leader = shared.leader().is_some();
-    let checks = shared.config.members.iter().map(|member| async {
-        let is_healthy = if member.id == shared.config.member_id {
-            has_leader
-        } else {
-            let connected =
-                tokio::time::timeout(HEALTH_TIMEOUT, TcpStream::connect(&member.address)).await;
-            matches!(connected, Ok(Ok(_)))
-        };
-        json!({
-            "name": member.name,
-            "member_id": member.id.0,
-            "client_urls": [format!("http://{}", member.address)],
-            "health": is_healthy,
-        })
+    let checks = shared.state.members().into_iter().map(|member| {
+        let is_self = member.id == shared.config.member_id;
+        async move {
+            let is_healthy = if is_self {
+                has_leader
+            } else {
+                let connecting = TcpStream::connect(&member.address);
+                matches!(tokio::time::timeout(HEALTH_TIMEOUT, connecting).await, Ok(Ok(_)))
+            };
+            json!({
+                "name": member.name,
+                "member_id": member.id.0,
+                "client_urls": [format!("http://{}", member.address)],
+                "health": is_healthy,
+            })
+        }
     });
     let healths = futures_util::future::join_all(checks).await;
     Json(healths).into_response()

@@ -35,7 +35,7 @@ use crate::clock::Clock;
 use crate::lead::{Lead, LeadError, PATIENCE, office};
 use crate::operator::OperatorLimits;
 use crate::schedule::ScheduleConfig;
-use crate::state::{DamagedState, ReplicatedState};
+use crate::state::{DamagedState, MemberInfo, ReplicatedState};
 use crate::types::MemberId;
 
 pub use keyspace::KeyspaceService;
@@ -51,22 +51,11 @@ const REFUSAL_PATIENCE: Duration = Duration::from_millis(250);
 /// opens a new one only when it last connected more than a second ago.
 pub(crate) const MIN_STREAM_LIFE: Duration = Duration::from_millis(1_100);
 
-/// One member of the placement driver, as all members are configured to know it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MemberInfo {
-    pub id: MemberId,
-    pub name: String,
-    /// `host:port`, without a scheme.
-    pub address: String,
-}
-
 /// How a member of the placement driver runs.
 #[derive(Clone, Debug)]
 pub struct PlacementConfig {
     pub name: String,
     pub member_id: MemberId,
-    /// All members, this one too.
-    pub members: Vec<MemberInfo>,
     pub schedule: ScheduleConfig,
     pub limits: OperatorLimits,
     /// How often regions are patrolled and leaders balanced.
@@ -74,12 +63,11 @@ pub struct PlacementConfig {
 }
 
 impl PlacementConfig {
-    /// A member among `members`, with everything else at its default.
-    pub fn new(name: impl Into<String>, member_id: MemberId, members: Vec<MemberInfo>) -> Self {
+    /// A member with everything else at its default.
+    pub fn new(name: impl Into<String>, member_id: MemberId) -> Self {
         Self {
             name: name.into(),
             member_id,
-            members,
             schedule: ScheduleConfig::default(),
             limits: OperatorLimits::default(),
             schedule_interval: Duration::from_millis(500),
@@ -145,9 +133,9 @@ impl Shared {
     }
 
     /// The member that leads, as far as this one knows.
-    pub fn leader(&self) -> Option<&MemberInfo> {
+    pub fn leader(&self) -> Option<MemberInfo> {
         let leader = self.state.leadership().borrow().leader?;
-        self.config.members.iter().find(|member| member.id == leader)
+        self.state.members().into_iter().find(|member| member.id == leader)
     }
 
     /// Gives a response its header.

@@ -11,8 +11,9 @@ use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::headers::{RequestWithHeader, ResponseWithHeader};
-use super::{MIN_STREAM_LIFE, MemberInfo, Refusal, Shared, regions, stores, streams};
+use super::{MIN_STREAM_LIFE, Refusal, Shared, regions, stores, streams};
 use crate::lead::{Lead, PATIENCE};
+use crate::state::MemberInfo;
 
 /// `pdpb.PD` over one member of the placement driver.
 pub struct PdService {
@@ -111,9 +112,9 @@ impl Pd for PdService {
         if shared.cluster_id().is_none() {
             return Err(Status::unavailable("the cluster's id is not known yet"));
         }
-        let leader = shared.leader().map(member_message);
+        let leader = shared.leader().as_ref().map(member_message);
         shared.answer(Ok(pdpb::GetMembersResponse {
-            members: shared.config.members.iter().map(member_message).collect(),
+            members: shared.state.members().iter().map(member_message).collect(),
             etcd_leader: leader.clone(),
             leader,
             ..Default::default()

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use esker_placement::state::Pairs;
 use esker_placement::types::Moment;
-use esker_placement::{Clock, Leadership, MemberId, ReplicatedState, StateError, StateWrite};
+use esker_placement::{
+    Clock, Leadership, MemberId, MemberInfo, ReplicatedState, StateError, StateWrite,
+};
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -36,9 +38,15 @@ struct Inner {
 pub struct Group {
     inner: Arc<Mutex<Inner>>,
     members: Arc<Mutex<BTreeMap<MemberId, watch::Sender<Leadership>>>>,
+    infos: Arc<Mutex<Vec<MemberInfo>>>,
 }
 
 impl Group {
+    /// Who the members are from now on.
+    pub fn introduce(&self, members: Vec<MemberInfo>) {
+        *self.infos.lock() = members;
+    }
+
     /// A member of it.
     pub fn member(&self, id: u64) -> Arc<Member> {
         let id = MemberId(id);
@@ -163,6 +171,10 @@ impl ReplicatedState for Member {
 
     fn leadership(&self) -> watch::Receiver<Leadership> {
         self.leadership.subscribe()
+    }
+
+    fn members(&self) -> Vec<MemberInfo> {
+        self.group.infos.lock().clone()
     }
 
     fn lease(&self) -> Option<u64> {

@@ -24,8 +24,9 @@ async fn alone() -> (Group, Arc<TestClock>, Served) {
     let group = Group::default();
     let clock = TestClock::new(NOON);
     let (mut listening, members) = listeners(1).await;
+    group.introduce(members);
     let listener = listening.remove(0);
-    let served = Served::start(listener, 1, &members, group.member(1), clock.clone()).await;
+    let served = Served::start(listener, 1, group.member(1), clock.clone()).await;
     group.elect(1);
     served.server.serving().await;
     (group, clock, served)
@@ -36,9 +37,10 @@ async fn pair() -> (Group, Arc<TestClock>, Served, Served) {
     let group = Group::default();
     let clock = TestClock::new(NOON);
     let (mut listening, members) = listeners(2).await;
+    group.introduce(members);
     let (second, first) = (listening.remove(1), listening.remove(0));
-    let first = Served::start(first, 1, &members, group.member(1), clock.clone()).await;
-    let second = Served::start(second, 2, &members, group.member(2), clock.clone()).await;
+    let first = Served::start(first, 1, group.member(1), clock.clone()).await;
+    let second = Served::start(second, 2, group.member(2), clock.clone()).await;
     group.elect(1);
     first.server.serving().await;
     (group, clock, first, second)
@@ -401,8 +403,9 @@ async fn a_restart_repeats_no_id_and_remembers_the_stores() {
     let timestamp = pd.timestamp(1).await.unwrap();
     drop(pd);
     let (mut listening, members) = listeners(1).await;
+    group.introduce(members);
     let state = group.member(1);
-    let mut pd = Served::start(listening.remove(0), 1, &members, state, clock).await;
+    let mut pd = Served::start(listening.remove(0), 1, state, clock).await;
     group.elect(1);
     pd.server.serving().await;
     assert!(pd.alloc(1).await > last);
@@ -441,9 +444,10 @@ async fn a_damaged_state_stops_the_member_with_the_key_that_is_damaged() {
     let group = Group::default();
     group.damage(b"pd/id_bound", b"\x01short");
     let (mut listening, members) = listeners(1).await;
+    group.introduce(members);
     let clock = TestClock::new(NOON);
     let state = group.member(1);
-    let mut pd = Served::start(listening.remove(0), 1, &members, state, clock).await;
+    let mut pd = Served::start(listening.remove(0), 1, state, clock).await;
     group.elect(1);
     let stopped = pd.task.join_next().await.unwrap().unwrap();
     assert!(stopped.unwrap_err().to_string().contains("pd/id_bound"));

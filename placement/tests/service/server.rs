@@ -47,12 +47,11 @@ impl Served {
     pub async fn start(
         listener: TcpListener,
         id: u64,
-        members: &[MemberInfo],
         state: Arc<dyn ReplicatedState>,
         clock: Arc<dyn Clock>,
     ) -> Self {
         let address = listener.local_addr().expect("an address");
-        let mut config = PlacementConfig::new(format!("pd-{id}"), MemberId(id), members.to_vec());
+        let mut config = PlacementConfig::new(format!("pd-{id}"), MemberId(id));
         config.schedule_interval = Duration::from_millis(20);
         let server = PlacementServer::new(config, state, clock);
         let mut task = JoinSet::new();
