@@ -69,7 +69,7 @@ fn region(c: &mut Criterion) {
         peers: vec![Peer { id: 2, store_id: 1, ..Peer::default() }],
         ..Region::default()
     };
-    bootstrap_region(&kv, &log, &descriptor).expect("a first region");
+    bootstrap_region(&kv, &log, StoreId(1), &descriptor).expect("a first region");
     let store = Store::open(Parts {
         store: StoreId(1),
         kv,

@@ -35,6 +35,22 @@ pub enum Error {
          start it with the same --join as before", path.display()
     )]
     OtherMembers { path: PathBuf },
+    #[error(
+        "data directory {} is empty, but {address} is the address of store {store}: use its \
+         directory (is a disk not mounted?), or, if that is lost for good, start with --replace",
+        path.display()
+    )]
+    AddressTaken { path: PathBuf, address: String, store: u64 },
+    #[error(
+        "the directory {} of this node's placement member is empty, although the node's store is \
+         in use; put the directory back (is a disk not mounted?): no other member has the state",
+        path.display()
+    )]
+    MemberLost { path: PathBuf },
+    #[error("{} cannot be used: {reason}", path.display())]
+    Record { path: PathBuf, reason: String },
+    #[error("this should not happen, please report it: {reason}")]
+    Internal { reason: String },
     #[error("cannot read configuration {}: {reason}", path.display())]
     Config { path: PathBuf, reason: String },
     #[error("{what} {}: {source}", path.display())]
@@ -55,4 +71,24 @@ pub enum Error {
     Slow { seconds: u64, reason: String },
     #[error("stopped before it was ready")]
     Stopped,
+}
+
+impl Error {
+    /// Whether it is the memory of one store that is at fault: what else runs on the node is
+    /// not touched by it.
+    pub(crate) fn concerns_one_store(&self) -> bool {
+        match self {
+            Error::Directory(error) => matches!(
+                error,
+                DirError::NotWhole { .. }
+                    | DirError::NoIdent { .. }
+                    | DirError::Damaged { .. }
+                    | DirError::Engine(_)
+                    | DirError::BadIdent { .. }
+            ),
+            Error::Engine(_) | Error::Store(_) | Error::AddressTaken { .. } => true,
+            Error::Client(ClientError::PlacementRefused { call, .. }) => *call == "put_store",
+            _ => false,
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! One node: a store, a placement member, or both, behind one port.
 
 mod config;
+mod damage;
 mod start;
 
 use std::collections::BTreeSet;
@@ -9,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use esker_placement::{MemberId, MemberInfo};
-use esker_raftstore::RunningStore;
 use esker_rpc::kv::KvClient;
 use esker_rpc::placement::PlacementClient;
 use esker_rpc::service::StoreService;
@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 
 use crate::Error;
 use crate::server::late::LateStore;
-use crate::server::member::{MemberStore, Members};
+use crate::server::member::Members;
 use crate::server::traffic::Traffic;
 
 pub use config::NodeConfig;
@@ -40,6 +40,8 @@ pub struct NodeOptions {
     pub roles: Option<Roles>,
     pub labels: Vec<(String, String)>,
     pub config: Option<PathBuf>,
+    /// The store at this address lost its memory for good; this one takes its place.
+    pub replace: bool,
 }
 
 /// Starts a node in this process; see [`Node::builder`].
@@ -53,6 +55,7 @@ pub struct NodeBuilder {
     labels: Vec<(String, String)>,
     members: Option<Members>,
     config: NodeConfig,
+    replace: bool,
 }
 
 /// A node that runs in this process. Stop it with [`Node::stop`]; dropped without
@@ -66,9 +69,10 @@ pub struct Node {
     shutdown: watch::Sender<bool>,
     server: Option<JoinHandle<()>>,
     tasks: Vec<JoinHandle<()>>,
-    store: Option<RunningStore>,
+    store: start::StoreSlot,
     directory: Option<esker_engine::DataDir>,
-    member: Option<MemberStore>,
+    member: start::MemberSlot,
+    store_failure: Option<Error>,
 }
 
 impl Node {
@@ -83,6 +87,7 @@ impl Node {
             labels: Vec::new(),
             members: None,
             config: NodeConfig::default(),
+            replace: false,
         }
     }
 
@@ -94,6 +99,12 @@ impl Node {
     /// The id of this node's store, if it has one.
     pub fn store_id(&self) -> Option<u64> {
         self.store_id
+    }
+
+    /// Why this node's store does not run although it should: its placement member goes on
+    /// without it.
+    pub fn store_failure(&self) -> Option<&Error> {
+        self.store_failure.as_ref()
     }
 
     pub fn placement(&self) -> &PlacementClient {
@@ -117,7 +128,7 @@ impl Node {
         if let Some(server) = self.server.take() {
             let _ = server.await;
         }
-        let (store, member) = (self.store.take(), self.member.take());
+        let (store, member) = (self.store.lock().take(), self.member.lock().take());
         let directory = self.directory.take();
         let stopping = tokio::task::spawn_blocking(move || {
             if let Some(store) = store {
@@ -184,6 +195,14 @@ impl NodeBuilder {
 
     pub fn config(mut self, config: NodeConfig) -> Self {
         self.config = config;
+        self
+    }
+
+    /// Lets a store with an empty directory take the place of the one that had its address
+    /// and lost its memory for good: that one becomes a tombstone, and its replicas are
+    /// made anew from the others. Without an effect once the directory is in use.
+    pub fn replace(mut self, replace: bool) -> Self {
+        self.replace = replace;
         self
     }
 
@@ -277,6 +296,7 @@ pub fn run(options: NodeOptions) -> Result<(), Error> {
             .listen(&options.listen)
             .join(options.join.clone())
             .labels(options.labels.clone())
+            .replace(options.replace)
             .config(config);
         if let Some(roles) = options.roles {
             builder = builder.roles(roles);
@@ -288,6 +308,9 @@ pub fn run(options: NodeOptions) -> Result<(), Error> {
             () = &mut stop => return Err(Error::Stopped),
         };
         let store = node.store_id().map_or_else(String::new, |id| format!(" store {id}"));
+        if let Some(error) = node.store_failure() {
+            eprintln!("error: only the placement member of this node runs: {error}");
+        }
         println!("ready: node at {}{store}", node.address());
         stop.await;
         node.stop().await;

@@ -1,12 +1,16 @@
 //! The data directory of a store: who uses it, and whose it is.
 //!
 //! ```text
-//! LOCK    held by the process that uses the directory
-//! IDENT   which store of which cluster it belongs to, once known
-//! kv/     the key-value engine
-//! log/    the raft log
-//! snap/   snapshots under way
+//! LOCK     held by the process that uses the directory
+//! IDENT    which store of which cluster it belongs to, once it was started
+//! DAMAGED  what was found damaged, if anything ever was
+//! kv/      the key-value engine
+//! log/     the raft log
+//! snap/    snapshots under way
 //! ```
+//!
+//! `IDENT` is written last, when both engines carry the same mark (see [`crate::mark`]). So
+//! where it is, both engines must be there; and a directory without it was never used.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -16,15 +20,22 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use crate::error::EngineError;
+use crate::mark::{Fault, Mark, Part};
+
 const LOCK: &str = "LOCK";
 const IDENT: &str = "IDENT";
-const IDENT_NEW: &str = "IDENT.new";
+const DAMAGED: &str = "DAMAGED";
+/// A file on its way to its name.
+const NEW: &str = "new";
+/// The file that every RocksDB instance has.
+const CURRENT: &str = "CURRENT";
 const KV: &str = "kv";
 const LOG: &str = "log";
 const SNAP: &str = "snap";
 
 /// The version of the directory's layout that this program reads and writes.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 /// A longer `IDENT` was not written by any version of this program.
 const MAX_IDENT_BYTES: u64 = 4 << 10;
 
@@ -35,8 +46,60 @@ pub struct Ident {
     pub store_id: u64,
 }
 
+/// What lives in a directory, for those who have to put it right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Users' data.
+    Store,
+    /// A placement member's state; a store id with the top bit set.
+    Member,
+}
+
+impl Kind {
+    /// Whose memory it is.
+    fn name(self, owner: Ident) -> String {
+        match self {
+            Kind::Store => format!("store {} of cluster {}", owner.store_id, owner.cluster_id),
+            Kind::Member => format!("placement member {}", owner.store_id & !(1 << 63)),
+        }
+    }
+
+    /// What to do when a part is lost for good.
+    fn remedy(self) -> &'static str {
+        match self {
+            Kind::Store => {
+                "put the newest back (is a disk not mounted?); if it is lost for good, empty the \
+                 whole directory and start with --replace"
+            }
+            Kind::Member => {
+                "put the newest back (is a disk not mounted?); if it is lost for good, empty the \
+                 whole directory, start, and run `esker placement replace` with this member's name"
+            }
+        }
+    }
+}
+
 #[derive(Debug, Error)]
 pub enum DirError {
+    #[error(
+        "{} is not whole: {} {what}; {}", kind.name(*owner), part.display(), kind.remedy()
+    )]
+    NotWhole { kind: Kind, owner: Ident, part: PathBuf, what: String },
+    #[error(
+        "{} is missing, although the directory was used: {} holds data; {}",
+        path.display(), part.display(), kind.remedy()
+    )]
+    NoIdent { kind: Kind, path: PathBuf, part: PathBuf },
+    #[error(
+        "{} was found damaged and must not be used any more: {what}; empty {} and {}",
+        kind.name(*owner), path.display(), match kind {
+            Kind::Store => "start with --replace: the other replicas fill it again",
+            Kind::Member => "start, and run `esker placement replace` with this member's name",
+        }
+    )]
+    Damaged { kind: Kind, owner: Ident, path: PathBuf, what: String },
+    #[error(transparent)]
+    Engine(#[from] EngineError),
     #[error("cannot use the data directory {}: {what} failed: {source}", path.display())]
     Io { path: PathBuf, what: &'static str, source: io::Error },
     #[error("the data directory {} cannot be used: it is not a directory", path.display())]
@@ -63,30 +126,37 @@ pub enum DirError {
 #[derive(Debug)]
 pub struct DataDir {
     path: PathBuf,
-    ident: Option<Ident>,
+    kind: Kind,
+    mark: Option<Mark>,
     _lock: Option<File>,
 }
 
 impl DataDir {
     /// Opens a directory, making it and its parents where they are missing, and
     /// locks it. On an error everything is as it was before.
-    pub fn open(path: &Path) -> Result<DataDir, DirError> {
+    ///
+    /// # Errors
+    /// Also when the directory was used and a part of it is missing or damaged.
+    pub fn open(path: &Path, kind: Kind) -> Result<DataDir, DirError> {
         let mut created = Created::default();
-        let opened = DataDir::open_recording(path, &mut created);
+        let opened = DataDir::open_recording(path, kind, &mut created);
         if opened.is_err() {
             created.undo();
         }
         opened
     }
 
-    fn open_recording(path: &Path, created: &mut Created) -> Result<DataDir, DirError> {
+    fn open_recording(path: &Path, kind: Kind, created: &mut Created) -> Result<DataDir, DirError> {
         create_dirs(path, created).map_err(|source| make_error(path, source))?;
         lock(path, created)?;
-        let ident = read_ident(path)?;
+        let mark = read_mark(path)?;
+        if let Some(mark) = mark {
+            require_parts(path, kind, mark.owner)?;
+        }
         for name in [KV, LOG, SNAP] {
             create_dirs(&path.join(name), created).map_err(|source| make_error(path, source))?;
         }
-        Ok(DataDir { path: path.to_path_buf(), ident, _lock: created.lock.take() })
+        Ok(DataDir { path: path.to_path_buf(), kind, mark, _lock: created.lock.take() })
     }
 
     /// Removes what is left of snapshots that were under way when the directory
@@ -99,36 +169,121 @@ impl DataDir {
         })
     }
 
-    /// Whose it is; `None` until [`write_ident`](Self::write_ident).
+    /// Whose it is; `None` until it was used for the first time.
     pub fn ident(&self) -> Option<Ident> {
-        self.ident
+        self.mark.map(|mark| mark.owner)
     }
 
-    /// Says for good whose the directory is. Saying the same again is no error.
-    pub fn write_ident(&mut self, ident: Ident) -> Result<(), DirError> {
-        if let Some(found) = self.ident {
-            if found == ident {
-                return Ok(());
-            }
-            return Err(DirError::OtherOwner { path: self.path.clone(), found, wanted: ident });
+    /// Whether the directory's owner was ever started: until then it has promised nothing.
+    pub fn was_started(&self) -> bool {
+        self.mark.is_some_and(|mark| mark.generation > 0)
+    }
+
+    /// Whether there are engines in it, whoever made them.
+    pub fn holds_engines(&self) -> bool {
+        [self.kv(), self.log()].iter().any(|engine| engine.join(CURRENT).exists())
+    }
+
+    pub(crate) fn mark(&self) -> Option<Mark> {
+        self.mark
+    }
+
+    /// A small record of the owner's, beside the engines; durable when this returns, and
+    /// after a crash the old or the new one.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn write_record(&self, name: &str, text: &str) -> Result<(), DirError> {
+        self.write_file(name, text, "writing a record")
+    }
+
+    /// What [`DataDir::write_record`] wrote under this name, if anything.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is no text.
+    pub fn read_record(&self, name: &str) -> Result<Option<String>, DirError> {
+        let failed =
+            |source| DirError::Io { path: self.path.join(name), what: "reading it", source };
+        match fs::read_to_string(self.path.join(name)) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(failed(source)),
         }
-        // A crash leaves no file or the whole one: the new name is made durable
-        // only after the content.
-        let write = || -> io::Result<()> {
-            let new = self.path.join(IDENT_NEW);
-            let mut file = File::create(&new)?;
-            file.write_all(ident.to_text().as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&new, self.path.join(IDENT))?;
-            File::open(&self.path)?.sync_all()
+    }
+
+    /// Removes a record; one that is not there is no error.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn remove_record(&self, name: &str) -> Result<(), DirError> {
+        let remove = || match fs::remove_file(self.path.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => File::open(&self.path)?.sync_all(),
         };
-        write().map_err(|source| DirError::Io {
-            path: self.path.clone(),
-            what: "writing IDENT",
+        remove().map_err(|source| DirError::Io {
+            path: self.path.join(name),
+            what: "removing it",
             source,
-        })?;
-        self.ident = Some(ident);
+        })
+    }
+
+    /// The last step of a first use, and of every start.
+    pub(crate) fn write_mark(&mut self, mark: Mark) -> Result<(), DirError> {
+        if let Some(found) = self.ident()
+            && found != mark.owner
+        {
+            let (path, wanted) = (self.path.clone(), mark.owner);
+            return Err(DirError::OtherOwner { path, found, wanted });
+        }
+        self.write_file(IDENT, &to_text(&mark), "writing IDENT")?;
+        self.mark = Some(mark);
         Ok(())
+    }
+
+    /// Says for good that what the directory holds cannot be relied on: it does not open
+    /// again. `what` names the file or the entry.
+    ///
+    /// # Errors
+    /// When the disk refuses that, too.
+    pub fn condemn(path: &Path, what: &str) -> Result<(), DirError> {
+        let line = what.replace('\n', " ");
+        write_file(path, DAMAGED, &line).map_err(|source| DirError::Io {
+            path: path.to_path_buf(),
+            what: "writing DAMAGED",
+            source,
+        })
+    }
+
+    fn write_file(&self, name: &str, text: &str, what: &'static str) -> Result<(), DirError> {
+        let failed = |source| DirError::Io { path: self.path.clone(), what, source };
+        write_file(&self.path, name, text).map_err(failed)
+    }
+
+    /// How a part that is at fault is said.
+    pub(crate) fn not_whole(&self, owner: Ident, part: Part, fault: Fault) -> DirError {
+        let what = match fault {
+            Fault::New => "is new: it holds nothing of what the store wrote".to_owned(),
+            Fault::Older { generation, newest } => {
+                format!("is an older copy, from the {} of {} starts", ordinal(generation), newest)
+            }
+            Fault::Behind { sequence, seen } => {
+                format!("is an older copy: it ends at change {sequence} of at least {seen}")
+            }
+            Fault::Foreign { owner: other } if other == owner => {
+                "is of an earlier life of the same store".to_owned()
+            }
+            Fault::Foreign { owner: other } => format!("belongs to {}", self.kind.name(other)),
+        };
+        let part = match part {
+            Part::Ident => self.path.join(IDENT),
+            Part::Kv => self.kv(),
+            Part::Log => self.log(),
+        };
+        DirError::NotWhole { kind: self.kind, owner, part, what }
+    }
+
+    pub(crate) fn no_ident(&self, part: PathBuf) -> DirError {
+        DirError::NoIdent { kind: self.kind, path: self.path.join(IDENT), part }
     }
 
     pub fn path(&self) -> &Path {
@@ -148,10 +303,57 @@ impl DataDir {
     }
 }
 
-impl Ident {
-    fn to_text(self) -> String {
-        let Ident { cluster_id, store_id } = self;
-        format!("format = {FORMAT}\ncluster = {cluster_id}\nstore = {store_id}\n")
+fn ordinal(number: u64) -> String {
+    let ending = match (number % 10, number % 100) {
+        (1, tens) if tens != 11 => "st",
+        (2, tens) if tens != 12 => "nd",
+        (3, tens) if tens != 13 => "rd",
+        _ => "th",
+    };
+    format!("{number}{ending}")
+}
+
+fn to_text(mark: &Mark) -> String {
+    let Mark { owner: Ident { cluster_id, store_id }, lineage, generation, log_sequence } = mark;
+    format!(
+        "format = {FORMAT}\ncluster = {cluster_id}\nstore = {store_id}\nlineage = {lineage}\n\
+         generation = {generation}\nlog-sequence = {log_sequence}\n"
+    )
+}
+
+/// A crash leaves the old file or the whole new one: the new name is made durable only
+/// after the content.
+fn write_file(folder: &Path, name: &str, text: &str) -> io::Result<()> {
+    let new = folder.join(name).with_extension(NEW);
+    let mut file = File::create(&new)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&new, folder.join(name))?;
+    File::open(folder)?.sync_all()
+}
+
+/// A directory that was used has both engines, and nothing damaged.
+fn require_parts(path: &Path, kind: Kind, owner: Ident) -> Result<(), DirError> {
+    for name in [KV, LOG] {
+        let part = path.join(name);
+        let what = if !part.is_dir() {
+            "is missing"
+        } else if !part.join(CURRENT).exists() {
+            "is empty"
+        } else {
+            continue;
+        };
+        return Err(DirError::NotWhole { kind, owner, part, what: what.to_owned() });
+    }
+    match fs::read(path.join(DAMAGED)) {
+        Ok(what) => {
+            let what = String::from_utf8_lossy(&what).trim().to_owned();
+            Err(DirError::Damaged { kind, owner, path: path.to_path_buf(), what })
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => {
+            Err(DirError::Io { path: path.to_path_buf(), what: "reading DAMAGED", source })
+        }
     }
 }
 
@@ -265,7 +467,7 @@ fn empty(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn read_ident(path: &Path) -> Result<Option<Ident>, DirError> {
+fn read_mark(path: &Path) -> Result<Option<Mark>, DirError> {
     let name = path.join(IDENT);
     let failed = |source| DirError::Io { path: path.to_path_buf(), what: "reading IDENT", source };
     let bad = |reason: String| DirError::BadIdent { path: name.clone(), reason };
@@ -284,9 +486,12 @@ fn read_ident(path: &Path) -> Result<Option<Ident>, DirError> {
     if found != FORMAT {
         return Err(DirError::UnknownFormat { path: path.to_path_buf(), found });
     }
-    Ok(Some(Ident {
-        cluster_id: field(&text, "cluster").map_err(bad)?,
-        store_id: field(&text, "store").map_err(bad)?,
+    let field = |name| field(&text, name).map_err(bad);
+    Ok(Some(Mark {
+        owner: Ident { cluster_id: field("cluster")?, store_id: field("store")? },
+        lineage: field("lineage")?,
+        generation: field("generation")?,
+        log_sequence: field("log-sequence")?,
     }))
 }
 

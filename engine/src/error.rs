@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use crate::damage::Damage;
+
 /// Which of the two RocksDB instances of a store an error comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EngineName {
@@ -56,11 +58,13 @@ impl EngineError {
 pub(crate) struct Location {
     pub engine: EngineName,
     pub dir: PathBuf,
+    /// Every corruption that is turned into an error here is told.
+    pub damage: Damage,
 }
 
 impl Location {
     pub fn new(engine: EngineName, dir: &Path) -> Location {
-        Location { engine, dir: dir.to_path_buf() }
+        Location { engine, dir: dir.to_path_buf(), damage: Damage::default() }
     }
 
     pub fn open_error(&self, error: rocksdb::Error) -> EngineError {
@@ -87,6 +91,7 @@ impl Location {
     }
 
     pub fn corruption(&self, action: &'static str, reason: String) -> EngineError {
+        self.damage.report(&format!("{} in {}: {reason}", self.engine, self.dir.display()));
         EngineError::Corruption { engine: self.engine, dir: self.dir.clone(), action, reason }
     }
 }

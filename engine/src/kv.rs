@@ -21,14 +21,19 @@ use rocksdb::{
     FlushOptions, IngestExternalFileOptions, ReadOptions, ReadTier, WriteOptions,
 };
 
+use crate::damage::Damage;
 use crate::environment::Environment;
 use crate::error::{EngineError, EngineName, Location};
 use crate::family::Cf;
+use crate::mark::Mark;
 use crate::operations::{KEYS_END, Operations};
 use crate::options::EngineOptions;
 use crate::snapshot::KvSnapshot;
 use crate::sst::SstFile;
 use crate::statistics::EngineStatistics;
+
+/// Where the mark is, in the family `meta`; below every record about regions.
+const MARK: &[u8] = b"\0mark";
 
 /// A handle on the open engine; clones are the same engine, which closes with
 /// the last of them and of its snapshots and iterators.
@@ -88,6 +93,16 @@ impl KvEngine {
         Ok(())
     }
 
+    /// Whether its data was found damaged.
+    pub fn damage(&self) -> &Damage {
+        &self.shared.at.damage
+    }
+
+    /// Whether it has files that others can see; an engine in memory has none.
+    pub fn is_on_disk(&self) -> bool {
+        matches!(self.shared.options.environment, Environment::Disk)
+    }
+
     pub fn get(&self, cf: Cf, key: &[u8]) -> Result<Option<Vec<u8>>, EngineError> {
         let shared = &self.shared;
         shared.db.get_cf(shared.family(cf), key).map_err(shared.at.error("a read"))
@@ -108,6 +123,34 @@ impl KvEngine {
         keys: &[K],
     ) -> Result<Vec<Option<Vec<u8>>>, EngineError> {
         get_many(&self.shared, cf, keys, &ReadOptions::default())
+    }
+
+    /// What this part of a data directory says of itself.
+    pub(crate) fn mark(&self) -> Result<Option<Mark>, EngineError> {
+        Ok(self.get(Cf::Meta, MARK)?.and_then(|stored| Mark::decode(&stored)))
+    }
+
+    /// Visible at once; durable with the next [`persist`](Self::persist).
+    pub(crate) fn put_mark(&self, mark: &Mark) -> Result<(), EngineError> {
+        let mut batch = KvBatch::new();
+        batch.put(Cf::Meta, MARK, &mark.encode());
+        self.write(&batch)
+    }
+
+    /// Whether nothing but a mark was ever written.
+    pub(crate) fn is_blank(&self) -> Result<bool, EngineError> {
+        let view = self.snapshot();
+        for cf in Cf::ALL {
+            let mut iter = view.iter(cf, b"", None);
+            iter.seek_to_first();
+            while iter.valid()? {
+                if cf != Cf::Meta || iter.key() != MARK {
+                    return Ok(false);
+                }
+                iter.next();
+            }
+        }
+        Ok(true)
     }
 
     /// A consistent view of all families as they are now.

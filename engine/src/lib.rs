@@ -24,19 +24,25 @@
 //! of it would survive, and entries stay in the log until what they wrote does.
 //!
 //! Both verify the checksum of every block that they read and answer
-//! [`EngineError::Corruption`], which names the file, rather than wrong data.
+//! [`EngineError::Corruption`], which names the file, rather than wrong data; the engine
+//! then tells its [`Damage`] to whoever has to stop the store.
 //!
 //! [`DataDir`] is the folder on disk around them: locked by one process, and
-//! marked with the cluster and store that it belongs to. With
+//! marked with the cluster and store that it belongs to. It opens the [`Engines`], and
+//! refuses parts that do not belong together: a store that has lost a part of its
+//! memory must not speak. With
 //! [`Environment::Memory`] the same engines run without a disk, for simulations
 //! of whole clusters with crashes.
 
+mod damage;
 mod directory;
 mod environment;
 mod error;
 mod family;
 mod kv;
 mod log;
+mod mark;
+mod memory;
 mod operations;
 mod options;
 mod ranges;
@@ -44,12 +50,15 @@ mod snapshot;
 mod sst;
 mod statistics;
 
-pub use directory::{DataDir, DirError, Ident};
+pub use damage::Damage;
+pub use directory::{DataDir, DirError, Ident, Kind};
 pub use environment::{Environment, MemoryEnv};
 pub use error::{EngineError, EngineName};
 pub use family::Cf;
 pub use kv::{KvBatch, KvEngine};
 pub use log::{LogBatch, LogEngine};
+pub use mark::{Fault, Mark, Part};
+pub use memory::Engines;
 pub use operations::MAX_KEY_BYTES;
 pub use options::{BlockCache, EngineOptions};
 pub use snapshot::{KvIter, KvSnapshot};

@@ -13,7 +13,7 @@
 //!
 //! | key                          | value                                      |
 //! |------------------------------|--------------------------------------------|
-//! | `01`                         | the store's own record                     |
+//! | `01`                         | the mark of the data directory             |
 //! | `02` group (8 bytes)         | the group's raft state                     |
 //! | `03` group, index (8 bytes)  | the entry                                  |
 //!
@@ -22,18 +22,21 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
 use rocksdb::{ColumnFamily, ColumnFamilyDescriptor, DB, DBRawIterator, ReadOptions, WriteOptions};
 
+use crate::damage::Damage;
 use crate::error::{EngineError, EngineName, Location};
 use crate::family::Cf;
+use crate::mark::Mark;
 use crate::operations::Operations;
 use crate::options::EngineOptions;
 use crate::statistics::EngineStatistics;
 
-const IDENT: u8 = 0x01;
+const MARK: u8 = 0x01;
 const STATE: u8 = 0x02;
 const ENTRY: u8 = 0x03;
 
@@ -82,6 +85,8 @@ pub struct LogEngine {
 struct LogShared {
     db: DB,
     at: Location,
+    /// Every change up to this sequence number is synced.
+    synced: AtomicU64,
 }
 
 impl LogShared {
@@ -121,7 +126,9 @@ impl LogEngine {
             [family],
         )
         .map_err(|error| at.open_error(error))?;
-        Ok(LogEngine { shared: Arc::new(LogShared { db, at }) })
+        // What an open log holds was read from the disk, or replayed from it.
+        let synced = AtomicU64::new(db.latest_sequence_number());
+        Ok(LogEngine { shared: Arc::new(LogShared { db, at, synced }) })
     }
 
     /// Makes the batch durable, all of it or nothing. After an error the store
@@ -131,7 +138,11 @@ impl LogEngine {
             return Ok(());
         }
         let started = Instant::now();
+        // What was written before, by whomever, is in the WAL before this batch, and so is
+        // synced with it.
+        let before = self.shared.db.latest_sequence_number();
         self.shared.write(&batch.0, true)?;
+        self.shared.synced.fetch_max(before, Ordering::Release);
         metrics::histogram!("esker_engine_log_write_seconds").record(started.elapsed());
         metrics::counter!("esker_engine_log_write_bytes_total").increment(batch.bytes() as u64);
         Ok(())
@@ -203,9 +214,36 @@ impl LogEngine {
         self.check(&iter)
     }
 
-    /// The record that the store keeps about itself.
-    pub fn ident(&self) -> Result<Option<Bytes>, EngineError> {
-        self.get(&[IDENT])
+    /// Whether its data was found damaged.
+    pub fn damage(&self) -> &Damage {
+        &self.shared.at.damage
+    }
+
+    /// How many changes are certainly durable: grows with every write, and never goes
+    /// back, unless the log was exchanged for an older copy.
+    pub fn sequence(&self) -> u64 {
+        self.shared.synced.load(Ordering::Acquire)
+    }
+
+    /// What this part of a data directory says of itself.
+    pub(crate) fn mark(&self) -> Result<Option<Mark>, EngineError> {
+        Ok(self.get(&[MARK])?.and_then(|stored| Mark::decode(&stored)))
+    }
+
+    /// Durable when this returns.
+    pub(crate) fn put_mark(&self, mark: &Mark) -> Result<(), EngineError> {
+        let mut batch = LogBatch::new();
+        batch.0.put(FAMILY, &[MARK], &mark.encode());
+        self.write(&batch)
+    }
+
+    /// Whether nothing but a mark was ever written.
+    pub(crate) fn is_blank(&self) -> Result<bool, EngineError> {
+        let mut iter = self.shared.iter(&[MARK + 1], &[u8::MAX]);
+        iter.seek_to_first();
+        let blank = iter.item().is_none();
+        self.check(&iter)?;
+        Ok(blank)
     }
 
     /// Drops the entries `[from, to)`. Not synced: after a crash they may be
@@ -274,10 +312,6 @@ impl LogBatch {
     pub fn remove(&mut self, group: u64) {
         self.0.delete(FAMILY, &state_key(group));
         self.0.delete_range(FAMILY, &entry_key(group, 0), &entries_end(group));
-    }
-
-    pub fn put_ident(&mut self, ident: &[u8]) {
-        self.0.put(FAMILY, &[IDENT], ident);
     }
 
     /// Adds the other's changes after these.

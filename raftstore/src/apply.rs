@@ -114,9 +114,9 @@ impl Applier {
                 self.flush()?;
                 self.install(region, generation, meta, descriptor, &files)?;
             }
-            ApplyTask::Destroy { region, generation, tombstone_conf_ver } => {
+            ApplyTask::Destroy { region, generation, peer, tombstone_conf_ver } => {
                 self.flush()?;
-                self.destroy(region, generation, tombstone_conf_ver)?;
+                self.destroy(region, generation, peer, tombstone_conf_ver)?;
             }
         }
         Ok(())

@@ -186,6 +186,9 @@ pub enum Notice {
         descriptor: Region,
         campaign: bool,
     },
+    /// The store's data was found damaged: its regions are handed over, and it serves no
+    /// more.
+    Retire,
     Stop,
 }
 
@@ -305,6 +308,7 @@ pub enum ApplyTask {
     Destroy {
         region: RegionId,
         generation: u64,
+        peer: PeerId,
         tombstone_conf_ver: u64,
     },
 }

@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 use bytes::Bytes;
 use crossbeam_channel::{Sender, TrySendError};
-use esker_engine::KvEngine;
+use esker_engine::{KvEngine, LogEngine};
 use esker_raft::{PeerId, Term, Time};
 use esker_rpc::proto::esker::RaftMessage;
 use esker_rpc::proto::esker::command::{Mutation, mutation::Kind};
 use esker_rpc::proto::metapb::RegionEpoch;
-use tokio::sync::oneshot;
+use rustix::time::{ClockId, clock_gettime};
+use tokio::sync::{SetOnce, oneshot};
 
 use crate::config::{MAX_COMMAND_BYTES, MAX_STORED_KEY_BYTES};
 use crate::error::RequestError;
@@ -30,18 +30,39 @@ pub(crate) fn worker_of(region: RegionId, workers: usize) -> usize {
     (region.0 % workers as u64) as usize
 }
 
-/// The clock of a store's leases: monotonic, and the same for workers and readers.
+/// The clock of a store's leases: monotonic, never standing still, and the same for
+/// workers and readers.
 pub trait Clock: Send + Sync + 'static {
     fn now(&self) -> Time;
 }
 
-/// Production's clock.
+/// Production's clock. It goes on while the machine sleeps: a leader that slept through
+/// its lease must find it over when it wakes, for the others have not slept.
+///
+/// On Linux and Android that is `CLOCK_BOOTTIME`. Elsewhere it is `CLOCK_MONOTONIC`, which
+/// goes on during sleep on macOS and stands still on some BSDs: there, a machine that
+/// sleeps must not run a store.
 #[derive(Debug)]
-pub struct MonotonicClock(Instant);
+pub struct MonotonicClock {
+    start: u64,
+}
+
+impl MonotonicClock {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    const ID: ClockId = ClockId::Boottime;
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    const ID: ClockId = ClockId::Monotonic;
+
+    fn nanos() -> u64 {
+        let time = clock_gettime(Self::ID);
+        let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+        seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
+    }
+}
 
 impl Default for MonotonicClock {
     fn default() -> Self {
-        MonotonicClock(Instant::now())
+        MonotonicClock { start: Self::nanos() }
     }
 }
 
@@ -49,7 +70,7 @@ impl Clock for MonotonicClock {
     fn now(&self) -> Time {
         // A year of nanoseconds is 2^55: this does not overflow in the life of a process.
         // One is added so that zero, "no lease", is before every moment.
-        Time(u64::try_from(self.0.elapsed().as_nanos()).unwrap_or(u64::MAX).saturating_add(1))
+        Time(Self::nanos() - self.start + 1)
     }
 }
 
@@ -62,8 +83,11 @@ pub struct StoreHandle {
     pub(crate) ranges: Arc<Ranges>,
     pub(crate) delegates: Arc<ReadDelegates>,
     pub(crate) kv: KvEngine,
+    pub(crate) log: LogEngine,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) stopped: Arc<AtomicBool>,
+    /// What was found damaged.
+    pub(crate) damage: Arc<SetOnce<String>>,
 }
 
 impl std::fmt::Debug for StoreHandle {
@@ -79,6 +103,22 @@ impl StoreHandle {
 
     pub fn engine(&self) -> &KvEngine {
         &self.kv
+    }
+
+    /// What of the store's data was found damaged, by file or entry. Such a store hands its
+    /// regions over and serves nobody; whoever runs it stops it soon.
+    pub fn damage(&self) -> Option<&str> {
+        self.damage.get().map(String::as_str)
+    }
+
+    /// Completes when something is found damaged.
+    pub async fn damaged(&self) -> String {
+        self.damage.wait().await.clone()
+    }
+
+    /// How many changes the log holds durably: it only grows.
+    pub fn log_sequence(&self) -> u64 {
+        self.log.sequence()
     }
 
     pub fn delegates(&self) -> &ReadDelegates {
@@ -321,4 +361,41 @@ fn check_mutations(region: RegionId, mutations: &[Mutation]) -> Result<usize, Re
         });
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A test cannot put the machine to sleep, but a time namespace can pretend that it
+    /// slept: in it, the clocks that count sleep are ahead of those that do not.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_clock_of_leases_counts_the_time_that_a_machine_slept() {
+        const SLEPT: u64 = 1_000_000;
+        const INSIDE: &str = "ESKER_TEST_SLEPT";
+        let name = "the_clock_of_leases_counts_the_time_that_a_machine_slept";
+        if std::env::var_os(INSIDE).is_some() {
+            let awake = clock_gettime(ClockId::Monotonic).tv_sec as u64;
+            let counted = MonotonicClock { start: 0 }.now().0 / 1_000_000_000;
+            assert!(counted >= awake + SLEPT, "{counted} s counted, {awake} s awake");
+            println!("it counts");
+            return;
+        }
+        let me = std::env::current_exe().expect("a test is a program");
+        let inside = std::process::Command::new("unshare")
+            .args(["--time", "--boottime", &SLEPT.to_string()])
+            .arg(me)
+            .args(["--nocapture", name])
+            .env(INSIDE, "1")
+            .output();
+        let Ok(inside) = inside else { return };
+        let said = String::from_utf8_lossy(&inside.stdout);
+        if !said.contains("running 1 test") {
+            // Only root may make a time namespace.
+            eprintln!("not shown here: {}", String::from_utf8_lossy(&inside.stderr));
+            return;
+        }
+        assert!(inside.status.success() && said.contains("it counts"), "{said}");
+    }
 }

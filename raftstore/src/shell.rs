@@ -24,15 +24,31 @@ pub struct RunningStore {
     kv: KvEngine,
 }
 
-/// Ends the process: a store that could not write, or that found what cannot be,
-/// must not go on to promise anything.
-fn must_go_on<T>(store: &str, outcome: Result<T, StoreError>) -> T {
-    match outcome {
-        Ok(value) => value,
-        Err(error) => {
-            tracing::error!("{store} stops: {error}");
-            eprintln!("esker: {store} stops: {error}");
-            std::process::abort();
+/// A store by name, and whether its data was found damaged.
+#[derive(Clone)]
+struct Watched {
+    name: String,
+    handle: StoreHandle,
+}
+
+impl Watched {
+    /// Nothing when the part must end, because the store's data is damaged: the whole store
+    /// is being stopped then, and the node lives on to say so. Any other error ends the
+    /// process: a store that could not write, or that found what cannot be, must not go on
+    /// to promise anything.
+    fn must_go_on<T>(&self, outcome: Result<T, StoreError>) -> Option<T> {
+        let store = &self.name;
+        match outcome {
+            Ok(value) => Some(value),
+            Err(error) if self.handle.damage().is_some() => {
+                tracing::error!("a part of {store} stops: {error}");
+                None
+            }
+            Err(error) => {
+                tracing::error!("{store} stops: {error}");
+                eprintln!("esker: {store} stops: {error}");
+                std::process::abort();
+            }
         }
     }
 }
@@ -41,6 +57,7 @@ impl RunningStore {
     pub(crate) fn start(store: Store) -> Result<Self, StoreError> {
         let Store { handle, workers, mut log_writer, appliers, flusher, shared, clock } = store;
         let name = format!("store {}", handle.store_id());
+        let watched = Watched { name: name.clone(), handle: handle.clone() };
         let mut threads = Vec::new();
         let mut spawn = |role: String, body: Box<dyn FnOnce() + Send>| {
             // Linux shows fifteen characters of a thread's name.
@@ -58,38 +75,41 @@ impl RunningStore {
             Ok::<(), StoreError>(())
         };
         for (number, worker) in workers.into_iter().enumerate() {
-            let (clock, name) = (clock.clone(), name.clone());
+            let (clock, watched) = (clock.clone(), watched.clone());
             spawn(
                 format!("region-{number}"),
-                Box::new(move || run_worker(worker, &*clock, &name)),
+                Box::new(move || run_worker(worker, &*clock, &watched)),
             )?;
         }
-        let writer_name = name.clone();
+        let writer_watched = watched.clone();
         spawn(
             "log-writer".into(),
             Box::new(move || {
                 let tasks = log_writer.tasks.clone();
                 while let Ok(first) = tasks.recv() {
-                    must_go_on(&writer_name, log_writer.write_with(first));
+                    if writer_watched.must_go_on(log_writer.write_with(first)).is_none() {
+                        return;
+                    }
                 }
             }),
         )?;
         for (number, mut applier) in appliers.into_iter().enumerate() {
-            let name = name.clone();
+            let watched = watched.clone();
             spawn(
                 format!("apply-{number}"),
                 Box::new(move || {
                     let tasks = applier.channel().clone();
                     while let Ok(first) = tasks.recv() {
-                        must_go_on(&name, applier.apply_with(first));
+                        if watched.must_go_on(applier.apply_with(first)).is_none() {
+                            return;
+                        }
                     }
                 }),
             )?;
         }
         let stopped = handle.stopped.clone();
         let flush_stopped = stopped.clone();
-        let flush_name = name.clone();
-        spawn("flush".into(), Box::new(move || run_flusher(flusher, &flush_stopped, &flush_name)))?;
+        spawn("flush".into(), Box::new(move || run_flusher(flusher, &flush_stopped, &watched)))?;
         let notices = shared.notices.clone();
         let kv = shared.kv.clone();
         Ok(RunningStore { handle, notices, threads, stopped, kv })
@@ -130,14 +150,16 @@ impl Drop for RunningStore {
     }
 }
 
-fn run_worker(mut worker: Worker, clock: &dyn Clock, name: &str) {
+fn run_worker(mut worker: Worker, clock: &dyn Clock, watched: &Watched) {
     let (inbox, notices) = {
         let (inbox, notices) = worker.channels();
         (inbox.clone(), notices.clone())
     };
     while !worker.is_stopping() {
-        if must_go_on(name, worker.turn(clock)) {
-            continue;
+        match watched.must_go_on(worker.turn(clock)) {
+            Some(true) => continue,
+            Some(false) => {}
+            None => return,
         }
         let wake = match worker.next_deadline() {
             Some(deadline) => after(deadline - clock.now()),
@@ -151,13 +173,17 @@ fn run_worker(mut worker: Worker, clock: &dyn Clock, name: &str) {
     }
 }
 
-fn run_flusher(mut flusher: Flusher, stopped: &AtomicBool, name: &str) {
+fn run_flusher(mut flusher: Flusher, stopped: &AtomicBool, watched: &Watched) {
     /// How soon the thread sees that the store stops.
     const LOOK: Duration = Duration::from_millis(200);
     let asked = flusher.channel().clone();
     while !stopped.load(Ordering::Acquire) {
         match asked.recv_timeout(LOOK) {
-            Ok(()) => must_go_on(name, flusher.flush()),
+            Ok(()) => {
+                if watched.must_go_on(flusher.flush()).is_none() {
+                    return;
+                }
+            }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }

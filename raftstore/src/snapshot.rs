@@ -130,6 +130,22 @@ impl ReceivedSnapshot {
         Ok(ReceivedSnapshot { stem: stem.to_owned(), files })
     }
 
+    /// Whether the files of an interrupted installation are still there.
+    ///
+    /// # Errors
+    /// Which one is not.
+    pub fn require(&self, kv: &KvEngine) -> Result<(), StoreError> {
+        match self.files.iter().find(|file| kv.is_on_disk() && !file.path.exists()) {
+            None => Ok(()),
+            Some(lost) => Err(StoreError::Corrupt {
+                what: lost.path.display().to_string(),
+                why: "a snapshot was being installed from it, and it is missing; put it back, or \
+                      empty the whole directory and start with --replace"
+                    .into(),
+            }),
+        }
+    }
+
     /// Removes the files; for a snapshot that was installed, or is not wanted.
     pub fn discard(&self) {
         for file in &self.files {

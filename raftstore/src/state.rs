@@ -5,10 +5,11 @@
 //! ```text
 //! 'r' region  → format, state, descriptor      what the region is
 //! 'a' region  → format, applied index and term how far the data is
+//! 'i' region  → the same                       the snapshot that was installed last
 //! ```
 //!
-//! In the `log` engine, one record a group beside its entries: term, vote, commit
-//! index, the end of the truncated prefix, and the last index.
+//! In the `log` engine, one record a group beside its entries: whose it is, term, vote,
+//! commit index, the end of the truncated prefix, and the last index.
 //!
 //! The `kv` engine may lose what it was last told; what is left is a consistent
 //! earlier state, and the log holds all that is needed to redo the rest. Three
@@ -25,12 +26,13 @@ use prost::Message as _;
 
 use crate::config::{INITIAL_INDEX, INITIAL_TERM};
 use crate::error::StoreError;
-use crate::ids::RegionId;
+use crate::ids::{RegionId, StoreId};
 use crate::region::RegionExt;
 
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 const REGION_PREFIX: u8 = b'r';
 const APPLY_PREFIX: u8 = b'a';
+const INSTALLED_PREFIX: u8 = b'i';
 const KEY_BYTES: usize = 9;
 
 fn key(prefix: u8, region: RegionId) -> [u8; KEY_BYTES] {
@@ -75,6 +77,8 @@ pub enum RegionState {
     /// which waits for the vote of this one learns how far it knew to be committed.
     Tombstone {
         region: Region,
+        /// The peer that was removed. A region's peers on one store have ever larger ids.
+        peer: PeerId,
         applied: Applied,
     },
 }
@@ -95,10 +99,11 @@ impl RegionState {
                 out.put_slice(files.as_bytes());
                 region
             }
-            RegionState::Tombstone { region, applied } => {
+            RegionState::Tombstone { region, peer, applied } => {
                 out.push(2);
                 out.put_u64(applied.index.0);
                 out.put_u64(applied.term.0);
+                out.put_u64(peer.0);
                 region
             }
         };
@@ -111,7 +116,7 @@ impl RegionState {
         check_format(WHAT, id, &mut stored)?;
         let short = || corrupt(WHAT, id, "it is cut short");
         let kind = stored.try_get_u8().map_err(|_| short())?;
-        let (mut installing, mut applied) = (None, None);
+        let (mut installing, mut applied, mut removed) = (None, None, None);
         if kind != 0 {
             let index = LogIndex(stored.try_get_u64().map_err(|_| short())?);
             let term = Term(stored.try_get_u64().map_err(|_| short())?);
@@ -124,13 +129,18 @@ impl RegionState {
             stored.advance(length);
             installing = Some((index, term, files));
         }
+        if kind == 2 {
+            removed = Some(PeerId(stored.try_get_u64().map_err(|_| short())?));
+        }
         let region = Region::decode(stored).map_err(|e| corrupt(WHAT, id, e))?;
-        match (kind, installing, applied) {
+        match (kind, installing, applied.zip(removed)) {
             (0, None, None) => Ok(RegionState::Normal(region)),
             (1, Some((index, term, files)), _) => {
                 Ok(RegionState::Installing { region, index, term, files })
             }
-            (2, None, Some(applied)) => Ok(RegionState::Tombstone { region, applied }),
+            (2, None, Some((applied, peer))) => {
+                Ok(RegionState::Tombstone { region, peer, applied })
+            }
             _ => Err(corrupt(WHAT, id, format!("unknown state {kind}"))),
         }
     }
@@ -171,8 +181,21 @@ pub fn put_applied(batch: &mut KvBatch, id: RegionId, applied: Applied) {
     batch.put(Cf::Meta, &key(APPLY_PREFIX, id), &applied.encode());
 }
 
+/// The region's data came whole, as of `applied`: the log need not have what led there.
+pub fn put_installed(batch: &mut KvBatch, id: RegionId, applied: Applied) {
+    batch.put(Cf::Meta, &key(INSTALLED_PREFIX, id), &applied.encode());
+    put_applied(batch, id, applied);
+}
+
+/// Where the snapshot was that was installed last, if ever one was.
+pub fn installed(kv: &KvEngine, id: RegionId) -> Result<Option<Applied>, StoreError> {
+    let stored = kv.get(Cf::Meta, &key(INSTALLED_PREFIX, id))?;
+    stored.map(|stored| Applied::decode(id, &stored)).transpose()
+}
+
 pub fn delete_applied(batch: &mut KvBatch, id: RegionId) {
     batch.delete(Cf::Meta, &key(APPLY_PREFIX, id));
+    batch.delete(Cf::Meta, &key(INSTALLED_PREFIX, id));
 }
 
 pub fn region_state(kv: &KvEngine, id: RegionId) -> Result<Option<RegionState>, StoreError> {
@@ -218,6 +241,9 @@ pub fn region_states(kv: &KvEngine) -> Result<Vec<(RegionId, RegionState)>, Stor
 /// A group's record in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RaftState {
+    /// Whose state this is: a store may hold one peer of a region after another, and what
+    /// the one promised must neither be forgotten nor be taken for the other's.
+    pub peer: PeerId,
     pub hard_state: HardState,
     /// The last entry of the prefix that is no longer in the log.
     pub truncated: (LogIndex, Term),
@@ -226,8 +252,9 @@ pub struct RaftState {
 
 impl RaftState {
     /// What the first replicas of a region start with.
-    pub fn initial() -> Self {
+    pub fn initial(peer: PeerId) -> Self {
         RaftState {
+            peer,
             hard_state: HardState {
                 term: Term(INITIAL_TERM),
                 vote: None,
@@ -239,8 +266,9 @@ impl RaftState {
     }
 
     /// What a replica that is yet to receive everything starts with.
-    pub fn empty() -> Self {
+    pub fn empty(peer: PeerId) -> Self {
         RaftState {
+            peer,
             hard_state: HardState { term: Term(0), vote: None, commit: LogIndex(0) },
             truncated: (LogIndex(0), Term(0)),
             last: LogIndex(0),
@@ -248,9 +276,10 @@ impl RaftState {
     }
 
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(1 + 6 * 8);
+        let mut out = Vec::with_capacity(1 + 7 * 8);
         out.push(FORMAT);
         for field in [
+            self.peer.0,
             self.hard_state.term.0,
             self.hard_state.vote.map_or(0, |peer| peer.0),
             self.hard_state.commit.0,
@@ -267,9 +296,11 @@ impl RaftState {
         const WHAT: &str = "Raft state";
         check_format(WHAT, id, &mut stored)?;
         let mut next = || stored.try_get_u64().map_err(|e| corrupt(WHAT, id, e));
+        let peer = PeerId(next()?);
         let term = Term(next()?);
         let vote = next()?;
         Ok(RaftState {
+            peer,
             hard_state: HardState {
                 term,
                 vote: (vote != 0).then_some(PeerId(vote)),
@@ -302,12 +333,23 @@ pub fn decode_entry(id: RegionId, index: u64, mut stored: Bytes) -> Result<Entry
     Ok(Entry { term: Term(term), index: LogIndex(index), payload })
 }
 
-/// Writes the first replica of a region that comes into being with `region`,
-/// durably in both engines. For the bootstrap of a cluster and of a placement group.
-pub fn bootstrap_region(kv: &KvEngine, log: &LogEngine, region: &Region) -> Result<(), StoreError> {
+/// Writes the first replica of a region that comes into being with `region`, as `store`
+/// holds it, durably in both engines. For the bootstrap of a cluster and of a placement group.
+///
+/// # Errors
+/// When the disk fails, or the region has no peer on the store.
+pub fn bootstrap_region(
+    kv: &KvEngine,
+    log: &LogEngine,
+    store: StoreId,
+    region: &Region,
+) -> Result<(), StoreError> {
     let id = region.region_id();
+    let me = region.peer_on(store).ok_or_else(|| {
+        corrupt("first descriptor", id, format!("it has no peer on store {store}"))
+    })?;
     let mut entries = LogBatch::new();
-    entries.put_state(id.0, &RaftState::initial().encode());
+    entries.put_state(id.0, &RaftState::initial(PeerId(me.id)).encode());
     log.write(&entries)?;
     let mut batch = KvBatch::new();
     put_region(&mut batch, id, &RegionState::Normal(region.clone()));
@@ -328,6 +370,7 @@ mod tests {
             RegionState::Normal(region.clone()),
             RegionState::Tombstone {
                 region: region.clone(),
+                peer: PeerId(3),
                 applied: Applied { index: LogIndex(9), term: Term(7) },
             },
             RegionState::Installing {
@@ -343,8 +386,9 @@ mod tests {
 
     #[test]
     fn a_record_of_another_format_is_refused_by_name() {
-        let mut stored = RaftState::initial().encode();
-        assert_eq!(RaftState::decode(RegionId(7), &stored).unwrap(), RaftState::initial());
+        let initial = RaftState::initial(PeerId(3));
+        let mut stored = initial.encode();
+        assert_eq!(RaftState::decode(RegionId(7), &stored).unwrap(), initial);
         stored[0] = 9;
         let error = RaftState::decode(RegionId(7), &stored).unwrap_err().to_string();
         assert!(error.contains("Raft state of region 7 has format 9"), "{error}");

@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::{Receiver, bounded, unbounded};
 use esker_engine::{KvEngine, LogBatch, LogEngine};
-use esker_raft::{LogIndex, Term};
+use esker_raft::{LogIndex, PeerId, Term};
 use esker_rpc::proto::metapb::Region;
+use tokio::sync::SetOnce;
 
 use crate::apply::{Applier, bury, complete_installation};
 use crate::config::{APPLY_QUEUE, LOG_QUEUE, StoreConfig, WORKER_INBOX};
@@ -56,6 +57,7 @@ pub struct Store {
 /// Makes the key-value engine durable when logs wait for it.
 pub struct Flusher {
     kv: KvEngine,
+    log: LogEngine,
     asked: Receiver<()>,
 }
 
@@ -69,6 +71,8 @@ impl Flusher {
     }
 
     pub(crate) fn flush(&mut self) -> Result<(), StoreError> {
+        // So that a log which was exchanged for an older copy is found out at the next start.
+        self.kv.note_log_sequence(self.log.sequence())?;
         self.kv.persist()?;
         Ok(())
     }
@@ -147,10 +151,24 @@ impl Store {
             ranges: shared.ranges.clone(),
             delegates,
             kv: kv.clone(),
+            log: log.clone(),
             clock: clock.clone(),
             stopped: Arc::new(AtomicBool::new(false)),
+            damage: Arc::new(SetOnce::new()),
         };
-        let flusher = Flusher { kv, asked: flush_asked };
+        for damage in [kv.damage(), log.damage()] {
+            let (workers, found) = (shared.notices.clone(), handle.damage.clone());
+            damage.on_found(move |what| {
+                if found.set(what.to_owned()).is_ok() {
+                    tracing::error!(store = %store, "this store stops serving, its data is damaged: {what}");
+                    metrics::gauge!("esker_store_damaged").set(1.0);
+                    for worker in &workers {
+                        let _ = worker.send(Notice::Retire);
+                    }
+                }
+            });
+        }
+        let flusher = Flusher { kv, log, asked: flush_asked };
         Ok(Store { handle, workers, log_writer, appliers, flusher, shared, clock })
     }
 
@@ -179,11 +197,14 @@ fn restore(shared: &Shared, snapshots: &Path) -> Result<Vec<PeerSeed>, StoreErro
             RegionState::Installing { region, index, term, files } => {
                 tracing::info!(region = %id, "finishing the installation of a snapshot");
                 let files = ReceivedSnapshot::from_record(snapshots, &files)?;
+                files.require(kv)?;
                 complete_installation(kv, &region, Applied { index, term }, &files)?;
                 region
             }
-            RegionState::Tombstone { .. } => {
-                if log.state(id.0)?.is_some() {
+            RegionState::Tombstone { peer, .. } => {
+                // What a later peer of the region has promised stays, although nobody has
+                // filled it yet: an empty voter that forgot its vote could vote twice.
+                if state::raft_state(log, id)?.is_some_and(|left| left.peer <= peer) {
                     obsolete.remove(id.0);
                 }
                 continue;
@@ -192,7 +213,8 @@ fn restore(shared: &Shared, snapshots: &Path) -> Result<Vec<PeerSeed>, StoreErro
         if descriptor.peer_on(shared.store).is_none() {
             // The removal was applied, and the crash came before the data went.
             let applied = state::applied(kv, id)?.unwrap_or(Applied::INITIAL);
-            bury(kv, &descriptor, descriptor.clone(), applied)?;
+            let peer = state::raft_state(log, id)?.map_or(PeerId(0), |left| left.peer);
+            bury(kv, &descriptor, peer, descriptor.clone(), applied)?;
             obsolete.remove(id.0);
             continue;
         }
@@ -222,7 +244,7 @@ fn restore_peer(
     // Even without a record: it may have answered a heartbeat, and so promised its
     // leader not to vote for another, before its first record was written.
     let fresh = false;
-    let mut raft = stored.unwrap_or(RaftState::empty());
+    let mut raft = stored.unwrap_or(RaftState::empty(PeerId(me.id)));
     if applied.index < raft.truncated.0 {
         return Err(corrupt(format!(
             "its data is at index {} but its log begins after {}",
@@ -230,9 +252,18 @@ fn restore_peer(
         )));
     }
     if term_at(log, id, &raft, applied.index)? != Some(applied.term) {
-        // A split or a snapshot put the data in place, and the crash came before
-        // the log was told. Everything up to the applied index is in the data;
-        // what the log has beyond it contradicts a committed entry.
+        // Entries are applied when they are durable in the log, so the log has them. Only
+        // a split or a snapshot puts data in place before the log is told.
+        let came_whole = applied == Applied::INITIAL
+            || state::installed(kv, id)?.is_some_and(|installed| installed == applied);
+        if !came_whole {
+            return Err(corrupt(format!(
+                "its data is at index {}, but its log ends at {}; the log has lost entries",
+                applied.index, raft.last
+            )));
+        }
+        // Everything up to the applied index is in the data; what the log has beyond it
+        // contradicts a committed entry.
         repairs.cut(id.0, 0, raft.last.0.saturating_add(1));
         raft.truncated = (applied.index, applied.term);
         raft.last = applied.index;

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
 use esker_engine::{KvEngine, LogEngine};
-use esker_raft::{LogIndex, SnapshotMeta, Term, Time};
+use esker_raft::{LogIndex, PeerId, SnapshotMeta, Term, Time};
 use esker_rpc::proto::metapb::{Peer as PeerMeta, Region};
 
 use crate::config::{StoreConfig, WORKER_TURN};
@@ -59,6 +59,8 @@ pub struct Worker {
     scheduled: HashMap<RegionId, Time>,
     out: Outputs,
     stopping: bool,
+    /// The store's data is damaged: no peer of this worker serves any more.
+    retired: bool,
     /// Room for what one turn takes, kept from turn to turn.
     inputs: Vec<Input>,
     taken_notices: Vec<Notice>,
@@ -83,6 +85,7 @@ impl Worker {
             scheduled: HashMap::new(),
             out: Outputs::default(),
             stopping: false,
+            retired: false,
             inputs: Vec::new(),
             taken_notices: Vec::new(),
         }
@@ -232,6 +235,13 @@ impl Worker {
                 }
             }
             Notice::Create { descriptor, campaign } => self.create(now, descriptor, campaign)?,
+            Notice::Retire => {
+                self.retired = true;
+                for (region, peer) in &mut self.peers {
+                    peer.retire(now);
+                    self.touched.insert(*region);
+                }
+            }
             Notice::Stop => {
                 self.stopping = true;
                 let error = RequestError::Stopped(self.shared.store);
@@ -307,7 +317,7 @@ impl Worker {
             Some(peer) => Some(*peer.raft_state()),
             None => raft_state(&self.shared.log, id)?,
         };
-        let mut state = RaftState::initial();
+        let mut state = RaftState::initial(PeerId(me.id));
         if let Some(earlier) = earlier
             && earlier.hard_state.term > state.hard_state.term
         {
@@ -340,7 +350,10 @@ impl Worker {
         self.next_generation += 1;
         let generation = seed.generation;
         let applied = seed.applied;
-        let peer = Peer::new(seed, &self.shared, now)?;
+        let mut peer = Peer::new(seed, &self.shared, now)?;
+        if self.retired {
+            peer.retire(now);
+        }
         let region = peer.id();
         if peer.is_initialized() {
             self.shared.delegates.insert(region, peer.delegate().clone());
@@ -365,7 +378,7 @@ impl Worker {
     ) -> Result<(), StoreError> {
         let stored = raft_state(&self.shared.log, region)?;
         let fresh = stored.is_none();
-        let mut state = RaftState::empty();
+        let mut state = RaftState::empty(PeerId(me.id));
         if let Some(stored) = stored {
             // What it voted before a restart binds it; it has no entries yet.
             state.hard_state.term = stored.hard_state.term;
@@ -407,12 +420,11 @@ impl Worker {
         if peer.destroying {
             return;
         }
-        let generation = peer.generation;
+        let (generation, id) = (peer.generation, PeerId(peer.me.id));
         peer.begin_destroy();
         self.shared.delegates.remove(region);
-        self.out
-            .apply
-            .push((region, ApplyTask::Destroy { region, generation, tombstone_conf_ver }));
+        let task = ApplyTask::Destroy { region, generation, peer: id, tombstone_conf_ver };
+        self.out.apply.push((region, task));
         self.schedule(region, None);
     }
 }

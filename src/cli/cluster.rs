@@ -8,12 +8,14 @@ use esker_rpc::kv::KvClient;
 use esker_rpc::placement::{CONNECT_DEADLINE, PlacementClient};
 use esker_rpc::proto::esker as wire;
 use esker_rpc::proto::esker::admin_client::AdminClient;
+use esker_rpc::proto::esker::members_client::MembersClient;
 use esker_rpc::proto::metapb;
 use tonic::transport::{Channel, Endpoint};
 
 use super::address::Address;
 use super::error::CliError;
 use super::key::Text;
+use super::placement::ReplacedView;
 use super::view::{MemberView, RegionView};
 
 /// Regions asked for in one request.
@@ -22,6 +24,10 @@ const REGION_PAGE: u32 = 1_024;
 /// How long a store may take to accept a connection, and to answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// For how long, and how often, another leader is asked to replace a member.
+const REPLACE_WITHIN: Duration = Duration::from_secs(10);
+const REPLACE_AGAIN: Duration = Duration::from_millis(250);
 
 /// Where these stand in the help of every command that has them.
 const CLUSTER_HEADING: &str = "Cluster";
@@ -119,6 +125,38 @@ impl Cluster {
         let leader = answer.leader;
         let members = answer.members.into_iter();
         Ok(members.map(|member| MemberView::new(member, leader.as_ref())).collect())
+    }
+
+    /// Replaces a placement member that lost its directory.
+    pub async fn replace_member(&self, name: &str) -> Result<ReplacedView, CliError> {
+        let began = tokio::time::Instant::now();
+        loop {
+            match self.try_replace(name).await {
+                Ok(answer) if answer.refusal.is_empty() => {
+                    let id = |member: Option<wire::GroupMember>| member.map_or(0, |m| m.id);
+                    let (removed, added) = (id(answer.removed), id(answer.added));
+                    return Ok(ReplacedView { name: name.to_owned(), removed, added });
+                }
+                Ok(answer) => return Err(CliError::NotReplaced(answer.refusal)),
+                // The leader has just changed: another one goes on where it was.
+                Err(_) if began.elapsed() < REPLACE_WITHIN => {
+                    tokio::time::sleep(REPLACE_AGAIN).await;
+                }
+                Err(reason) => return Err(CliError::NotReplaced(reason)),
+            }
+        }
+    }
+
+    async fn try_replace(&self, name: &str) -> Result<wire::ReplaceMemberResponse, String> {
+        let leader = self.placement.get_members().await.map_err(|error| error.to_string())?.leader;
+        let address = leader.and_then(|leader| leader.client_urls.first().cloned());
+        let address = address.ok_or("the placement driver has no leader; try again")?;
+        let endpoint = Endpoint::from_shared(address).map_err(|error| error.to_string())?;
+        let connected = endpoint.connect_timeout(CONNECT_TIMEOUT).connect().await;
+        let channel = connected.map_err(|error| causes(&error))?;
+        let request = wire::ReplaceMemberRequest { name: name.to_owned() };
+        let answer = MembersClient::new(channel).replace(request).await;
+        answer.map(tonic::Response::into_inner).map_err(|status| status.message().to_owned())
     }
 
     /// One timestamp: its milliseconds since 1970, and its logical part.

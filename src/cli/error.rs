@@ -56,6 +56,8 @@ pub enum CliError {
         "region {region} refused: {reason}; look at `esker region show {region}` and try again"
     )]
     Refused { region: u64, reason: String },
+    #[error("the member was not replaced: {0}")]
+    NotReplaced(String),
     #[error("there is no key `{0}`")]
     NoSuchKey(Text),
     #[error("{errors} of {operations} operations failed; the first one: {first}")]

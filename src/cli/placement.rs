@@ -26,9 +26,25 @@ enum PlacementCommand {
     /// Lists the members and says which one leads
     #[command(after_help = "Example:\n  esker placement members --json")]
     Members,
+    /// Lets a member that lost its directory join again, under a new id
+    ///
+    /// Start the node with an empty directory first, with the same addresses as before.
+    #[command(after_help = "Example:\n  esker placement replace placement-3")]
+    Replace {
+        /// Its name, as `esker placement members` shows it
+        name: String,
+    },
     /// Takes one timestamp
     #[command(after_help = "Example:\n  esker placement tso")]
     Tso,
+}
+
+/// The ids of a member that was replaced.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct ReplacedView {
+    pub name: String,
+    pub removed: u64,
+    pub added: u64,
 }
 
 /// One timestamp, whole and in its parts.
@@ -56,6 +72,16 @@ impl PlacementArguments {
                 } else {
                     print(&member_table(&members))
                 }
+            }
+            PlacementCommand::Replace { name } => {
+                let replaced = cluster.replace_member(&name).await?;
+                if self.cluster.json {
+                    return print_json(&replaced);
+                }
+                print(&format!(
+                    "{name} is a member again, as {} in the place of {}",
+                    replaced.added, replaced.removed
+                ))
             }
             PlacementCommand::Tso => {
                 let (physical_ms, logical) = cluster.timestamp().await?;

@@ -88,6 +88,10 @@ pub struct StartArguments {
     /// A file with settings
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// The store that had this address lost its data for good: this one, whose directory is
+    /// empty, takes its place
+    #[arg(long)]
+    replace: bool,
 }
 
 impl StartArguments {
@@ -108,6 +112,7 @@ impl From<StartArguments> for NodeOptions {
             roles: (!arguments.roles.is_empty()).then_some(roles),
             labels: arguments.labels.unwrap_or_default().0,
             config: arguments.config,
+            replace: arguments.replace,
         }
     }
 }

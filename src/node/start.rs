@@ -4,25 +4,30 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use esker_engine::{DataDir, KvEngine, LogEngine};
+use esker_engine::{DataDir, Engines, Kind};
 use esker_placement::{PlacementConfig, PlacementServer, ReplicatedState, SystemClock};
 use esker_raftstore::{MonotonicClock, Parts, RunningStore, Store, StoreHandle, StoreId};
 use esker_rpc::error::ClientError;
 use esker_rpc::placement::PlacementClient;
 use esker_rpc::proto::esker::admin_server::AdminServer;
+use esker_rpc::proto::esker::members_server::MembersServer;
 use esker_rpc::proto::metapb;
+use esker_rpc::proto::pdpb::ErrorType;
 use esker_rpc::server::{self, TikvService};
 use esker_rpc::transport::{RaftTransport, TransportService};
+use parking_lot::Mutex;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tonic::service::Routes;
 
-use super::{Node, NodeBuilder, NodeConfig, Roles};
+use super::{Node, NodeBuilder, NodeConfig, Roles, damage};
 use crate::Error;
 use crate::server::admin::AdminService;
+use crate::server::founding::{self, Adoption};
 use crate::server::late::LateStore;
-use crate::server::member::{MemberState, MemberStore, Members};
+use crate::server::member::{MemberDirectory, MemberStore, Members};
+use crate::server::newcomer::{LateMember, MembersService};
 use crate::server::outbox::{
     Audience, Events, MAX_WAITING_REPORTS, NodeOutbox, PlacementAddresses,
 };
@@ -36,6 +41,11 @@ const PLACEMENT_SEARCH: Duration = Duration::from_secs(10);
 const STORE_FOLDER: &str = "store";
 const PLACEMENT_FOLDER: &str = "placement";
 
+/// A store that runs; whoever stops it takes it out.
+pub(super) type StoreSlot = Arc<Mutex<Option<RunningStore>>>;
+/// The member's store, once it is open; a node that stops takes it out.
+pub(super) type MemberSlot = Arc<Mutex<Option<MemberStore>>>;
+
 /// A node on its way up. What is in it is undone when it is dropped.
 struct Starting {
     address: String,
@@ -44,7 +54,7 @@ struct Starting {
     shutdown: watch::Sender<bool>,
     tasks: Vec<JoinHandle<()>>,
     server: Option<JoinHandle<()>>,
-    member: Option<MemberStore>,
+    member: MemberSlot,
 }
 
 impl Drop for Starting {
@@ -65,9 +75,20 @@ pub(super) async fn start(mut builder: NodeBuilder) -> Result<Node, Error> {
         return Err(Error::NoRole);
     }
     // Both are locked before anything is made in either.
-    let data = match runs_store {
-        true => Some(DataDir::open(&directory.join(STORE_FOLDER))?),
-        false => None,
+    let data = runs_store.then(|| DataDir::open(&directory.join(STORE_FOLDER), Kind::Store));
+    let member = match &members {
+        Some(members) => Some(MemberDirectory::open(&directory.join(PLACEMENT_FOLDER), members)?),
+        None => None,
+    };
+    // A member that is in use, or one of several, goes on without the store beside it: the
+    // group may need it, and the store's disk may be another.
+    let is_one_of_many = members.as_ref().is_some_and(|members| members.all.len() > 1);
+    let goes_on =
+        member.as_ref().is_some_and(|member| is_one_of_many || member.adoption().is_some());
+    let (data, store_failure) = match data.transpose().map_err(Error::from) {
+        Ok(data) => (data, None),
+        Err(error) if goes_on && error.concerns_one_store() => (None, Some(error)),
+        Err(error) => return Err(error),
     };
     let (shutdown, _) = watch::channel(false);
     let mut starting = Starting {
@@ -77,24 +98,28 @@ pub(super) async fn start(mut builder: NodeBuilder) -> Result<Node, Error> {
         shutdown,
         tasks: Vec::new(),
         server: None,
-        member: None,
+        member: MemberSlot::default(),
     };
-    let state = match &members {
-        Some(members) => {
-            let folder = directory.join(PLACEMENT_FOLDER);
-            let (member, state) = MemberStore::open(&folder, members, &starting.traffic)?;
-            starting.member = Some(member);
-            Some((members, state))
-        }
-        None => None,
-    };
-    serve(&mut starting, &directory, listener, state, &builder.config);
+    let late = members.clone().map(|members| Arc::new(LateMember::new(members)));
+    serve(&mut starting, &directory, listener, late.clone(), &builder.config);
+    let (failed, member_failed) = oneshot::channel();
+    if let (Some(members), Some(member), Some(late)) = (members, member, late) {
+        // A store that is in use has belonged to a group: the member's empty directory is then
+        // not one of a new cluster.
+        let may_found = data.as_ref().is_none_or(|data| data.ident().is_none());
+        let newcomer = Newcomer { members, member, late, may_found, failed };
+        newcomer.start(&mut starting)?;
+    }
 
     let endpoints = match builder.join.is_empty() {
         true => vec![address.clone()],
         false => builder.join.clone(),
     };
-    let placement = find_placement(&endpoints).await?;
+    let placement = tokio::select! {
+        biased;
+        Ok(error) = member_failed => return Err(error),
+        placement = find_placement(&endpoints) => placement?,
+    };
     let mut node = Node {
         address,
         store_id: None,
@@ -104,14 +129,78 @@ pub(super) async fn start(mut builder: NodeBuilder) -> Result<Node, Error> {
         shutdown: starting.shutdown.clone(),
         server: starting.server.take(),
         tasks: std::mem::take(&mut starting.tasks),
-        store: None,
+        store: StoreSlot::default(),
         directory: None,
-        member: starting.member.take(),
+        member: starting.member.clone(),
+        store_failure,
     };
     if let Some(data) = data {
-        open_store(&mut node, data, &builder).await?;
+        match open_store(&mut node, data, &builder).await {
+            Ok(()) => {}
+            Err(error) if goes_on && error.concerns_one_store() => {
+                node.store_failure = Some(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if let Some(error) = &node.store_failure {
+        tracing::error!("only the placement member of this node runs, not its store: {error}");
     }
     Ok(node)
+}
+
+/// The placement member on its way up.
+struct Newcomer {
+    members: Members,
+    member: MemberDirectory,
+    late: Arc<LateMember>,
+    may_found: bool,
+    /// For what goes wrong after [`Newcomer::start`].
+    failed: oneshot::Sender<Error>,
+}
+
+impl Newcomer {
+    /// At once where the directory knows what the member is; otherwise as soon as it has
+    /// found out from the other members, which may take until an operator says so.
+    fn start(self, starting: &mut Starting) -> Result<(), Error> {
+        let Newcomer { members, member, late, may_found, failed } = self;
+        let (slot, traffic) = (starting.member.clone(), starting.traffic.clone());
+        let announced = late.clone();
+        let open = move |member: MemberDirectory, members: &Members, adoption: &Adoption| {
+            let folder = member.data().path().to_owned();
+            let (store, state) = member.start(members, adoption, &traffic)?;
+            let handle = state.store().clone();
+            *slot.lock() = Some(store);
+            late.open(state);
+            let id = handle.store_id().0;
+            tokio::spawn(damage::watch(handle, folder, move || {
+                traffic.remove(id);
+                if let Some(store) = slot.lock().take() {
+                    store.stop();
+                }
+            }));
+            Ok::<(), Error>(())
+        };
+        if let Some(adoption) = member.adoption().cloned() {
+            return open(member, &members, &adoption);
+        }
+        let nonce = founding::nonce(member.data())?;
+        announced.is_empty_with(nonce);
+        starting.tasks.push(tokio::spawn(async move {
+            let folder = member.data().path().to_owned();
+            let settled = founding::settle(&members, nonce, may_found, &folder).await;
+            let opened = settled.and_then(|adoption| open(member, &members, &adoption));
+            if let Err(error) = opened {
+                tracing::error!("the placement member does not start: {error}");
+                if let Err(error) = failed.send(error) {
+                    // Nobody waits any more: the node runs, and would be without its member.
+                    eprintln!("esker: the placement member stops: {error}");
+                    std::process::abort();
+                }
+            }
+        }));
+        Ok(())
+    }
 }
 
 /// The address by which others reach the node: what was asked for, with the port that was bound.
@@ -127,19 +216,18 @@ fn serve(
     starting: &mut Starting,
     directory: &Path,
     listener: TcpListener,
-    member: Option<(&Members, Arc<MemberState>)>,
+    member: Option<Arc<LateMember>>,
     config: &NodeConfig,
 ) {
     let store = starting.store_service.clone();
     let admin = AdminService { store: store.clone(), directory: directory.to_owned() };
     let mut routes = Routes::new(TikvService::new(store.clone()).into_server())
         .add_service(TransportService::new(starting.traffic.clone()).into_server())
-        .add_service(AdminServer::new(admin));
+        .add_service(AdminServer::new(admin))
+        .add_service(MembersServer::new(MembersService(member.clone())));
     let mut http = pages::router(starting.address.clone(), store, pages::collected_metrics());
-    if let Some((members, state)) = member {
-        let me = members.all.iter().find(|member| member.id == members.me);
-        let name = me.map_or_else(|| "placement".to_owned(), |me| me.name.clone());
-        let mut placement = PlacementConfig::new(name, members.me);
+    if let Some(state) = member {
+        let mut placement = PlacementConfig::new(state.configured().name());
         if let Some(interval) = config.schedule_interval() {
             placement.schedule_interval = interval;
         }
@@ -183,13 +271,52 @@ async fn find_placement(endpoints: &[String]) -> Result<PlacementClient, Error> 
     }
 }
 
+/// Takes the address of the store that lost its memory; waits while that one still counts
+/// as alive, which it does for a few seconds after its end.
+async fn replace_store(
+    placement: &PlacementClient,
+    descriptor: metapb::Store,
+) -> Result<(), ClientError> {
+    /// For how long, and how often it is asked.
+    const PATIENCE: Duration = Duration::from_secs(15);
+    const AGAIN: Duration = Duration::from_millis(500);
+    let began = tokio::time::Instant::now();
+    loop {
+        match placement.replace_store(descriptor.clone()).await {
+            Err(ClientError::PlacementRefused { kind: ErrorType::DuplicatedEntry, .. })
+                if began.elapsed() < PATIENCE =>
+            {
+                tokio::time::sleep(AGAIN).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
 async fn open_store(
     node: &mut Node,
     mut data: DataDir,
     builder: &NodeBuilder,
 ) -> Result<(), Error> {
     let placement = node.placement.clone();
-    let ident = bootstrap::identify(&mut data, &placement).await?;
+    let options = builder.config.engine();
+    // What is there is looked at first: without IDENT it may be a memory in use all the same.
+    // What is not there is not made before it is known that the store may come.
+    let found = match data.holds_engines() {
+        true => Some(data.open_engines(&options)?),
+        false => None,
+    };
+    let identity = bootstrap::identify(&data, &placement, &node.address, builder.replace).await?;
+    let ident = identity.ident;
+    let engines = match found {
+        Some(engines) => engines,
+        None => data.open_engines(&options)?,
+    };
+    if identity.is_new {
+        data.found(ident, rand::random(), &engines)?;
+    }
+    let mark = data.begin(&engines)?;
+    let Engines { kv, log } = engines;
     let descriptor = metapb::Store {
         id: ident.store_id,
         address: node.address.clone(),
@@ -199,14 +326,20 @@ async fn open_store(
             .map(|(key, value)| metapb::StoreLabel { key: key.clone(), value: value.clone() })
             .collect(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        esker_memory: Some(metapb::StoreMemory {
+            lineage: mark.lineage,
+            generation: mark.generation,
+            start: rand::random(),
+            log_sequence: log.sequence(),
+        }),
         ..metapb::Store::default()
     };
-    let options = builder.config.engine();
-    let kv = KvEngine::open(&data.kv(), &options)?;
-    let log = LogEngine::open(&data.log(), &options)?;
     let first = bootstrap::first_region(data.path(), &placement, &descriptor, &kv, &log).await?;
     // Known to placement, so that the others find this store, before it speaks.
-    placement.put_store(descriptor).await?;
+    match builder.replace {
+        true => replace_store(&placement, descriptor).await?,
+        false => placement.put_store(descriptor).await?,
+    }
     let events = Arc::new(Events::default());
     let transport = RaftTransport::new(
         Arc::new(PlacementAddresses(placement.clone())),
@@ -238,11 +371,22 @@ async fn open_store(
         data.path().to_owned(),
     )));
     if let Some(region) = first {
-        let cut = bootstrap::cut_key_spaces(data.path().to_owned(), handle, placement, region);
+        let cut =
+            bootstrap::cut_key_spaces(data.path().to_owned(), handle.clone(), placement, region);
         node.tasks.push(tokio::spawn(cut));
     }
     node.store_id = Some(ident.store_id);
-    node.store = Some(running);
+    *node.store.lock() = Some(running);
+    let (slot, traffic, service) =
+        (node.store.clone(), node.traffic.clone(), node.store_service.clone());
+    let directory = data.path().to_owned();
+    node.tasks.push(tokio::spawn(damage::watch(handle, directory, move || {
+        traffic.remove(ident.store_id);
+        service.close();
+        if let Some(running) = slot.lock().take() {
+            running.stop();
+        }
+    })));
     node.directory = Some(data);
     Ok(())
 }

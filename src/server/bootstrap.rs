@@ -5,7 +5,7 @@
 //! again at the next start:
 //!
 //! ```text
-//! ids from placement → IDENT → BOOTSTRAP → placement.Bootstrap → first region on disk
+//! ids from placement → BOOTSTRAP → IDENT → placement.Bootstrap → first region on disk
 //!   → the key space cut at the bounds of keyspaces → BOOTSTRAP removed
 //! ```
 
@@ -17,7 +17,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use esker_engine::{DataDir, Ident, KvEngine, LogEngine};
 use esker_raftstore::state::{bootstrap_region, region_state};
-use esker_raftstore::{RegionExt, RegionId, StoreHandle};
+use esker_raftstore::{RegionExt, RegionId, StoreHandle, StoreId};
 use esker_rpc::error::ClientError;
 use esker_rpc::placement::PlacementClient;
 use esker_rpc::proto::metapb::{Peer, Region, RegionEpoch, Store};
@@ -34,8 +34,20 @@ const FILE: &str = "BOOTSTRAP";
 /// begin and end. Clients that scan to the end of a key space rely on a region ending there.
 const BOUNDS: [&[u8]; 4] = [b"r\0\0\0", b"r\0\0\x01", b"x\0\0\0", b"x\0\0\x01"];
 
-/// The store's identity, from the directory or new from placement.
-pub async fn identify(data: &mut DataDir, placement: &PlacementClient) -> Result<Ident, Error> {
+/// What a store is, and whether it has just become it.
+pub struct Identity {
+    pub ident: Ident,
+    pub is_new: bool,
+}
+
+/// The store's identity, from the directory or new from placement. Nothing is made for one
+/// whose `address` another store has, unless that one is to be replaced.
+pub async fn identify(
+    data: &DataDir,
+    placement: &PlacementClient,
+    address: &str,
+    replace: bool,
+) -> Result<Identity, Error> {
     let cluster_id = placement.cluster_id();
     if let Some(ident) = data.ident() {
         if ident.cluster_id != cluster_id {
@@ -46,7 +58,17 @@ pub async fn identify(data: &mut DataDir, placement: &PlacementClient) -> Result
                 placement: placement.leader_address(),
             });
         }
-        return Ok(ident);
+        return Ok(Identity { ident, is_new: false });
+    }
+    if !replace {
+        let stores = placement.get_stores(true).await?;
+        if let Some(holder) = stores.iter().find(|store| store.address == address) {
+            return Err(Error::AddressTaken {
+                path: data.path().to_owned(),
+                address: address.to_owned(),
+                store: holder.id,
+            });
+        }
     }
     let store_id = placement.alloc_id(1).await?.start;
     let ident = Ident { cluster_id, store_id };
@@ -60,8 +82,7 @@ pub async fn identify(data: &mut DataDir, placement: &PlacementClient) -> Result
         };
         remember(data.path(), &region)?;
     }
-    data.write_ident(ident)?;
-    Ok(ident)
+    Ok(Identity { ident, is_new: true })
 }
 
 fn failed(what: &'static str, path: PathBuf) -> impl FnOnce(std::io::Error) -> Error {
@@ -123,7 +144,7 @@ pub async fn first_region(
         }
         Err(error) => return Err(error.into()),
     }
-    bootstrap_region(kv, log, &region)?;
+    bootstrap_region(kv, log, StoreId(store.id), &region)?;
     Ok(Some(region))
 }
 

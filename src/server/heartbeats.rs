@@ -32,9 +32,16 @@ pub async fn run(
     let mut orders = placement.region_heartbeats(stream, move || reporter.report_all());
     let started = seconds();
     let mut alive = tokio::time::interval(STORE_HEARTBEAT);
+    // A store that stops because its data is damaged reports no regions any more, but says
+    // for as long as its node lives why.
+    let (mut reporting, mut damaged) = (true, false);
     loop {
         tokio::select! {
-            report = reports.recv() => match report {
+            _ = store.damaged(), if !damaged => {
+                damaged = true;
+                alive.reset_immediately();
+            }
+            report = reports.recv(), if reporting => match report {
                 Some(Report::Region(report)) => {
                     // Full: the region is reported again.
                     let _ = outgoing.try_send(heartbeat(*report));
@@ -48,6 +55,7 @@ pub async fn run(
                         }
                     });
                 }
+                None if store.damage().is_some() => reporting = false,
                 None => return,
             },
             order = orders.recv() => match order {
@@ -106,6 +114,8 @@ fn statistics(store: &StoreHandle, directory: &Path, started: u64) -> StoreStats
         used_size: used,
         region_count: u32::try_from(store.delegates().count()).unwrap_or(u32::MAX),
         start_time: u32::try_from(started).unwrap_or(u32::MAX),
+        esker_log_sequence: store.log_sequence(),
+        esker_damage: store.damage().unwrap_or_default().to_owned(),
         interval: Some(TimeInterval {
             start_timestamp: seconds().saturating_sub(STORE_HEARTBEAT.as_secs()),
             end_timestamp: seconds(),

@@ -1,10 +1,13 @@
 //! The placement driver's replicated state: one region, never split, on a store of
 //! its own beside the data.
+//!
+//! How the group comes into being is in [`super::founding`]; how a member that lost its
+//! directory is replaced, in [`super::replacing`].
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use esker_engine::{Cf, DataDir, EngineOptions, Ident, KvEngine, KvSnapshot, LogEngine};
+use esker_engine::{Cf, DataDir, EngineOptions, Engines, Ident, Kind, KvSnapshot};
 use esker_placement::{
     Leadership, MemberId, MemberInfo, Pairs, ReplicatedState, StateError, StateWrite,
 };
@@ -13,31 +16,54 @@ use esker_raftstore::{
     MonotonicClock, Parts, RegionExt, RegionId, RequestContext, RequestError, RunningStore, Store,
     StoreConfig, StoreHandle, StoreId, Term,
 };
-use esker_rpc::proto::esker::command::{Delete, Mutation, Put, mutation::Kind};
+use esker_rpc::proto::esker::GroupMember;
+use esker_rpc::proto::esker::command::{Delete, Mutation, Put, mutation::Kind as Change};
 use esker_rpc::proto::metapb::{Peer, Region, RegionEpoch};
 use esker_rpc::transport::RaftTransport;
 use futures_util::future::BoxFuture;
+use prost::Message as _;
 use tokio::sync::watch;
 
+use super::founding::{Adoption, Record};
 use super::outbox::{Audience, Events, MemberAddresses, NodeOutbox, RegionLeader};
 use super::traffic::Traffic;
 use crate::Error;
 
 /// The one region.
-const REGION: RegionId = RegionId(1);
+pub const REGION: RegionId = RegionId(1);
 /// Store ids of placement members have the top bit set: they never meet those of data stores.
 const MEMBER_STORES: u64 = 1 << 63;
+/// Under which the members are written down that came after the founders, by their ids;
+/// beside the placement driver's own keys.
+const LATER_MEMBERS: &[u8] = b"members/";
+const FORMAT: u8 = 1;
 
-/// Who the members are. The same on each of them, but for `me`.
+/// Who the members are, as this node was told. The same on each of them, but for `me`.
 #[derive(Clone, Debug)]
 pub struct Members {
+    /// As a founder. A member that was replaced has another id, under the same name.
     pub me: MemberId,
     pub all: Vec<MemberInfo>,
-    /// Tells this set of members from every other one; kept in the data directory.
+    /// Tells this list of members from every other one; kept in the data directory.
     pub tag: u64,
 }
 
-fn store_of(member: MemberId) -> StoreId {
+impl Members {
+    /// This node's name among them.
+    pub fn name(&self) -> &str {
+        self.named(self.me).map_or("placement", |me| &me.name)
+    }
+
+    fn named(&self, id: MemberId) -> Option<&MemberInfo> {
+        self.all.iter().find(|member| member.id == id)
+    }
+
+    fn address(&self, name: &str) -> Option<&str> {
+        self.all.iter().find(|member| member.name == name).map(|member| &member.address[..])
+    }
+}
+
+pub fn store_of(member: MemberId) -> StoreId {
     StoreId(MEMBER_STORES | member.0)
 }
 
@@ -47,42 +73,84 @@ pub struct MemberStore {
     _directory: DataDir,
 }
 
-impl MemberStore {
-    /// Opens the member's store, making it at the first start.
-    pub fn open(
-        directory: &Path,
-        members: &Members,
-        traffic: &Traffic,
-    ) -> Result<(MemberStore, Arc<MemberState>), Error> {
-        let mut data = DataDir::open(directory)?;
-        let me = store_of(members.me);
-        let ident = Ident { cluster_id: members.tag, store_id: me.0 };
-        let known = data.ident();
-        if known.is_some_and(|known| known != ident) {
-            return Err(Error::OtherMembers { path: directory.to_owned() });
-        }
+/// A member's directory, opened and found whole, and not in use yet.
+pub struct MemberDirectory {
+    data: DataDir,
+    engines: Engines,
+    /// What it is, unless it is empty.
+    adoption: Option<Adoption>,
+}
+
+impl MemberDirectory {
+    /// # Errors
+    /// When the directory cannot be used, is not whole, or is of another list of members.
+    pub fn open(directory: &Path, members: &Members) -> Result<Self, Error> {
+        let data = DataDir::open(directory, Kind::Member)?;
         let options = EngineOptions {
             block_cache_bytes: 16 << 20,
             write_buffer_bytes: 8 << 20,
             log_write_buffer_bytes: 16 << 20,
             ..EngineOptions::default()
         };
-        let kv = KvEngine::open(&data.kv(), &options)?;
-        let log = LogEngine::open(&data.log(), &options)?;
-        if known.is_none() {
-            bootstrap_region(&kv, &log, &region(members))?;
-            data.write_ident(ident)?;
+        let engines = data.open_engines(&options)?;
+        let adoption = match data.ident() {
+            None => None,
+            Some(ident) => {
+                let record = Record::read(&data)?
+                    .filter(|record| record.group == ident.cluster_id)
+                    .ok_or_else(|| Error::Record {
+                        path: directory.join("MEMBERS"),
+                        reason: "it is missing, or of another group; put it back".to_owned(),
+                    })?;
+                if record.join != members.tag {
+                    return Err(Error::OtherMembers { path: directory.to_owned() });
+                }
+                Some(Adoption { me: MemberId(ident.store_id & !MEMBER_STORES), record })
+            }
+        };
+        Ok(MemberDirectory { data, engines, adoption })
+    }
+
+    /// What the member is, where its directory knows.
+    pub fn adoption(&self) -> Option<&Adoption> {
+        self.adoption.as_ref()
+    }
+
+    pub fn data(&self) -> &DataDir {
+        &self.data
+    }
+
+    /// Makes the member what it was found to be, and lets it speak.
+    pub fn start(
+        mut self,
+        members: &Members,
+        adoption: &Adoption,
+        traffic: &Traffic,
+    ) -> Result<(MemberStore, Arc<MemberState>), Error> {
+        let record = &adoption.record;
+        let me = store_of(adoption.me);
+        if self.adoption.is_none() {
+            record.write(&self.data)?;
+            let ident = Ident { cluster_id: record.group, store_id: me.0 };
+            self.data.found(ident, rand::random(), &self.engines)?;
         }
-        let addresses: Vec<(u64, String)> = members
-            .all
-            .iter()
-            .map(|member| (store_of(member.id).0, member.address.clone()))
-            .collect();
+        let Engines { kv, log } = self.engines.clone();
+        // Until it was started once it has promised nothing, and may begin anew.
+        if record.is_founder(adoption.me) && !self.data.was_started() {
+            bootstrap_region(&kv, &log, me, &first_region(record))?;
+        }
+        self.data.begin(&self.engines)?;
+        super::founding::forget_nonce(&self.data)?;
+        let book = Arc::new(MemberBook {
+            members: members.clone(),
+            record: record.clone(),
+            store: OnceLock::new(),
+        });
         let events = Arc::new(Events::default());
         let transport = RaftTransport::new(
-            Arc::new(MemberAddresses(addresses.into())),
+            Arc::new(MemberAddresses(book.clone())),
             me.0,
-            members.tag,
+            record.group,
             tokio::runtime::Handle::current(),
             events.clone(),
         );
@@ -92,36 +160,40 @@ impl MemberStore {
             store: me,
             kv,
             log,
-            snapshots: data.snap(),
+            snapshots: self.data.snap(),
             config: StoreConfig { workers: 1, apply_workers: 1, ..StoreConfig::default() },
             outbox: Arc::new(outbox),
             clock: Arc::new(MonotonicClock::default()),
         })?;
-        data.empty_snapshots()?;
+        self.data.empty_snapshots()?;
         let running = store.start()?;
         let handle = running.handle().clone();
+        let _ = book.store.set(handle.clone());
         events.connect(handle.clone());
-        traffic.add(members.tag, handle.clone(), data.snap());
-        let state = MemberState::new(handle, members.all.clone(), leader);
-        Ok((MemberStore { running, _directory: data }, Arc::new(state)))
+        traffic.add(record.group, handle.clone(), self.data.snap());
+        let state = MemberState::new(handle, book, leader);
+        Ok((MemberStore { running, _directory: self.data }, Arc::new(state)))
     }
+}
 
+impl MemberStore {
     /// Blocks until everything is on disk.
     pub fn stop(self) {
         self.running.stop();
     }
 }
 
-fn region(members: &Members) -> Region {
+/// What every founder begins with.
+fn first_region(record: &Record) -> Region {
     Region {
         id: REGION.0,
         region_epoch: Some(RegionEpoch { conf_ver: 1, version: 1 }),
-        peers: members
-            .all
+        peers: record
+            .founders
             .iter()
-            .map(|member| Peer {
-                id: member.id.0,
-                store_id: store_of(member.id).0,
+            .map(|founder| Peer {
+                id: founder.id,
+                store_id: store_of(MemberId(founder.id)).0,
                 ..Peer::default()
             })
             .collect(),
@@ -129,17 +201,108 @@ fn region(members: &Members) -> Region {
     }
 }
 
+/// Who is a member, by what this one has applied.
+pub struct MemberBook {
+    members: Members,
+    record: Record,
+    store: OnceLock<StoreHandle>,
+}
+
+impl MemberBook {
+    /// The members of the group as it is now; none while this one is yet to be filled.
+    pub fn group(&self) -> Vec<GroupMember> {
+        let region = self.store.get().and_then(|store| store.delegates().get(REGION));
+        let Some(region) = region.map(|region| region.descriptor()) else { return Vec::new() };
+        region.peers.iter().filter_map(|peer| self.member(MemberId(peer.id))).collect()
+    }
+
+    /// The members, and who may become one: whose nonce is written down already.
+    pub fn known(&self) -> Vec<GroupMember> {
+        let mut known = self.group();
+        for later in self.later() {
+            // An id below the present one of its name was given up.
+            let is_newest = known.iter().all(|m| m.name != later.name || m.id < later.id);
+            if is_newest {
+                known.push(later);
+            }
+        }
+        known
+    }
+
+    /// A member, also one that is no longer in the group.
+    pub fn member(&self, id: MemberId) -> Option<GroupMember> {
+        if let Some(founder) = self.record.founders.iter().find(|founder| founder.id == id.0) {
+            return Some(GroupMember::from(founder));
+        }
+        let stored = self.store.get()?.engine().get(Cf::Default, &later_member(id.0)).ok()??;
+        read_member(&stored)
+    }
+
+    /// Everybody who was ever written down after the founders.
+    pub fn later(&self) -> Vec<GroupMember> {
+        let Some(store) = self.store.get() else { return Vec::new() };
+        let pairs = with_prefix(&store.engine().snapshot(), LATER_MEMBERS).unwrap_or_default();
+        pairs.iter().filter_map(|(_, stored)| read_member(stored)).collect()
+    }
+
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// Where the member of this name is.
+    pub fn address(&self, name: &str) -> Option<&str> {
+        self.members.address(name)
+    }
+
+    /// The members with their addresses; as this node was told while it knows no better.
+    pub fn infos(&self) -> Vec<MemberInfo> {
+        let infos: Vec<MemberInfo> = self
+            .group()
+            .into_iter()
+            .filter_map(|member| {
+                let address = self.address(&member.name)?.to_owned();
+                Some(MemberInfo { id: MemberId(member.id), name: member.name, address })
+            })
+            .collect();
+        if infos.is_empty() { self.members.all.clone() } else { infos }
+    }
+
+    /// The address of a member's store.
+    pub fn address_of_store(&self, store: u64) -> Option<String> {
+        let member = self.member(MemberId(store & !MEMBER_STORES))?;
+        self.address(&member.name).map(str::to_owned)
+    }
+}
+
+pub fn later_member(id: u64) -> Vec<u8> {
+    [LATER_MEMBERS, &id.to_be_bytes()].concat()
+}
+
+/// How a member that comes after the founders is written down.
+pub fn write_member(member: &GroupMember) -> Vec<u8> {
+    let mut value = vec![FORMAT];
+    value.extend(member.encode_to_vec());
+    value
+}
+
+fn read_member(stored: &[u8]) -> Option<GroupMember> {
+    match stored.split_first() {
+        Some((&FORMAT, rest)) => GroupMember::decode(rest).ok(),
+        _ => None,
+    }
+}
+
 /// The state as the placement driver uses it.
 pub struct MemberState {
     store: StoreHandle,
-    members: Vec<MemberInfo>,
+    book: Arc<MemberBook>,
     leadership: watch::Receiver<Leadership>,
 }
 
 impl MemberState {
     fn new(
         store: StoreHandle,
-        members: Vec<MemberInfo>,
+        book: Arc<MemberBook>,
         mut leaders: watch::Receiver<RegionLeader>,
     ) -> Self {
         let translate = |leader: &RegionLeader| Leadership {
@@ -153,10 +316,18 @@ impl MemberState {
                 sender.send_replace(translate(&leaders.borrow_and_update()));
             }
         });
-        MemberState { store, members, leadership }
+        MemberState { store, book, leadership }
     }
 
-    fn context(&self) -> RequestContext {
+    pub fn store(&self) -> &StoreHandle {
+        &self.store
+    }
+
+    pub fn book(&self) -> &MemberBook {
+        &self.book
+    }
+
+    pub fn context(&self) -> RequestContext {
         let region = self.store.delegates().get(REGION);
         RequestContext {
             epoch: region.map(|region| region.descriptor().epoch()).unwrap_or_default(),
@@ -210,9 +381,9 @@ impl ReplicatedState for MemberState {
             .into_iter()
             .map(|write| match write {
                 StateWrite::Put { key, value } => {
-                    Kind::Put(Put { cf: 0, key: key.into(), value: value.into() })
+                    Change::Put(Put { cf: 0, key: key.into(), value: value.into() })
                 }
-                StateWrite::Delete { key } => Kind::Delete(Delete { cf: 0, key: key.into() }),
+                StateWrite::Delete { key } => Change::Delete(Delete { cf: 0, key: key.into() }),
             })
             .map(|kind| Mutation { kind: Some(kind) })
             .collect();
@@ -239,7 +410,7 @@ impl ReplicatedState for MemberState {
     }
 
     fn members(&self) -> Vec<MemberInfo> {
-        self.members.clone()
+        self.book.infos()
     }
 
     fn lease(&self) -> Option<u64> {

@@ -6,12 +6,15 @@
 
 pub mod admin;
 pub mod bootstrap;
+pub mod founding;
 pub mod heartbeats;
 pub mod keys;
 pub mod late;
 pub mod member;
+pub mod newcomer;
 pub mod outbox;
 pub mod pages;
 pub mod raw;
 pub mod regions;
+pub mod replacing;
 pub mod traffic;

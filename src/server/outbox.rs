@@ -14,6 +14,8 @@ use esker_rpc::transport::{
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 
+use super::member::MemberBook;
+
 /// Reports that may wait for placement; what does not fit is reported again later.
 pub const MAX_WAITING_REPORTS: usize = 16 << 10;
 
@@ -139,12 +141,12 @@ impl esker_rpc::transport::AddressResolver for PlacementAddresses {
     }
 }
 
-/// Where the members of the placement driver are: fixed.
-pub struct MemberAddresses(pub Arc<[(u64, String)]>);
+/// Where the members of the placement driver are.
+pub struct MemberAddresses(pub Arc<MemberBook>);
 
 impl esker_rpc::transport::AddressResolver for MemberAddresses {
     fn address(&self, store: u64) -> BoxFuture<'_, Result<String, String>> {
-        let found = self.0.iter().find(|(id, _)| *id == store).map(|(_, address)| address.clone());
+        let found = self.0.address_of_store(store);
         Box::pin(
             async move { found.ok_or_else(|| format!("no placement member has store {store}")) },
         )

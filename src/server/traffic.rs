@@ -35,6 +35,11 @@ impl Traffic {
         self.stores.write().insert(id, Arc::new(Local { cluster, handle, snapshots }));
     }
 
+    /// No more messages are taken for this store.
+    pub fn remove(&self, store: u64) {
+        self.stores.write().remove(&store);
+    }
+
     /// No more messages are taken.
     pub fn clear(&self) {
         self.stores.write().clear();

@@ -60,6 +60,16 @@ impl Process {
         Process::spawn(&["start", "--data-dir", data_dir, "--listen", listen, "--join", &join])
     }
 
+    /// The same with more arguments.
+    pub fn node_with(data_dir: &Path, listen: &str, join: &[String], more: &[&str]) -> Self {
+        let data_dir = data_dir.to_str().expect("a temporary directory has a plain name");
+        let join = join.join(",");
+        let mut arguments =
+            vec!["start", "--data-dir", data_dir, "--listen", listen, "--join", &join];
+        arguments.extend(more);
+        Process::spawn(&arguments)
+    }
+
     /// `esker playground`, once it says that it is ready: the process, and where its
     /// placement driver listens.
     pub async fn playground(data_dir: &Path) -> (Self, String) {
@@ -99,6 +109,25 @@ impl Process {
             .expect("a killed process ends")
             .expect("it is our child");
         self.reader.abort();
+    }
+
+    /// Waits until it ends by itself; how, and what it wrote to standard error.
+    pub async fn ended(mut self) -> (ExitStatus, String) {
+        let ended = timeout(PATIENCE, self.child.wait()).await;
+        let status = ended.unwrap_or_else(|_| panic!("it goes on: {}", self.log()));
+        // The reader ends with the pipe.
+        let _ = (&mut self.reader).await;
+        (status.expect("it is our child"), self.log())
+    }
+
+    /// SIGTERM, and waits until it has ended well.
+    pub async fn terminate(mut self) {
+        let id = self.child.id().expect("it runs").to_string();
+        let told = Command::new("kill").args(["-TERM", &id]).status().await;
+        assert!(told.expect("`kill` is there").success());
+        let ended = timeout(PATIENCE, self.child.wait()).await.expect("it ends");
+        let status = ended.expect("it is our child");
+        assert!(status.success(), "{status}: {}", self.log());
     }
 
     /// Whether it still runs.

@@ -33,7 +33,6 @@ fn what_was_written_is_there_after_a_crash() {
     everywhere(|place| {
         let log = place.log();
         let mut batch = LogBatch::new();
-        batch.put_ident(b"store 1");
         batch.put_state(7, b"term 3");
         batch.append(7, 1, b"7/1");
         batch.append(7, 2, b"7/2");
@@ -41,7 +40,6 @@ fn what_was_written_is_there_after_a_crash() {
         drop(log);
 
         let log = place.log();
-        assert_eq!(log.ident().expect("a read"), Some(Bytes::from("store 1")));
         assert_eq!(log.state(7).expect("a read"), Some(Bytes::from("term 3")));
         assert_eq!(log.state(8).expect("a read"), None);
         assert_eq!(indexes(&log, 7, 1, 3), [1, 2]);

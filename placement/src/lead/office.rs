@@ -8,7 +8,7 @@ use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
 use tokio::sync::{Notify, watch};
 use tokio::time::MissedTickBehavior;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use super::{Counters, Facts, Lead};
 use crate::cluster::Cluster;
@@ -130,7 +130,11 @@ async fn take_office(shared: &Shared, term: u64) -> Result<Lead, OfficeError> {
     for store in durable.stores {
         match convert::store_descriptor(store) {
             Ok(descriptor) => stores.put(descriptor, now),
-            Err(error) => warn!(%error, "a stored store is not readable and left out"),
+            // Left out, its address and its id could be given to another.
+            Err(error) => {
+                let (key, why) = (b"pd/store/".to_vec(), error.to_string());
+                return Err(DamagedState { key, why }.into());
+            }
         }
     }
     let mut schedule = shared.config.schedule.clone();

@@ -13,5 +13,5 @@ mod stores;
 pub use regions::{Gap, KeyRange, RegionMap, StaleReport, StoreLoad};
 pub use stores::{
     Label, Liveness, PutStoreError, Store, StoreConfig, StoreDescriptor, StoreHealth, StoreMap,
-    StoreState, StoreStats,
+    StoreMemory, StoreState, StoreStats,
 };

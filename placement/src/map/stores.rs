@@ -26,6 +26,32 @@ pub struct Label {
     pub value: String,
 }
 
+/// How far a store's memory had come. It only grows: less means an older copy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreMemory {
+    /// Drawn when the store's directory was first used; zero from stores that do not say.
+    pub lineage: u64,
+    /// How often the directory was started.
+    pub generation: u64,
+    /// How many changes its log holds durably.
+    pub log_sequence: u64,
+    /// Drawn at each start.
+    pub start: u64,
+}
+
+impl StoreMemory {
+    /// Whether a store that was last known like `self` may come back with `now`.
+    fn may_become(&self, now: &StoreMemory) -> bool {
+        if self.lineage == 0 {
+            return true;
+        }
+        // The same generation twice: one of the two was counted on from a copy.
+        let goes_on = now.generation > self.generation
+            || (now.generation == self.generation && now.start == self.start);
+        self.lineage == now.lineage && goes_on && now.log_sequence >= self.log_sequence
+    }
+}
+
 /// Who a store is: what it says of itself when it starts. Durable.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StoreDescriptor {
@@ -41,6 +67,7 @@ pub struct StoreDescriptor {
     pub deploy_path: String,
     /// Seconds since the Unix epoch.
     pub start_timestamp: i64,
+    pub memory: StoreMemory,
 }
 
 /// What a store says of itself with each heartbeat.
@@ -61,6 +88,9 @@ pub struct StoreStats {
     pub bytes_read: u64,
     pub keys_written: u64,
     pub keys_read: u64,
+    pub log_sequence: u64,
+    /// What was found damaged, by file or entry; empty for a store that is sound.
+    pub damage: String,
 }
 
 /// How long a silent store is believed.
@@ -127,7 +157,15 @@ pub struct Store {
     pub last_seen: Moment,
     /// Wall clock of the last heartbeat, milliseconds; zero when none came.
     pub last_heartbeat_ms: u64,
+    /// When its descriptor was last made durable.
+    pub saved: Moment,
 }
+
+/// How often it is made durable how far a store's memory has come.
+const SAVE_MEMORY_EVERY_MS: u64 = 60_000;
+/// How long a store must be silent before another may take its address for good: longer
+/// than it takes between two heartbeats of one that runs.
+const REPLACED_AFTER_MS: u64 = 10_000;
 
 /// Why a store was not accepted.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -136,9 +174,22 @@ pub enum PutStoreError {
     Tombstone { id: StoreId },
     #[error(
         "address {address} belongs to store {holder}, which store {id} cannot take; \
-         remove store {holder} first, or use its data directory"
+         use the data directory of store {holder}, or, if that is lost for good, start with \
+         --replace"
     )]
     DuplicateAddress { id: StoreId, address: String, holder: StoreId },
+    #[error(
+        "address {address} belongs to store {holder}, which was heard of {silent_ms} ms ago; \
+         stop it, and try again when it has been silent for {} s", REPLACED_AFTER_MS / 1_000
+    )]
+    StillAlive { address: String, holder: StoreId, silent_ms: u64 },
+    #[error(
+        "the data directory of store {id} is an older copy (start {}, change {}) than what the \
+         cluster last saw of it (start {}, change {}); put the newest back; if it is lost for \
+         good, empty the directory and start with --replace",
+        now.generation, now.log_sequence, last.generation, last.log_sequence
+    )]
+    OlderCopy { id: StoreId, now: StoreMemory, last: StoreMemory },
     #[error("store {id} gives no address")]
     NoAddress { id: StoreId },
 }
@@ -158,32 +209,69 @@ impl StoreMap {
         if descriptor.address.is_empty() {
             return Err(PutStoreError::NoAddress { id });
         }
-        let holder = self.stores.values().find(|other| {
-            other.descriptor.id != id
-                && other.descriptor.state != StoreState::Tombstone
-                && other.descriptor.address == descriptor.address
-        });
-        if let Some(holder) = holder {
+        if let Some(holder) = self.holder(&descriptor) {
             return Err(PutStoreError::DuplicateAddress {
                 id,
                 address: descriptor.address,
                 holder: holder.descriptor.id,
             });
         }
-        let state = match self.stores.get(&id).map(|known| known.descriptor.state) {
-            Some(StoreState::Tombstone) => return Err(PutStoreError::Tombstone { id }),
-            Some(state) => state,
-            None => StoreState::Up,
+        let Some(known) = self.stores.get(&id).map(|known| &known.descriptor) else {
+            return Ok(StoreDescriptor { state: StoreState::Up, ..descriptor });
         };
-        Ok(StoreDescriptor { state, ..descriptor })
+        if known.state == StoreState::Tombstone {
+            return Err(PutStoreError::Tombstone { id });
+        }
+        if !known.memory.may_become(&descriptor.memory) {
+            let (now, last) = (descriptor.memory, known.memory);
+            return Err(PutStoreError::OlderCopy { id, now, last });
+        }
+        Ok(StoreDescriptor { state: known.state, ..descriptor })
+    }
+
+    /// The other store that has the address, if one has.
+    fn holder(&self, descriptor: &StoreDescriptor) -> Option<&Store> {
+        self.stores.values().find(|other| {
+            other.descriptor.id != descriptor.id
+                && other.descriptor.state != StoreState::Tombstone
+                && other.descriptor.address == descriptor.address
+        })
+    }
+
+    /// The store that loses the address to `descriptor`, as a tombstone, where it lost its
+    /// memory for good; none where nobody has the address.
+    ///
+    /// # Errors
+    /// When that store was heard of lately.
+    pub fn check_replace(
+        &self,
+        descriptor: &StoreDescriptor,
+        now: Moment,
+    ) -> Result<Option<StoreDescriptor>, PutStoreError> {
+        // Only a newcomer takes a place: a store that is known has one of its own.
+        if self.stores.contains_key(&descriptor.id) {
+            return Ok(None);
+        }
+        let Some(holder) = self.holder(descriptor) else { return Ok(None) };
+        let silent_ms = now.since(holder.last_seen);
+        // A leader that has just begun has not heard of anybody yet.
+        if silent_ms < REPLACED_AFTER_MS {
+            let (address, holder) = (descriptor.address.clone(), holder.descriptor.id);
+            return Err(PutStoreError::StillAlive { address, holder, silent_ms });
+        }
+        Ok(Some(StoreDescriptor { state: StoreState::Tombstone, ..holder.descriptor.clone() }))
     }
 
     /// Takes in a durable descriptor.
     pub fn put(&mut self, descriptor: StoreDescriptor, now: Moment) {
         match self.stores.get_mut(&descriptor.id) {
             Some(known) => {
+                // A tombstone is no sign of life.
+                if descriptor.state != StoreState::Tombstone {
+                    known.last_seen = now;
+                }
                 known.descriptor = descriptor;
-                known.last_seen = now;
+                known.saved = now;
             }
             None => {
                 self.stores.insert(
@@ -193,6 +281,7 @@ impl StoreMap {
                         stats: StoreStats::default(),
                         last_seen: now,
                         last_heartbeat_ms: 0,
+                        saved: now,
                     },
                 );
             }
@@ -208,10 +297,25 @@ impl StoreMap {
         wall_ms: u64,
     ) -> Option<&Store> {
         let store = self.stores.get_mut(&id)?;
+        let memory = &mut store.descriptor.memory;
+        memory.log_sequence = memory.log_sequence.max(stats.log_sequence);
         store.stats = stats;
         store.last_seen = now;
         store.last_heartbeat_ms = wall_ms;
         Some(store)
+    }
+
+    /// Whether it is time to make durable how far a store's memory has come; once for
+    /// each time.
+    pub fn take_unsaved(&mut self, id: StoreId, now: Moment) -> bool {
+        let due = |store: &&mut Store| now.since(store.saved) >= SAVE_MEMORY_EVERY_MS;
+        match self.stores.get_mut(&id).filter(due) {
+            Some(store) => {
+                store.saved = now;
+                true
+            }
+            None => false,
+        }
     }
 
     /// The store with this id.
@@ -243,6 +347,8 @@ impl StoreMap {
         };
         match (store.descriptor.state, Self::liveness(store, config, now)) {
             (StoreState::Tombstone, _) => StoreHealth::Gone,
+            // It has stopped serving, and says so for as long as its node lives.
+            _ if !store.stats.damage.is_empty() => StoreHealth::Down,
             (_, Liveness::Down) => StoreHealth::Down,
             (_, Liveness::Disconnected) => StoreHealth::Silent,
             (StoreState::Offline, Liveness::Alive) => StoreHealth::Draining,
@@ -288,6 +394,59 @@ mod tests {
         stores.put(offline, Moment(0));
         let again = stores.check_put(descriptor(1, "a:1")).unwrap();
         assert_eq!(again.state, StoreState::Offline);
+    }
+
+    #[test]
+    fn a_store_comes_back_with_all_that_it_remembered_or_not_at_all() {
+        let memory = |generation, start, log_sequence| StoreMemory {
+            lineage: 9,
+            generation,
+            start,
+            log_sequence,
+        };
+        let store = |memory| StoreDescriptor { memory, ..descriptor(1, "a:1") };
+        let mut stores = StoreMap::default();
+        stores.put(store(memory(4, 77, 100)), Moment(0));
+        let stats = StoreStats { log_sequence: 500, ..StoreStats::default() };
+        stores.heartbeat(StoreId(1), stats, Moment(1), 1).unwrap();
+        assert!(stores.check_put(store(memory(5, 78, 500))).is_ok());
+        assert!(stores.check_put(store(memory(4, 77, 500))).is_ok(), "told twice");
+        for (older, why) in [
+            (memory(3, 70, 500), "an earlier start"),
+            (memory(4, 79, 500), "the same start, counted on from a copy"),
+            (memory(5, 78, 499), "a copy made while the store ran"),
+            (StoreMemory { lineage: 8, ..memory(5, 78, 500) }, "another directory"),
+            (StoreMemory::default(), "a store that does not say"),
+        ] {
+            let refused = stores.check_put(store(older));
+            assert!(matches!(refused, Err(PutStoreError::OlderCopy { .. })), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_store_that_lost_its_memory_is_replaced_when_it_is_silent_and_by_a_newcomer_only() {
+        let mut stores = StoreMap::default();
+        stores.put(descriptor(1, "a:1"), Moment(0));
+        stores.put(descriptor(2, "b:1"), Moment(0));
+        let newcomer = descriptor(7, "a:1");
+        let early = stores.check_replace(&newcomer, Moment(REPLACED_AFTER_MS - 1));
+        assert!(matches!(early, Err(PutStoreError::StillAlive { .. })));
+        let replaced = stores.check_replace(&newcomer, Moment(REPLACED_AFTER_MS)).unwrap().unwrap();
+        assert_eq!((replaced.id, replaced.state), (StoreId(1), StoreState::Tombstone));
+        // A store that is known has a place of its own; an address that is free needs nobody.
+        let known = descriptor(2, "a:1");
+        assert_eq!(stores.check_replace(&known, Moment(u64::MAX)), Ok(None));
+        assert_eq!(stores.check_replace(&descriptor(7, "c:1"), Moment(u64::MAX)), Ok(None));
+    }
+
+    #[test]
+    fn a_damaged_store_is_left_at_once() {
+        let mut stores = StoreMap::default();
+        stores.put(descriptor(1, "a:1"), Moment(0));
+        let stats = StoreStats { damage: "000012.sst".to_owned(), ..StoreStats::default() };
+        stores.heartbeat(StoreId(1), stats, Moment(1), 1).unwrap();
+        let health = stores.health(StoreId(1), &StoreConfig::default(), Moment(2));
+        assert!(health.must_be_left() && !health.is_live());
     }
 
     #[test]

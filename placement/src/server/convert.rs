@@ -5,7 +5,7 @@ use bytes::Bytes;
 use esker_rpc::proto::{eraftpb, metapb, pdpb};
 use thiserror::Error;
 
-use crate::map::{Label, Store, StoreDescriptor, StoreState, StoreStats};
+use crate::map::{Label, Store, StoreDescriptor, StoreMemory, StoreState, StoreStats};
 use crate::operator::{Order, Seat, Step};
 use crate::timestamp::Timestamp;
 use crate::types::{
@@ -128,6 +128,12 @@ pub fn store_descriptor(message: metapb::Store) -> Result<StoreDescriptor, Malfo
         git_hash: message.git_hash,
         deploy_path: message.deploy_path,
         start_timestamp: message.start_timestamp,
+        memory: message.esker_memory.map_or_else(StoreMemory::default, |memory| StoreMemory {
+            lineage: memory.lineage,
+            generation: memory.generation,
+            log_sequence: memory.log_sequence,
+            start: memory.start,
+        }),
     })
 }
 
@@ -154,6 +160,12 @@ pub fn descriptor_message(store: &StoreDescriptor) -> metapb::Store {
         start_timestamp: store.start_timestamp,
         deploy_path: store.deploy_path.clone(),
         node_state: node_state.into(),
+        esker_memory: (store.memory != StoreMemory::default()).then_some(metapb::StoreMemory {
+            lineage: store.memory.lineage,
+            generation: store.memory.generation,
+            log_sequence: store.memory.log_sequence,
+            start: store.memory.start,
+        }),
         ..Default::default()
     }
 }
@@ -182,6 +194,8 @@ pub fn stats(message: &pdpb::StoreStats) -> StoreStats {
         bytes_read: message.bytes_read,
         keys_written: message.keys_written,
         keys_read: message.keys_read,
+        log_sequence: message.esker_log_sequence,
+        damage: message.esker_damage.clone(),
     }
 }
 
@@ -202,6 +216,8 @@ pub fn stats_message(store: &Store) -> pdpb::StoreStats {
         bytes_read: stats.bytes_read,
         keys_written: stats.keys_written,
         keys_read: stats.keys_read,
+        esker_log_sequence: stats.log_sequence,
+        esker_damage: stats.damage.clone(),
         ..Default::default()
     }
 }

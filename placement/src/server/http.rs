@@ -42,7 +42,7 @@ async fn lead(shared: &Shared, uri: &Uri) -> Result<Arc<Lead>, Response> {
     match shared.lead().await {
         Ok(lead) => Ok(lead),
         Err(status) => match shared.leader() {
-            Some(leader) if leader.id != shared.config.member_id => {
+            Some(leader) if leader.name != shared.config.name => {
                 Err(Redirect::temporary(&format!("http://{}{}", leader.address, uri))
                     .into_response())
             }
@@ -217,7 +217,7 @@ async fn members(State(shared): State<Arc<Shared>>) -> Response {
 async fn health(State(shared): State<Arc<Shared>>) -> Response {
     let has_leader = shared.leader().is_some();
     let checks = shared.state.members().into_iter().map(|member| {
-        let is_self = member.id == shared.config.member_id;
+        let is_self = member.name == shared.config.name;
         async move {
             let is_healthy = if is_self {
                 has_leader

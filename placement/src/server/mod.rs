@@ -36,7 +36,6 @@ use crate::lead::{Lead, LeadError, PATIENCE, office};
 use crate::operator::OperatorLimits;
 use crate::schedule::ScheduleConfig;
 use crate::state::{DamagedState, MemberInfo, ReplicatedState};
-use crate::types::MemberId;
 
 pub use keyspace::KeyspaceService;
 pub use pd::PdService;
@@ -55,7 +54,6 @@ pub(crate) const MIN_STREAM_LIFE: Duration = Duration::from_millis(1_100);
 #[derive(Clone, Debug)]
 pub struct PlacementConfig {
     pub name: String,
-    pub member_id: MemberId,
     pub schedule: ScheduleConfig,
     pub limits: OperatorLimits,
     /// How often regions are patrolled and leaders balanced.
@@ -64,10 +62,9 @@ pub struct PlacementConfig {
 
 impl PlacementConfig {
     /// A member with everything else at its default.
-    pub fn new(name: impl Into<String>, member_id: MemberId) -> Self {
+    pub fn new(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
-            member_id,
             schedule: ScheduleConfig::default(),
             limits: OperatorLimits::default(),
             schedule_interval: Duration::from_millis(500),

@@ -38,7 +38,8 @@ pub async fn bootstrap(
             "the cluster is bootstrapped already; join it with PutStore",
         ));
     }
-    let store = accepted_store(&lead, request.store)?;
+    let store = named_store(&lead, request.store)?;
+    let store = lead.cluster.read().stores.check_put(store)?;
     let region = request.region.ok_or_else(|| Refusal::invalid("the request has no region"))?;
     let region = convert::region(region).map_err(|error| Refusal::invalid(error.to_string()))?;
     if !region.start.is_empty() || !region.end.is_empty() {
@@ -78,8 +79,8 @@ pub async fn alloc_id(
     Ok(pdpb::AllocIdResponse { id: lead.ids(count).await?, count, ..Default::default() })
 }
 
-/// Whether a store that introduces itself may join, and as what.
-fn accepted_store(
+/// A store that introduces itself, if its id is one of this cluster's.
+fn named_store(
     lead: &Lead,
     store: Option<esker_rpc::proto::metapb::Store>,
 ) -> Result<StoreDescriptor, Refusal> {
@@ -92,15 +93,22 @@ fn accepted_store(
             store.id
         )));
     }
-    let cluster = lead.cluster.read();
-    cluster.stores.check_put(store).map_err(|error| {
+    Ok(store)
+}
+
+impl From<PutStoreError> for Refusal {
+    fn from(error: PutStoreError) -> Self {
         let kind = match error {
             PutStoreError::Tombstone { .. } => pdpb::ErrorType::StoreTombstone,
-            PutStoreError::DuplicateAddress { .. } => pdpb::ErrorType::DuplicatedEntry,
-            PutStoreError::NoAddress { .. } => pdpb::ErrorType::InvalidValue,
+            PutStoreError::DuplicateAddress { .. } | PutStoreError::StillAlive { .. } => {
+                pdpb::ErrorType::DuplicatedEntry
+            }
+            PutStoreError::NoAddress { .. } | PutStoreError::OlderCopy { .. } => {
+                pdpb::ErrorType::InvalidValue
+            }
         };
         Refusal::header(kind, error.to_string())
-    })
+    }
 }
 
 pub async fn put_store(
@@ -111,10 +119,27 @@ pub async fn put_store(
         return Err(not_bootstrapped());
     }
     let _one_at_a_time = lead.facts.lock().await;
-    let store = accepted_store(&lead, request.store)?;
-    lead.commit(vec![Fact::Store(convert::descriptor_message(&store))]).await?;
+    let store = named_store(&lead, request.store)?;
     let now = lead.clock.now();
-    lead.cluster.write().stores.put(store, now);
+    let replaced = match request.esker_replace {
+        true => lead.cluster.read().stores.check_replace(&store, now)?,
+        false => None,
+    };
+    let mut put = Vec::new();
+    if let Some(replaced) = replaced {
+        tracing::warn!(store = %replaced.id, by = %store.id, "a store is replaced for good");
+        put.push(replaced);
+        put.push(StoreDescriptor { state: StoreState::Up, ..store });
+    } else {
+        put.push(lead.cluster.read().stores.check_put(store)?);
+    }
+    // Together, or not at all: the address has one store at any time.
+    let facts = put.iter().map(|store| Fact::Store(convert::descriptor_message(store)));
+    lead.commit(facts.collect()).await?;
+    let mut cluster = lead.cluster.write();
+    for store in put {
+        cluster.stores.put(store, now);
+    }
     Ok(pdpb::PutStoreResponse::default())
 }
 
@@ -166,21 +191,35 @@ pub async fn store_heartbeat(
     let stats = request.stats.ok_or_else(|| Refusal::invalid("the heartbeat has no stats"))?;
     let id = StoreId(stats.store_id);
     let (now, wall_ms) = (lead.clock.now(), lead.clock.wall_ms());
-    let mut cluster = lead.cluster.write();
-    let store = cluster
-        .stores
-        .heartbeat(id, convert::stats(&stats), now, wall_ms)
-        .ok_or_else(|| unknown_store(id))?;
-    if store.descriptor.state == StoreState::Tombstone {
-        return Err(Refusal::header(
-            pdpb::ErrorType::StoreTombstone,
-            PutStoreError::Tombstone { id }.to_string(),
-        ));
+    let (state, unsaved) = {
+        let mut cluster = lead.cluster.write();
+        let store = cluster
+            .stores
+            .heartbeat(id, convert::stats(&stats), now, wall_ms)
+            .ok_or_else(|| unknown_store(id))?;
+        if store.descriptor.state == StoreState::Tombstone {
+            return Err(PutStoreError::Tombstone { id }.into());
+        }
+        (convert::store_message(store).node_state, cluster.stores.take_unsaved(id, now))
+    };
+    if unsaved {
+        save_memory(&lead, id).await?;
     }
-    Ok(pdpb::StoreHeartbeatResponse {
-        state: convert::store_message(store).node_state,
-        ..Default::default()
-    })
+    Ok(pdpb::StoreHeartbeatResponse { state, ..Default::default() })
+}
+
+/// Makes durable how far a store's memory has come, so that a later leader recognises an
+/// older copy of it, too.
+async fn save_memory(lead: &Lead, id: StoreId) -> Result<(), Refusal> {
+    let _one_at_a_time = lead.facts.lock().await;
+    // As it is now, not as it was before the wait.
+    let store = lead.cluster.read().stores.get(id).map(|store| store.descriptor.clone());
+    match store {
+        Some(store) => {
+            Ok(lead.commit(vec![Fact::Store(convert::descriptor_message(&store))]).await?)
+        }
+        None => Ok(()),
+    }
 }
 
 pub async fn get_cluster_config(

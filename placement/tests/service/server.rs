@@ -51,7 +51,7 @@ impl Served {
         clock: Arc<dyn Clock>,
     ) -> Self {
         let address = listener.local_addr().expect("an address");
-        let mut config = PlacementConfig::new(format!("pd-{id}"), MemberId(id));
+        let mut config = PlacementConfig::new(format!("pd-{id}"));
         config.schedule_interval = Duration::from_millis(20);
         let server = PlacementServer::new(config, state, clock);
         let mut task = JoinSet::new();
@@ -123,7 +123,11 @@ impl Served {
     }
 
     pub async fn put_store(&mut self, store: metapb::Store) -> Option<(pdpb::ErrorType, String)> {
-        let request = pdpb::PutStoreRequest { header: self.header(), store: Some(store) };
+        let request = pdpb::PutStoreRequest {
+            header: self.header(),
+            store: Some(store),
+            ..Default::default()
+        };
         let response = self.client.put_store(request).await.expect("an answer");
         error_of(&response.into_inner().header)
     }

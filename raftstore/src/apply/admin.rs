@@ -3,7 +3,7 @@
 //! the log brings back, never the shape of a region.
 
 use esker_engine::{Cf, KvBatch, KvEngine};
-use esker_raft::{ConfChange, LogIndex, SnapshotMeta, Term};
+use esker_raft::{ConfChange, LogIndex, PeerId, SnapshotMeta, Term};
 use esker_rpc::proto::esker::command::{AdminCommand, RaftCommand, Split, admin_command::Kind};
 use esker_rpc::proto::metapb::{Peer, Region, RegionEpoch};
 use prost::Message as _;
@@ -41,24 +41,25 @@ pub(crate) fn complete_installation(
     kv.ingest(files.files())?;
     batch.clear();
     state::put_region(&mut batch, id, &RegionState::Normal(descriptor.clone()));
-    state::put_applied(&mut batch, id, applied);
+    state::put_installed(&mut batch, id, applied);
     kv.write(&batch)?;
     kv.persist()?;
     files.discard();
     Ok(())
 }
 
-/// Removes the data of a region's `range` and leaves a tombstone, in one durable write.
+/// Removes the data of a region's `range` and leaves a tombstone of `peer`, in one durable write.
 pub(crate) fn bury(
     kv: &KvEngine,
     range: &Region,
+    peer: PeerId,
     tombstone: Region,
     applied: Applied,
 ) -> Result<(), StoreError> {
     let id = range.region_id();
     let mut batch = KvBatch::new();
     delete_data(&mut batch, range);
-    state::put_region(&mut batch, id, &RegionState::Tombstone { region: tombstone, applied });
+    state::put_region(&mut batch, id, &RegionState::Tombstone { region: tombstone, peer, applied });
     state::delete_applied(&mut batch, id);
     kv.write(&batch)?;
     kv.persist()?;
@@ -219,6 +220,7 @@ impl Applier {
         &mut self,
         region: RegionId,
         generation: u64,
+        peer: PeerId,
         tombstone_conf_ver: u64,
     ) -> Result<(), StoreError> {
         let Some(progress) = self.regions.remove(&region) else {
@@ -236,7 +238,7 @@ impl Applier {
             epoch.conf_ver = tombstone_conf_ver;
             last.peers.clear();
         }
-        bury(&self.kv, &range, last, progress.applied)?;
+        bury(&self.kv, &range, peer, last, progress.applied)?;
         self.tell(region, Notice::Destroyed { region, generation });
         Ok(())
     }

@@ -86,6 +86,9 @@ pub struct PeerSeed {
     pub fresh: bool,
 }
 
+/// Below every peer that is sound.
+const RETIRED_PRIORITY: i32 = i32::MIN;
+
 /// How long a learner hears of nobody before it asks whether it is still a member.
 const QUESTION_AFTER: Duration = Duration::from_secs(10);
 
@@ -138,6 +141,8 @@ pub struct Peer {
     written_bytes: u64,
     written_keys: u64,
     was_leader: bool,
+    /// See [`Peer::retire`].
+    pub(super) retired: bool,
 }
 
 impl Peer {
@@ -195,6 +200,7 @@ impl Peer {
             written_bytes: 0,
             written_keys: 0,
             was_leader: false,
+            retired: false,
         })
     }
 
@@ -252,6 +258,34 @@ impl Peer {
 
     pub fn tick(&mut self, now: Time) {
         self.group.tick(now);
+    }
+
+    /// From now on this peer serves nobody: what it reads may be damaged. It hands its
+    /// leadership over where it has one, and does not seek another.
+    pub fn retire(&mut self, now: Time) {
+        self.retired = true;
+        self.delegate.withdraw_lease();
+        self.group.set_priority(RETIRED_PRIORITY);
+        self.fail_reads();
+        if self.is_leader() {
+            // Nobody to hand over to: then nobody else could serve, either.
+            let _ = self.group.transfer_leader(now, None);
+        }
+    }
+
+    /// Reads that wait are sent to another replica.
+    fn fail_reads(&mut self) {
+        let waiting: Vec<ReadRequest> = self
+            .reads
+            .drain(..)
+            .chain(self.confirming.drain().flat_map(|(_, reads)| reads))
+            .chain(self.confirmed.drain(..).flat_map(|(_, reads)| reads))
+            .chain(self.ahead.drain(..).flat_map(|(_, _, reads)| reads))
+            .collect();
+        let error = self.not_leader();
+        for read in waiting {
+            let _ = read.reply.send(Err(error.clone()));
+        }
     }
 
     pub fn campaign(&mut self, now: Time) {
@@ -313,12 +347,14 @@ impl Peer {
             Err(
                 broken @ (StepError::Log(_)
                 | StepError::CommittedConflict { .. }
-                | StepError::LostEntries { .. }),
+                | StepError::LostEntries { .. }
+                | StepError::TwoLeaders { .. }),
             ) => {
                 let what = format!("the log of region {}", self.id);
                 Err(StoreError::Corrupt { what, why: broken.to_string() })
             }
-            Err(broken @ (StepError::TwoLeaders { .. } | StepError::PeerLostEntries { .. })) => {
+            Err(broken @ StepError::PeerLostEntries { .. }) => {
+                metrics::counter!("esker_raft_peers_lost_entries_total").increment(1);
                 tracing::error!(region = %self.id, store = %self.store, %broken, "message refused");
                 Ok(())
             }

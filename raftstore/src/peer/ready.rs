@@ -57,6 +57,7 @@ impl Peer {
             Some(until)
                 if self.splitting.is_none()
                     && !self.installing
+                    && !self.retired
                     && self.applied.term == self.group.term() =>
             {
                 self.delegate.publish_lease(self.applied.term, until);

@@ -86,7 +86,7 @@ impl Peer {
             return Err(RequestError::RegionNotFound(self.id));
         }
         self.check_peer(context.peer)?;
-        if !self.is_leader() {
+        if !self.is_leader() || self.retired {
             return Err(self.not_leader());
         }
         if context.term.is_some_and(|term| term != self.group.term()) {
@@ -132,7 +132,7 @@ impl Peer {
     pub fn on_read(&mut self, request: ReadRequest) {
         let allowed = if !self.is_initialized() || self.destroying {
             Err(RequestError::RegionNotFound(self.id))
-        } else if !self.is_leader() && !request.context.replica_read {
+        } else if self.retired || (!self.is_leader() && !request.context.replica_read) {
             Err(self.not_leader())
         } else if self.waiting_reads() >= MAX_WAITING_READS {
             Err(RequestError::ServerIsBusy {

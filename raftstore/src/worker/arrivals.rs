@@ -14,7 +14,7 @@ use crate::ids::{RegionId, StoreId};
 use crate::message::Input;
 use crate::region::RegionExt;
 use crate::snapshot::ReceivedSnapshot;
-use crate::state::{Applied, RegionState, region_state};
+use crate::state::{Applied, RegionState, raft_state, region_state};
 
 impl Worker {
     pub(super) fn on_input(&mut self, now: Time, input: Input) -> Result<(), StoreError> {
@@ -151,11 +151,14 @@ impl Worker {
             }
             return Ok(true);
         }
-        if let Some(RegionState::Tombstone { region: last, applied }) =
+        if let Some(RegionState::Tombstone { region: last, peer: removed, applied }) =
             region_state(&self.shared.kv, region)?
         {
             let epoch = envelope.epoch.unwrap_or_default();
-            if epoch.conf_ver <= last.epoch().conf_ver {
+            // One change may have removed that peer and added another one here: the
+            // newcomer's epoch is then the tombstone's own.
+            let is_newcomer = to.id > removed.0 && epoch.conf_ver >= last.epoch().conf_ver;
+            if !is_newcomer {
                 let is_vote =
                     matches!(message.body, MessageBody::Vote { .. } | MessageBody::PreVote { .. });
                 // Without peers it does not know who stayed.
@@ -183,6 +186,10 @@ impl Worker {
             // A split that is not applied here yet will create the region; or a
             // region that should have gone is still here.
             self.shared.ranges.keep_early(envelope.clone());
+            return Ok(false);
+        }
+        if raft_state(&self.shared.log, region)?.is_some_and(|left| left.peer.0 > to.id) {
+            // For a peer that a later one has followed here, which a restart emptied.
             return Ok(false);
         }
         self.add_empty_peer(now, region, to)?;

@@ -36,6 +36,8 @@ pub struct Sent {
     messages: Mutex<VecDeque<(StoreId, RaftMessage)>>,
     snapshots: Mutex<VecDeque<(StoreId, PeerId, RaftMessage, RegionSnapshotSource)>>,
     pub reports: Mutex<BTreeMap<u64, RegionReport>>,
+    /// What was sent since a test began to listen.
+    heard: Mutex<Option<Vec<RaftMessage>>>,
 }
 
 impl Sent {
@@ -43,10 +45,18 @@ impl Sent {
     pub fn waiting(&self) -> usize {
         self.messages.lock().len()
     }
+
+    /// What the store has sent since the last call, carried or not; nothing at the first.
+    pub fn listen(&self) -> Vec<RaftMessage> {
+        self.heard.lock().replace(Vec::new()).unwrap_or_default()
+    }
 }
 
 impl Outbox for Sent {
     fn send(&self, to: StoreId, message: RaftMessage) {
+        if let Some(heard) = &mut *self.heard.lock() {
+            heard.push(message.clone());
+        }
         self.messages.lock().push_back((to, message));
     }
 
@@ -140,7 +150,7 @@ impl Cluster {
                     peers: vec![peer(2, 1)],
                     ..Region::default()
                 };
-                bootstrap_region(&kv, &log, &first).unwrap();
+                bootstrap_region(&kv, &log, StoreId(1), &first).unwrap();
                 kv.close_like_a_crash();
             }
             cluster.start(id);

@@ -5,5 +5,6 @@
 mod chaos;
 mod cluster;
 mod life;
+mod memory;
 mod moves;
 mod reads;

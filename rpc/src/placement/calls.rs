@@ -120,6 +120,16 @@ impl PlacementClient {
         Ok(())
     }
 
+    /// Adds a store in the place of the one that had its address and lost its memory for good.
+    /// Refused while that one is heard of.
+    pub async fn replace_store(&self, store: Store) -> Result<(), ClientError> {
+        let store = Some(store);
+        let request =
+            call!(self, PdClient::put_store, PutStoreRequest { store: store, esker_replace: true });
+        request.await?;
+        Ok(())
+    }
+
     /// One store and its last report.
     pub async fn get_store(&self, id: u64) -> Result<(Store, StoreStats), ClientError> {
         let answer = call!(self, PdClient::get_store, GetStoreRequest { store_id: id }).await?;

@@ -1,0 +1,387 @@
+//! How a group of placement members comes into being once, and never a second time.
+//!
+//! A member whose directory is empty may be one of a new cluster, or one that lost its
+//! memory. It cannot know, and must not vote: with an empty vote it could help to elect a
+//! leader without what the group has acknowledged. So it asks the other members.
+//!
+//! - A **nonce** is drawn for the empty directory and kept in the file `FOUNDING` before
+//!   anybody hears of it.
+//! - When **all** listed members say that they are empty, each knows the same names and
+//!   nonces, and so the same group: its id is made of them. Each begins with the group's
+//!   first state. A member that hears of a group founded with its own name and nonce was
+//!   part of that, and has not spoken yet: it begins with the first state, too.
+//! - A member that hears of a group without its nonce is a newcomer. It waits until an
+//!   operator says so (`esker placement replace NAME`): the leader then writes its nonce
+//!   down under a new id and adds it; it joins under that id, empty, and is filled. A
+//!   directory that is emptied again has another nonce, and waits again.
+//!
+//! `FOUNDING` is removed before the member speaks for the first time. The file `MEMBERS`
+//! keeps what the founders agreed on.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use esker_engine::DataDir;
+use esker_placement::{MemberId, MemberInfo};
+use esker_rpc::proto::esker::members_client::MembersClient;
+use esker_rpc::proto::esker::{GroupMember, MemberGroup, MemberStage, MemberStageRequest};
+use futures_util::future::join_all;
+use serde::{Deserialize, Serialize};
+use tonic::transport::Endpoint;
+
+use super::member::Members;
+use crate::Error;
+
+const FOUNDING: &str = "FOUNDING";
+const MEMBERS: &str = "MEMBERS";
+const FORMAT: u32 = 1;
+
+/// How long one member may take to say where it stands.
+const ASK_WITHIN: Duration = Duration::from_secs(1);
+/// Between two rounds of questions: at first, and at most.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+const ASK_AGAIN_AT_MOST: Duration = Duration::from_secs(1);
+/// How often the log says what is waited for.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
+
+/// A member as the founders knew it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Founder {
+    pub id: u64,
+    pub name: String,
+    pub nonce: u64,
+}
+
+/// What a group was founded with; the same on each of its members, for ever.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    format: u32,
+    /// Tells this group from every other one.
+    pub group: u64,
+    /// Tells the list of members that this node was started with from other lists.
+    pub join: u64,
+    pub founders: Vec<Founder>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Waiting {
+    format: u32,
+    nonce: u64,
+}
+
+/// What a member with an empty directory is to become.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Adoption {
+    pub me: MemberId,
+    pub record: Record,
+}
+
+impl Record {
+    /// Whether the member began with the group's first state, rather than empty.
+    pub fn is_founder(&self, member: MemberId) -> bool {
+        self.founders.iter().any(|founder| founder.id == member.0)
+    }
+
+    /// What the directory of a member that was used says of its group.
+    pub fn read(data: &DataDir) -> Result<Option<Record>, Error> {
+        let Some(text) = data.read_record(MEMBERS)? else { return Ok(None) };
+        parse(data, MEMBERS, &text, |record: &Record| record.format).map(Some)
+    }
+
+    /// Before the directory gets its owner.
+    pub fn write(&self, data: &DataDir) -> Result<(), Error> {
+        Ok(data.write_record(MEMBERS, &to_text(self)?)?)
+    }
+}
+
+fn to_text<T: Serialize>(value: &T) -> Result<String, Error> {
+    toml::to_string(value).map_err(|error| Error::Internal { reason: error.to_string() })
+}
+
+fn parse<T: for<'a> Deserialize<'a>>(
+    data: &DataDir,
+    name: &str,
+    text: &str,
+    format: impl Fn(&T) -> u32,
+) -> Result<T, Error> {
+    let damaged = |reason: String| Error::Record { path: data.path().join(name), reason };
+    let value: T = toml::from_str(text).map_err(|error| damaged(error.message().to_owned()))?;
+    match format(&value) {
+        FORMAT => Ok(value),
+        other => Err(damaged(format!("it has format {other}, this version reads {FORMAT}"))),
+    }
+}
+
+/// The number of an empty directory: drawn once, and durable before anybody is told.
+pub fn nonce(data: &DataDir) -> Result<u64, Error> {
+    if let Some(text) = data.read_record(FOUNDING)? {
+        return Ok(parse(data, FOUNDING, &text, |waiting: &Waiting| waiting.format)?.nonce);
+    }
+    let nonce = rand::random::<u64>().max(1);
+    data.write_record(FOUNDING, &to_text(&Waiting { format: FORMAT, nonce })?)?;
+    Ok(nonce)
+}
+
+/// Before the member speaks: from now on an empty directory is another one.
+pub fn forget_nonce(data: &DataDir) -> Result<(), Error> {
+    Ok(data.remove_record(FOUNDING)?)
+}
+
+/// The group that members with these names and nonces found: the same, whoever computes it.
+fn founded(members: &Members, nonces: &BTreeMap<String, u64>) -> Record {
+    let founders: Vec<Founder> = members
+        .all
+        .iter()
+        .map(|member| Founder {
+            id: member.id.0,
+            name: member.name.clone(),
+            nonce: nonces.get(&member.name).copied().unwrap_or_default(),
+        })
+        .collect();
+    let text: Vec<String> =
+        founders.iter().map(|founder| format!("{}={}", founder.name, founder.nonce)).collect();
+    Record {
+        format: FORMAT,
+        group: crate::node::tag_of(&text.join(",")).max(1),
+        join: members.tag,
+        founders,
+    }
+}
+
+/// What the answers of all other members mean for one whose directory is empty.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    /// It is part of a group, and knows under which id.
+    Adopt(Adoption),
+    /// A group is there, and does not know it.
+    Newcomer { told_by: String },
+    /// Not everybody has said something yet.
+    Wait { silent: Vec<String> },
+    /// Everybody is new, but this node is not: it may not help to begin anew.
+    NotNew,
+}
+
+/// `answers` are those of the other members, by name. `may_found` is false on a node whose
+/// store is in use: such a node has belonged to a group before.
+fn judge(
+    members: &Members,
+    name: &str,
+    nonce: u64,
+    may_found: bool,
+    answers: &BTreeMap<String, MemberStage>,
+) -> Verdict {
+    let is_me = |member: &&GroupMember| member.name == name && member.nonce == nonce;
+    let mut stranger_to = None;
+    for (told_by, answer) in answers {
+        let Some(group) = &answer.group else { continue };
+        match group.members.iter().find(is_me) {
+            Some(me) => {
+                let record = Record {
+                    format: FORMAT,
+                    group: group.id,
+                    join: members.tag,
+                    founders: group.founders.iter().map(Founder::from).collect(),
+                };
+                return Verdict::Adopt(Adoption { me: MemberId(me.id), record });
+            }
+            None => stranger_to = Some(told_by.clone()),
+        }
+    }
+    if let Some(told_by) = stranger_to {
+        return Verdict::Newcomer { told_by };
+    }
+    let mut nonces = BTreeMap::from([(name.to_owned(), nonce)]);
+    let mut silent = Vec::new();
+    for other in members.all.iter().filter(|other| other.name != name) {
+        match answers.get(&other.name) {
+            Some(answer) if answer.name == other.name && answer.nonce != 0 => {
+                nonces.insert(other.name.clone(), answer.nonce);
+            }
+            _ => silent.push(format!("{} at {}", other.name, other.address)),
+        }
+    }
+    if !silent.is_empty() {
+        return Verdict::Wait { silent };
+    }
+    if !may_found {
+        return Verdict::NotNew;
+    }
+    Verdict::Adopt(Adoption { me: members.me, record: founded(members, &nonces) })
+}
+
+impl From<&GroupMember> for Founder {
+    fn from(member: &GroupMember) -> Self {
+        Founder { id: member.id, name: member.name.clone(), nonce: member.nonce }
+    }
+}
+
+impl From<&Founder> for GroupMember {
+    fn from(founder: &Founder) -> Self {
+        GroupMember { id: founder.id, name: founder.name.clone(), nonce: founder.nonce }
+    }
+}
+
+/// The group as it is told to others.
+pub fn group_message(record: &Record, members: Vec<GroupMember>) -> MemberGroup {
+    MemberGroup {
+        id: record.group,
+        founders: record.founders.iter().map(GroupMember::from).collect(),
+        members,
+    }
+}
+
+/// Where one member stands; nothing if it does not say so in time.
+pub async fn ask(address: &str) -> Option<MemberStage> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).ok()?;
+    let endpoint = endpoint.connect_timeout(ASK_WITHIN).timeout(ASK_WITHIN);
+    let asked = async {
+        let channel = endpoint.connect().await.ok()?;
+        let answer = MembersClient::new(channel).stage(MemberStageRequest {}).await.ok()?;
+        Some(answer.into_inner())
+    };
+    tokio::time::timeout(ASK_WITHIN, asked).await.ok().flatten()
+}
+
+async fn ask_all(others: &[&MemberInfo]) -> BTreeMap<String, MemberStage> {
+    let answers = others.iter().map(|other| async {
+        let answer = ask(&other.address).await?;
+        Some((other.name.clone(), answer))
+    });
+    join_all(answers).await.into_iter().flatten().collect()
+}
+
+/// Asks the other members until it is known what this one, whose directory is empty, is to
+/// become. Waits for as long as that takes.
+///
+/// # Errors
+/// When this node is not new and there is nobody who could take the member in.
+pub async fn settle(
+    members: &Members,
+    nonce: u64,
+    may_found: bool,
+    directory: &std::path::Path,
+) -> Result<Adoption, Error> {
+    let name = members.name();
+    let others: Vec<&MemberInfo> =
+        members.all.iter().filter(|member| member.name != name).collect();
+    let mut pause = ASK_AGAIN;
+    let mut said: Option<tokio::time::Instant> = None;
+    loop {
+        let answers = ask_all(&others).await;
+        let why = match judge(members, name, nonce, may_found, &answers) {
+            Verdict::Adopt(adoption) => return Ok(adoption),
+            Verdict::NotNew => return Err(Error::MemberLost { path: directory.to_owned() }),
+            Verdict::Newcomer { told_by } => format!(
+                "the placement group exists, as {told_by} says, and does not know this member: \
+                 its directory {} is empty; put the directory back, or, if it is lost for good, \
+                 run `esker placement replace {name}`",
+                directory.display()
+            ),
+            Verdict::Wait { silent } => format!(
+                "the directory of this placement member is empty; waiting for all members, to \
+                 found the group together or to hear of it: no word yet from {}",
+                silent.join(", ")
+            ),
+        };
+        // The first rounds are daily business: the others are starting, too.
+        if pause == ASK_AGAIN_AT_MOST && said.is_none_or(|said| said.elapsed() >= SAY_AGAIN) {
+            said = Some(tokio::time::Instant::now());
+            tracing::warn!("{why}");
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(ASK_AGAIN_AT_MOST);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn members(me: u64) -> Members {
+        let all = (1..=3)
+            .map(|id| MemberInfo {
+                id: MemberId(id),
+                name: format!("placement-{id}"),
+                address: format!("127.0.0.1:{id}"),
+            })
+            .collect();
+        Members { me: MemberId(me), all, tag: 7 }
+    }
+
+    fn empty(id: u64, nonce: u64) -> (String, MemberStage) {
+        let name = format!("placement-{id}");
+        (name.clone(), MemberStage { name, nonce, group: None })
+    }
+
+    fn member(id: u64, group: &MemberGroup) -> (String, MemberStage) {
+        let name = format!("placement-{id}");
+        (name.clone(), MemberStage { name, nonce: 0, group: Some(group.clone()) })
+    }
+
+    fn verdict(me: u64, nonce: u64, answers: &[(String, MemberStage)]) -> Verdict {
+        let answers = answers.iter().cloned().collect();
+        judge(&members(me), &format!("placement-{me}"), nonce, true, &answers)
+    }
+
+    fn group_of(record: &Record) -> MemberGroup {
+        let members = record.founders.iter().map(GroupMember::from).collect();
+        group_message(record, members)
+    }
+
+    fn adopted(verdict: Verdict) -> Adoption {
+        match verdict {
+            Verdict::Adopt(adoption) => adoption,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn all_members_found_the_same_group_whoever_asks() {
+        let one = adopted(verdict(1, 11, &[empty(2, 22), empty(3, 33)]));
+        let two = adopted(verdict(2, 22, &[empty(1, 11), empty(3, 33)]));
+        assert_eq!(one.record, two.record);
+        assert_eq!((one.me, two.me), (MemberId(1), MemberId(2)));
+        // One that was slower hears of the group from the others.
+        let three = verdict(3, 33, &[member(1, &group_of(&one.record)), empty(2, 22)]);
+        assert_eq!(adopted(three), Adoption { me: MemberId(3), record: one.record });
+    }
+
+    #[test]
+    fn a_member_that_is_silent_is_waited_for() {
+        let silent = vec!["placement-3 at 127.0.0.1:3".to_owned()];
+        assert_eq!(verdict(1, 11, &[empty(2, 22)]), Verdict::Wait { silent });
+        // A node that runs no member, or another one, is as good as silent.
+        let wrong = (("placement-3").to_owned(), empty(2, 22).1);
+        assert!(matches!(verdict(1, 11, &[empty(2, 22), wrong]), Verdict::Wait { .. }));
+    }
+
+    #[test]
+    fn a_directory_that_was_emptied_is_a_newcomer_and_never_founds_again() {
+        let group = group_of(&adopted(verdict(1, 11, &[empty(2, 22), empty(3, 33)])).record);
+        let emptied = verdict(3, 34, &[member(1, &group), member(2, &group)]);
+        assert_eq!(emptied, Verdict::Newcomer { told_by: "placement-2".to_owned() });
+        // Also with only one of the others there, and with a second one emptied.
+        assert!(matches!(verdict(3, 34, &[member(1, &group)]), Verdict::Newcomer { .. }));
+        let two_emptied = verdict(3, 34, &[member(1, &group), empty(2, 23)]);
+        assert!(matches!(two_emptied, Verdict::Newcomer { .. }));
+    }
+
+    #[test]
+    fn a_newcomer_joins_under_the_id_that_was_written_down_for_its_nonce() {
+        let record = adopted(verdict(1, 11, &[empty(2, 22), empty(3, 33)])).record;
+        let mut group = group_of(&record);
+        group.members[2] = GroupMember { id: 4, name: "placement-3".to_owned(), nonce: 34 };
+        let joined = adopted(verdict(3, 34, &[member(1, &group)]));
+        assert_eq!(joined.me, MemberId(4));
+        assert!(!joined.record.is_founder(joined.me) && joined.record.is_founder(MemberId(1)));
+        // Emptied once more, it is a stranger again.
+        assert!(matches!(verdict(3, 35, &[member(1, &group)]), Verdict::Newcomer { .. }));
+    }
+
+    #[test]
+    fn a_node_that_was_in_use_does_not_begin_anew() {
+        let answers = BTreeMap::from([empty(2, 22), empty(3, 33)]);
+        let verdict = judge(&members(1), "placement-1", 11, false, &answers);
+        assert_eq!(verdict, Verdict::NotNew);
+    }
+}

@@ -1,0 +1,369 @@
+//! Disks that fail and directories that vanish, with real processes: what was acknowledged
+//! is never forgotten without a word, and the operator is told which part is lost and what
+//! to do.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use common::eventually;
+use common::operator::Operator;
+use common::process::{PATIENCE, Process, free_address, run};
+use esker_rpc::proto::metapb::StoreState;
+
+/// Nodes with directories of their own, which can be stopped, damaged and started again.
+struct Machines {
+    root: tempfile::TempDir,
+    addresses: Vec<String>,
+    join: Vec<String>,
+    running: Vec<Option<Process>>,
+}
+
+impl Machines {
+    /// `placements` members of the placement driver, the first of `count` nodes; nothing runs.
+    fn new(count: usize, placements: usize) -> Self {
+        let addresses: Vec<String> = (0..count).map(|_| free_address()).collect();
+        let join = addresses[..placements].to_vec();
+        let root = tempfile::tempdir().expect("a temporary directory");
+        Machines { root, addresses, join, running: (0..count).map(|_| None).collect() }
+    }
+
+    async fn all_started(count: usize, placements: usize) -> (Self, Operator) {
+        let mut machines = Machines::new(count, placements);
+        for node in 0..count {
+            machines.start(node);
+        }
+        let operator = Operator::connect(&machines.join).await;
+        (machines, operator)
+    }
+
+    fn folder(&self, node: usize) -> PathBuf {
+        self.root.path().join(format!("n{}", node + 1))
+    }
+
+    fn process(&self, node: usize, more: &[&str]) -> Process {
+        Process::node_with(&self.folder(node), &self.addresses[node], &self.join, more)
+    }
+
+    fn start(&mut self, node: usize) {
+        self.running[node] = Some(self.process(node, &[]));
+    }
+
+    async fn kill(&mut self, node: usize) {
+        self.running[node].take().expect("it runs").kill().await;
+    }
+
+    async fn terminate(&mut self, node: usize) {
+        self.running[node].take().expect("it runs").terminate().await;
+    }
+
+    /// Starts a node that must refuse; the line in which it says why.
+    async fn refusal(&self, node: usize, more: &[&str]) -> String {
+        let (status, log) = self.process(node, more).ended().await;
+        let line = log.lines().last().unwrap_or_default().to_owned();
+        assert!(status.code() == Some(1) && line.starts_with("error: "), "{status}: {log}");
+        line
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    if to.exists() {
+        fs::remove_dir_all(to).expect("a folder");
+    }
+    fs::create_dir_all(to).expect("a folder");
+    for entry in fs::read_dir(from).expect("a folder") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        match entry.file_type().expect("a type").is_dir() {
+            true => copy(&entry.path(), &target),
+            false => drop(fs::copy(entry.path(), target).expect("a file")),
+        }
+    }
+}
+
+/// Puts keys that are acknowledged, and remembers them.
+async fn put(operator: &Operator, prefix: &str, count: usize) -> Vec<String> {
+    let keys: Vec<String> = (0..count).map(|n| format!("{prefix}{n}")).collect();
+    for key in &keys {
+        operator.kv().put(key.clone(), "kept").await.expect("a write");
+    }
+    keys
+}
+
+async fn all_there(operator: &Operator, keys: &[String]) {
+    for key in keys {
+        let found = operator.kv().get(key.clone()).await.expect("a read");
+        assert_eq!(found.as_deref(), Some(&b"kept"[..]), "{key} is lost");
+    }
+}
+
+/// How many stores placement knows that were not removed.
+async fn stores(operator: &Operator) -> Vec<(u64, String)> {
+    let stores = operator.placement().get_stores(true).await.expect("placement answers");
+    stores.into_iter().map(|store| (store.id, store.address)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_lost_a_part_of_its_memory_refuses_to_start_and_says_which() {
+    // The placement driver on a node of its own, and three stores.
+    let (mut machines, operator) = Machines::all_started(4, 1).await;
+    eventually("four stores are known", PATIENCE, async || {
+        let count = stores(&operator).await.len();
+        (count == 4).then_some(()).ok_or_else(|| format!("{count} stores"))
+    })
+    .await;
+    operator.whole(3, PATIENCE).await;
+    let keys = put(&operator, "key", 5).await;
+    let lost = 3;
+    machines.kill(lost).await;
+    let folder = machines.folder(lost).join("store");
+    let whole = machines.root.path().join("whole");
+    copy(&folder, &whole);
+    for (parts, named) in [
+        (&["log"][..], "log"),
+        (&["kv"], "kv"),
+        (&["kv", "log"], "kv"),
+        (&["IDENT"], "IDENT"),
+        (&["IDENT", "kv"], "IDENT"),
+    ] {
+        for part in parts {
+            let part = folder.join(part);
+            if part.is_dir() {
+                fs::remove_dir_all(part).expect("a folder");
+            } else {
+                fs::remove_file(part).expect("a file");
+            }
+        }
+        let line = machines.refusal(lost, &[]).await;
+        assert!(line.contains(&folder.join(named).display().to_string()), "{parts:?}: {line}");
+        assert!(line.contains("--replace"), "{parts:?}: {line}");
+        copy(&whole, &folder);
+    }
+    // All of it: an empty directory at an address that is taken, and nothing is made in it.
+    fs::remove_dir_all(&folder).expect("a folder");
+    let line = machines.refusal(lost, &[]).await;
+    assert!(line.contains(&machines.addresses[lost]) && line.contains("--replace"), "{line}");
+    assert!(!folder.join("IDENT").exists(), "half made");
+    copy(&whole, &folder);
+    // Whole again it starts, and everything is there.
+    machines.start(lost);
+    operator.whole(3, PATIENCE).await;
+    all_there(&operator, &keys).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_of_yesterday_is_refused_and_a_lost_store_is_replaced() {
+    let (mut machines, operator) = Machines::all_started(4, 1).await;
+    operator.whole(3, PATIENCE).await;
+    let lost = 3;
+    eventually("the store is known", PATIENCE, async || {
+        let known = stores(&operator).await;
+        let there = known.iter().any(|(_, address)| *address == machines.addresses[lost]);
+        there.then_some(()).ok_or_else(|| format!("{known:?}"))
+    })
+    .await;
+    let old = operator.store_at(&machines.addresses[lost]).await;
+    // A copy of a store that was stopped well, which then goes on for a while.
+    machines.terminate(lost).await;
+    let folder = machines.folder(lost).join("store");
+    let yesterday = machines.root.path().join("yesterday");
+    copy(&folder, &yesterday);
+    let mut process = machines.process(lost, &[]);
+    process.line_after("ready: node at ").await;
+    process.kill().await;
+    copy(&yesterday, &folder);
+    let line = machines.refusal(lost, &[]).await;
+    assert!(line.contains("older copy") && line.contains(&format!("store {old}")), "{line}");
+
+    // Lost for good: another store takes its place, and the old one is gone for ever.
+    fs::remove_dir_all(&folder).expect("a folder");
+    let mut process = machines.process(lost, &["--replace"]);
+    process.line_after("ready: node at ").await;
+    let new = operator.store_at(&machines.addresses[lost]).await;
+    assert_ne!(new, old, "the new store took the id of the old one");
+    let all = operator.placement().get_stores(false).await.expect("placement answers");
+    let state = all.iter().find(|store| store.id == old).map(|store| store.state());
+    assert_eq!(state, Some(StoreState::Tombstone));
+    process.terminate().await;
+    copy(&yesterday, &folder);
+    let line = machines.refusal(lost, &[]).await;
+    assert!(line.contains(&format!("store {old} was removed")), "{line}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_lost_its_directory_never_votes_itself_a_new_group_and_is_replaced() {
+    let (mut machines, operator) = Machines::all_started(4, 3).await;
+    operator.whole(3, PATIENCE).await;
+    let keys = put(&operator, "key", 5).await;
+    // The fourth node comes to be known while the second one is away.
+    machines.kill(1).await;
+    let before = stores(&operator).await;
+    let timestamp = operator.placement().tso(1).await.expect("a timestamp");
+    let id = operator.placement().alloc_id(1).await.expect("an id").start;
+    machines.kill(0).await;
+    machines.kill(2).await;
+    // The third one, which knew, loses everything; the second one, which did not, returns.
+    fs::remove_dir_all(machines.folder(2)).expect("a folder");
+    machines.start(1);
+    machines.start(2);
+    eventually("the third member says that it waits", PATIENCE, async || {
+        let log = machines.running[2].as_ref().map(Process::log).unwrap_or_default();
+        let says = log.contains("esker placement replace placement-");
+        says.then_some(()).ok_or(log)
+    })
+    .await;
+    // Two of three run, but one of them has no memory: there is no leader.
+    let asked = run(&["placement", "tso", "--placement", &machines.join[1]]).await;
+    assert_eq!(asked.status.code(), Some(1), "{asked:?}");
+
+    machines.start(0);
+    let operator = Operator::connect(&machines.join).await;
+    assert_eq!(stores(&operator).await, before, "placement forgot or invented a store");
+    let later = operator.placement().tso(1).await.expect("a timestamp");
+    assert!(
+        (later.physical, later.logical) > (timestamp.physical, timestamp.logical),
+        "timestamps went back"
+    );
+    let next = operator.placement().alloc_id(1).await.expect("an id").start;
+    assert!(next > id, "id {next} after {id}");
+    all_there(&operator, &keys).await;
+
+    // By a command it joins again, under a new id.
+    let members = operator.placement().get_members().await.expect("an answer").members;
+    let address = format!("http://{}", machines.addresses[2]);
+    let lost = members.iter().find(|m| m.client_urls.contains(&address)).expect("a member");
+    let placement = ["--placement", &machines.join[0]];
+    let refused = run(&["placement", "replace", "placement-9", placement[0], placement[1]]).await;
+    assert!(
+        refused.status.code() == Some(1) && refused.errors.contains("placement-9"),
+        "{refused:?}"
+    );
+    let done = run(&["placement", "replace", &lost.name, placement[0], placement[1]]).await;
+    assert!(done.status.success(), "{done:?}");
+    let members = operator.placement().get_members().await.expect("an answer").members;
+    let again = members.iter().find(|m| m.client_urls.contains(&address)).expect("a member");
+    assert!(members.len() == 3 && again.name == lost.name && again.member_id > 3, "{members:?}");
+    let twice = run(&["placement", "replace", &lost.name, placement[0], placement[1]]).await;
+    assert!(twice.status.code() == Some(1), "{twice:?}");
+
+    // It is worth a member: with it and one other the group goes on, after restarts, too.
+    machines.terminate(0).await;
+    machines.kill(2).await;
+    machines.start(2);
+    let operator = Operator::connect(&machines.join[1..]).await;
+    let last = operator.placement().tso(1).await.expect("a timestamp");
+    assert!((last.physical, last.logical) > (later.physical, later.logical));
+    assert_eq!(stores(&operator).await, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_whose_directory_is_not_whole_refuses_and_a_lone_one_is_never_founded_anew() {
+    let (mut machines, operator) = Machines::all_started(1, 1).await;
+    operator.whole(1, PATIENCE).await;
+    machines.kill(0).await;
+    let folder = machines.folder(0).join("placement");
+    let whole = machines.root.path().join("whole");
+    copy(&folder, &whole);
+    for part in ["log", "kv"] {
+        fs::remove_dir_all(folder.join(part)).expect("a folder");
+        let line = machines.refusal(0, &[]).await;
+        assert!(line.contains("placement member 1") && line.contains(part), "{line}");
+        assert!(line.contains("esker placement replace"), "{line}");
+        copy(&whole, &folder);
+    }
+    fs::remove_file(folder.join("MEMBERS")).expect("a file");
+    assert!(machines.refusal(0, &[]).await.contains("MEMBERS"));
+    // Its store was in use: this is no new cluster.
+    fs::remove_dir_all(&folder).expect("a folder");
+    let line = machines.refusal(0, &[]).await;
+    assert!(line.contains(&folder.display().to_string()) && line.contains("empty"), "{line}");
+    copy(&whole, &folder);
+    machines.start(0);
+    operator.whole(1, PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_whose_data_is_damaged_hands_over_says_what_and_does_not_open_again() {
+    let (mut machines, operator) = Machines::all_started(4, 1).await;
+    operator.whole(3, PATIENCE).await;
+    let keys = put(&operator, "key", 200).await;
+    // On disk, and not in a cache: the store is stopped well, and started again.
+    let regions = operator.regions().await;
+    let holder = regions[0].region.peers.iter().map(|peer| peer.store_id);
+    let mut victim = None;
+    for store in holder {
+        let address = operator.address(store).await.expect("placement knows it");
+        let node = machines.addresses.iter().position(|a| *a == address).expect("one of ours");
+        if node != 0 {
+            victim = Some((node, store));
+        }
+    }
+    let (node, store) = victim.expect("two of three replicas are not on the first node");
+    machines.terminate(node).await;
+    let kv = machines.folder(node).join("store/kv");
+    let mut spoilt = 0;
+    for entry in fs::read_dir(&kv).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.extension().is_none_or(|extension| extension != "sst") {
+            continue;
+        }
+        let mut bytes = fs::read(&path).expect("a file");
+        // The users' data of the load; the store's own records stay as they are.
+        let marker = b"kept";
+        if let Some(at) = bytes.windows(marker.len()).position(|window| window == marker) {
+            bytes[at] ^= 0x55;
+            fs::write(&path, bytes).expect("a file");
+            spoilt += 1;
+        }
+    }
+    assert!(spoilt > 0, "no file of {} holds the keys", kv.display());
+    machines.start(node);
+    operator.whole(3, PATIENCE).await;
+    // It leads, and is asked.
+    eventually("the damage is met", PATIENCE, async || {
+        let region = operator.regions().await.remove(0);
+        if region.leader.is_none_or(|leader| leader.store_id != store) {
+            let _ = operator.transfer_leader(&region, store).await;
+        }
+        all_there(&operator, &keys).await;
+        let log = machines.running[node].as_ref().map(Process::log).unwrap_or_default();
+        log.contains("stops serving, its data is damaged").then_some(()).ok_or(log)
+    })
+    .await;
+    // Nobody was told anything wrong, and the region is led elsewhere.
+    all_there(&operator, &keys).await;
+    eventually("the operator sees which file", PATIENCE, async || {
+        let listed = run(&["store", "list", "--placement", &machines.join[0]]).await;
+        let metrics = page(&machines.addresses[node], "/metrics").await;
+        let seen = listed.output.contains("damaged") && metrics.contains("esker_store_damaged 1");
+        seen.then_some(()).ok_or_else(|| format!("{}\n{metrics}", listed.output))
+    })
+    .await;
+    machines.terminate(node).await;
+    let line = machines.refusal(node, &[]).await;
+    assert!(line.contains(".sst") && line.contains("--replace"), "{line}");
+    fs::remove_dir_all(machines.folder(node)).expect("a folder");
+    let mut process = machines.process(node, &["--replace"]);
+    process.line_after("ready: node at ").await;
+    machines.running[node] = Some(process);
+    operator.whole(3, PATIENCE).await;
+    all_there(&operator, &keys).await;
+}
+
+/// A page of a node, by plain HTTP.
+async fn page(address: &str, path: &str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let asked = async {
+        let mut stream = tokio::net::TcpStream::connect(address).await?;
+        let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok::<_, std::io::Error>(answer)
+    };
+    tokio::time::timeout(Duration::from_secs(5), asked)
+        .await
+        .map_or_else(|late| late.to_string(), |page| page.unwrap_or_else(|e| e.to_string()))
+}
