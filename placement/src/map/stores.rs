@@ -209,6 +209,11 @@ impl StoreMap {
         if descriptor.address.is_empty() {
             return Err(PutStoreError::NoAddress { id });
         }
+        let known = self.stores.get(&id).map(|known| &known.descriptor);
+        // First: where it is, or who is there now, does not matter any more.
+        if known.is_some_and(|known| known.state == StoreState::Tombstone) {
+            return Err(PutStoreError::Tombstone { id });
+        }
         if let Some(holder) = self.holder(&descriptor) {
             return Err(PutStoreError::DuplicateAddress {
                 id,
@@ -216,12 +221,9 @@ impl StoreMap {
                 holder: holder.descriptor.id,
             });
         }
-        let Some(known) = self.stores.get(&id).map(|known| &known.descriptor) else {
+        let Some(known) = known else {
             return Ok(StoreDescriptor { state: StoreState::Up, ..descriptor });
         };
-        if known.state == StoreState::Tombstone {
-            return Err(PutStoreError::Tombstone { id });
-        }
         if !known.memory.may_become(&descriptor.memory) {
             let (now, last) = (descriptor.memory, known.memory);
             return Err(PutStoreError::OlderCopy { id, now, last });
