@@ -12,8 +12,9 @@ use crate::family::Cf;
 /// an end. Longer than any key (see [`MAX_KEY_BYTES`]).
 pub(crate) static KEYS_END: [u8; MAX_KEY_BYTES + 1] = [0xff; MAX_KEY_BYTES + 1];
 
-/// The longest key that an engine stores. The limit for users is far below it.
-pub const MAX_KEY_BYTES: usize = 8 << 10;
+/// The longest key that an engine stores. The limit for users is below it: what is stored for
+/// a user's key is longer than the key, and the end of a range may be longer still.
+pub const MAX_KEY_BYTES: usize = 10 << 10;
 
 /// What RocksDB's batch adds to each operation at most: kind, family, lengths.
 const OVERHEAD_BYTES: usize = 16;

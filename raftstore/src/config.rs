@@ -8,11 +8,35 @@ pub const INITIAL_INDEX: u64 = 5;
 /// See [`INITIAL_INDEX`].
 pub const INITIAL_TERM: u64 = 5;
 
-/// The longest key that a client may use, in bytes.
-pub const MAX_KEY_BYTES: usize = 4 << 10;
-/// The longest key that is stored: in its memcomparable form a key is longer by a byte for
-/// each eight and up to nine more, and a version takes eight.
-pub const MAX_STORED_KEY_BYTES: usize = MAX_KEY_BYTES / 8 * 9 + 9 + 8;
+/// The longest key that a client may use, in bytes: as much as TiKV takes. In a key space the
+/// four bytes that name it count, too.
+pub const MAX_KEY_BYTES: usize = 8 << 10;
+/// The longest memcomparable form of a client's key: a byte more for each eight, and up to nine.
+const MAX_MEMCOMPARABLE_BYTES: usize = MAX_KEY_BYTES / 8 * 9 + 9;
+/// The longest key that is stored: one in its memcomparable form, and a version of eight bytes.
+pub const MAX_STORED_KEY_BYTES: usize = MAX_MEMCOMPARABLE_BYTES + 8;
+/// The longest bound of a range: [`KEYS_TOP`] is longer than any key.
+pub const MAX_BOUND_BYTES: usize = KEYS_TOP.len();
+
+/// Above every key that can be stored, and the beginning of the last region, which is empty
+/// for ever.
+///
+/// A client in the field (`tikv-client` 0.4) takes a region without an end for "go on at the
+/// beginning" where its scan has one, and stops at the first region's end where its scan has
+/// none. With this bound both come out right: the region before it has an end, and nothing can
+/// be behind that end. It is the memcomparable form of a key, because clients in a key space,
+/// and transactional ones, decode the bounds of regions.
+pub static KEYS_TOP: [u8; MAX_MEMCOMPARABLE_BYTES + 9] = {
+    let mut top = [0xff; MAX_MEMCOMPARABLE_BYTES + 9];
+    let mut at = MAX_MEMCOMPARABLE_BYTES;
+    while at < top.len() - 1 {
+        top[at] = 0;
+        at += 1;
+    }
+    // A group of padding only: the key's length is a multiple of eight.
+    top[at] = 0xf7;
+    top
+};
 /// The largest single write command accepted, in bytes.
 pub const MAX_COMMAND_BYTES: usize = 8 << 20;
 /// Commands of one region that wait together become one entry up to this size.
@@ -22,6 +46,13 @@ pub const MAX_BATCHED_ENTRY_BYTES: usize = 1 << 20;
 pub const WORKER_INBOX: usize = 8 << 10;
 /// Inputs a worker takes in one turn before it lets its outputs go.
 pub const WORKER_TURN: usize = 2 << 10;
+/// How long a request is held and tried again before its client is told that the store is busy:
+/// there are clients that take that as final, and most queues are emptied sooner.
+pub const BUSY_PATIENCE: Duration = Duration::from_secs(1);
+/// Between two such attempts, at first and at most.
+pub const BUSY_RETRY: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(50));
+/// Requests that are held so at the same time; past it callers are told at once.
+pub const MAX_HELD_REQUESTS: usize = 4 << 10;
 /// Log writes that may wait for the disk before the workers wait for them.
 pub const LOG_QUEUE: usize = 4 << 10;
 /// Tasks that may wait for one apply worker before the worker that feeds it waits.
@@ -92,5 +123,23 @@ impl Default for StoreConfig {
             log_gc_max_lag: 100_000,
             seed: rand::random(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_key_that_can_be_stored_reaches_the_top() {
+        assert!([0xff; MAX_KEY_BYTES][..] < KEYS_TOP[..]);
+        // The memcomparable form of the highest key, and whatever version follows it.
+        let mut highest = vec![0xff; MAX_KEY_BYTES / 8 * 9];
+        highest.extend([0; 8]);
+        highest.push(0xf7);
+        highest.extend([0xff; 8]);
+        assert_eq!(highest.len(), MAX_STORED_KEY_BYTES);
+        assert!(highest[..] < KEYS_TOP[..]);
+        assert_eq!(KEYS_TOP.len() % 9, 0, "whole groups");
     }
 }

@@ -45,8 +45,8 @@ pub enum RequestError {
     Split { region: RegionId, reason: String },
     #[error("cannot transfer the leadership of region {region}: {reason}")]
     Transfer { region: RegionId, reason: String },
-    #[error("store {0} is stopping")]
-    Stopped(StoreId),
+    #[error("store {store} is stopping")]
+    Stopped { store: StoreId, region: RegionId },
 }
 
 impl RequestError {
@@ -106,9 +106,10 @@ impl RequestError {
                 error.undetermined_result =
                     Some(errorpb::UndeterminedResult { message: self.to_string() });
             }
-            RequestError::Stopped(_) => {
-                error.server_is_busy =
-                    Some(errorpb::ServerIsBusy { reason: self.to_string(), ..Default::default() });
+            // Not busy, which some clients take as final: another store leads soon, and a client
+            // that is told of no leader looks for it.
+            RequestError::Stopped { region, .. } => {
+                error.not_leader = Some(errorpb::NotLeader { region_id: region.0, leader: None });
             }
             RequestError::KeyTooLarge { .. }
             | RequestError::EmptyKey

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use crossbeam_channel::{Sender, TrySendError};
@@ -11,9 +12,11 @@ use esker_rpc::proto::esker::RaftMessage;
 use esker_rpc::proto::esker::command::{Mutation, mutation::Kind};
 use esker_rpc::proto::metapb::RegionEpoch;
 use rustix::time::{ClockId, clock_gettime};
-use tokio::sync::{SetOnce, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SetOnce, oneshot};
 
-use crate::config::{MAX_COMMAND_BYTES, MAX_STORED_KEY_BYTES};
+use crate::config::{
+    BUSY_PATIENCE, BUSY_RETRY, MAX_BOUND_BYTES, MAX_COMMAND_BYTES, MAX_STORED_KEY_BYTES,
+};
 use crate::error::RequestError;
 use crate::ids::{RegionId, StoreId};
 use crate::message::{
@@ -88,6 +91,39 @@ pub struct StoreHandle {
     pub(crate) stopped: Arc<AtomicBool>,
     /// What was found damaged.
     pub(crate) damage: Arc<SetOnce<String>>,
+    /// Room for requests that wait until the store is less busy.
+    pub(crate) held: Arc<Semaphore>,
+}
+
+/// A request that is tried again for a while before its client is told that the store is busy.
+#[derive(Default)]
+struct Held {
+    since: Option<(tokio::time::Instant, OwnedSemaphorePermit)>,
+    wait: Duration,
+}
+
+impl Held {
+    /// Waits before the next attempt; `false` when there should be none.
+    async fn wait(&mut self, room: &Arc<Semaphore>) -> bool {
+        let (first, longest) = BUSY_RETRY;
+        let since = match &self.since {
+            Some((since, _)) => *since,
+            None => {
+                let Ok(permit) = Arc::clone(room).try_acquire_owned() else { return false };
+                let now = tokio::time::Instant::now();
+                self.since = Some((now, permit));
+                self.wait = first;
+                metrics::counter!("esker_requests_held_total").increment(1);
+                now
+            }
+        };
+        if since.elapsed() + self.wait > BUSY_PATIENCE {
+            return false;
+        }
+        tokio::time::sleep(self.wait).await;
+        self.wait = (self.wait * 2).min(longest);
+        true
+    }
 }
 
 impl std::fmt::Debug for StoreHandle {
@@ -150,19 +186,33 @@ impl StoreHandle {
                     reason: format!("too many requests wait in store {}", self.store),
                 }
             }
-            TrySendError::Disconnected(_) => RequestError::Stopped(self.store),
+            TrySendError::Disconnected(_) => self.stopped(region),
         })
     }
 
+    fn stopped(&self, region: RegionId) -> RequestError {
+        RequestError::Stopped { store: self.store, region }
+    }
+
+    /// Asks for what changes nothing.
     async fn ask<T>(
         &self,
         region: RegionId,
-        input: impl FnOnce(Reply<T>) -> Input,
+        input: impl Fn(Reply<T>) -> Input,
     ) -> Result<T, RequestError> {
-        let (reply, answer) = oneshot::channel();
-        self.deliver(region, input(reply))?;
-        // The worker drops a reply only when the store stops.
-        answer.await.unwrap_or(Err(RequestError::Undetermined(region)))
+        let mut held = Held::default();
+        loop {
+            let (reply, answer) = oneshot::channel();
+            let answer = match self.deliver(region, input(reply)) {
+                // The worker drops a reply only when the store stops.
+                Ok(()) => answer.await.unwrap_or_else(|_| Err(self.stopped(region))),
+                Err(refused) => Err(refused),
+            };
+            match answer {
+                Err(RequestError::ServerIsBusy { .. }) if held.wait(&self.held).await => {}
+                answer => return answer,
+            }
+        }
     }
 
     /// Carries out `mutations` on one region, all or nothing; they have happened
@@ -177,9 +227,18 @@ impl StoreHandle {
         context: RequestContext,
         mutations: Vec<Mutation>,
     ) -> Result<WriteResult, RequestError> {
-        self.start_write(region, context, mutations)?
-            .await
-            .unwrap_or(Err(RequestError::Undetermined(region)))
+        let mut held = Held::default();
+        loop {
+            let written = match self.start_write(region, context, mutations.clone()) {
+                Ok(answer) => answer.await.unwrap_or(Err(RequestError::Undetermined(region))),
+                Err(refused) => Err(refused),
+            };
+            match written {
+                // As every error but an unknown outcome, this one promises that nothing was done.
+                Err(RequestError::ServerIsBusy { .. }) if held.wait(&self.held).await => {}
+                written => return written,
+            }
+        }
     }
 
     /// As [`StoreHandle::write`], for callers without an executor: the answer comes through the channel.
@@ -239,7 +298,9 @@ impl StoreHandle {
         epoch: RegionEpoch,
         admin: Admin,
     ) -> Result<AdminResult, RequestError> {
-        self.ask(region, |reply| Input::Admin(AdminRequest { region, epoch, admin, reply })).await
+        self.start_admin(region, epoch, admin)?
+            .await
+            .unwrap_or(Err(RequestError::Undetermined(region)))
     }
 
     /// As [`StoreHandle::admin`], for callers without an executor.
@@ -340,10 +401,11 @@ fn check_mutations(region: RegionId, mutations: &[Mutation]) -> Result<usize, Re
         if key.is_empty() && end.is_none() {
             return Err(RequestError::EmptyKey);
         }
+        // A range may end where the last region begins, above all keys.
+        let limit = if end.is_some() { MAX_BOUND_BYTES } else { MAX_STORED_KEY_BYTES };
         for key in [Some(key), end].into_iter().flatten() {
-            if key.len() > MAX_STORED_KEY_BYTES {
-                let (size, limit) = (key.len(), MAX_STORED_KEY_BYTES);
-                return Err(RequestError::KeyTooLarge { size, limit });
+            if key.len() > limit {
+                return Err(RequestError::KeyTooLarge { size: key.len(), limit });
             }
             bytes += key.len();
         }

@@ -244,9 +244,9 @@ impl Worker {
             }
             Notice::Stop => {
                 self.stopping = true;
-                let error = RequestError::Stopped(self.shared.store);
-                for peer in self.peers.values_mut() {
-                    peer.fail_all(&error);
+                let store = self.shared.store;
+                for (region, peer) in &mut self.peers {
+                    peer.fail_all(&RequestError::Stopped { store, region: *region });
                 }
             }
         }

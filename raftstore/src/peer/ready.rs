@@ -211,16 +211,15 @@ impl Peer {
 
     fn address(&self, message: Message) -> Option<(StoreId, RaftMessage)> {
         let to = self.meta_of(message.to)?;
-        let has_entries =
-            matches!(&message.body, MessageBody::Append { entries, .. } if !entries.is_empty());
+        let is_initial = self.may_create(&message);
         let mut encoded = Vec::new();
         message.encode(&mut encoded);
         // Only a message that may create a peer needs the range, for the check
-        // against the regions that are there.
-        let (start_key, end_key) = if has_entries || !self.is_initialized() {
-            Default::default()
-        } else {
+        // against the regions that are there. The bounds of a region may be long.
+        let (start_key, end_key) = if is_initial {
             (self.descriptor.start_key.clone(), self.descriptor.end_key.clone())
+        } else {
+            Default::default()
         };
         Some((
             StoreId(to.store_id),
@@ -233,10 +232,26 @@ impl Peer {
                 end_key,
                 message: encoded.into(),
                 gone: false,
-                is_initial: !has_entries && self.is_initialized(),
+                is_initial,
                 applied_index: if self.is_leader() { self.applied.index.0 } else { 0 },
             },
         ))
+    }
+
+    /// Whether the message's addressee may not exist yet, and is to be created by it.
+    fn may_create(&self, message: &Message) -> bool {
+        let may = match &message.body {
+            MessageBody::Append { entries, .. } => entries.is_empty(),
+            MessageBody::Heartbeat { .. } => true,
+            MessageBody::Vote { .. } | MessageBody::PreVote { .. } => true,
+            _ => false,
+        };
+        // A follower that has acknowledged anything exists; should it be gone, then for good.
+        let is_known = || {
+            let mut followers = self.group.progress();
+            followers.any(|(peer, at)| peer == message.to && at.match_index.0 > 0)
+        };
+        may && self.is_initialized() && !is_known()
     }
 
     fn proposals_of(&mut self, committed: &Entries) -> Vec<Proposal> {

@@ -221,6 +221,12 @@ impl Peer {
             ProposeError::TransferInProgress { .. } => {
                 RequestError::NotLeader { region: self.id, leader: None }
             }
+            // Of its own size, so that it would be refused again.
+            ProposeError::TooLarge { bytes, limit } => RequestError::EntryTooLarge {
+                region: self.id,
+                size: bytes as u64,
+                limit: limit as u64,
+            },
             other => RequestError::ServerIsBusy { reason: format!("region {}: {other}", self.id) },
         }
     }
