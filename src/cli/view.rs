@@ -2,6 +2,7 @@
 //! text. Serialized, these are the JSON of the commands.
 
 use bytes::Bytes;
+use esker_raftstore::config::KEYS_TOP;
 use esker_rpc::placement::RegionInfo;
 use esker_rpc::proto::{metapb, pdpb};
 use serde::Serialize;
@@ -118,9 +119,14 @@ pub fn region_table(regions: &[RegionView]) -> String {
     )
 }
 
-/// A bound of a range in a table, where an empty cell could not be seen.
+/// A bound of a range in a table, where an empty cell could not be seen, and where nobody could
+/// read the one that is above all keys and therefore longer than any.
 pub fn bound(key: &Text) -> String {
-    if key.0.is_empty() { "\"\"".to_owned() } else { key.to_string() }
+    match &key.0[..] {
+        [] => "\"\"".to_owned(),
+        top if *top == KEYS_TOP => "(top)".to_owned(),
+        _ => key.to_string(),
+    }
 }
 
 /// The epoch as `version.conf_ver`.

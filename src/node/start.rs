@@ -334,7 +334,7 @@ async fn open_store(
         }),
         ..metapb::Store::default()
     };
-    let first = bootstrap::first_region(data.path(), &placement, &descriptor, &kv, &log).await?;
+    bootstrap::first_regions(data.path(), &placement, &descriptor, &kv, &log).await?;
     // Known to placement, so that the others find this store, before it speaks.
     match builder.replace {
         true => replace_store(&placement, descriptor).await?,
@@ -366,15 +366,10 @@ async fn open_store(
     node.traffic.add(ident.cluster_id, handle.clone(), data.snap());
     node.tasks.push(tokio::spawn(heartbeats::run(
         handle.clone(),
-        placement.clone(),
+        placement,
         waiting_reports,
         data.path().to_owned(),
     )));
-    if let Some(region) = first {
-        let cut =
-            bootstrap::cut_key_spaces(data.path().to_owned(), handle.clone(), placement, region);
-        node.tasks.push(tokio::spawn(cut));
-    }
     node.store_id = Some(ident.store_id);
     *node.store.lock() = Some(running);
     let (slot, traffic, service) =

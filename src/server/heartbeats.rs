@@ -8,13 +8,15 @@ use esker_raftstore::{
 };
 use esker_rpc::placement::PlacementClient;
 use esker_rpc::proto::eraftpb::ConfChangeType;
+use esker_rpc::proto::metapb::RegionEpoch;
 use esker_rpc::proto::pdpb::{
-    ChangePeer, PeerStats, RegionHeartbeatRequest, RegionHeartbeatResponse, StoreStats,
-    TimeInterval,
+    ChangePeer, CheckPolicy, PeerStats, RegionHeartbeatRequest, RegionHeartbeatResponse,
+    SplitRegion, StoreStats, TimeInterval,
 };
 use tokio::sync::mpsc;
 
 use super::outbox::{MAX_WAITING_REPORTS, Report};
+use super::regions::RegionService;
 
 /// How often a store says that it is alive.
 const STORE_HEARTBEAT: Duration = Duration::from_secs(5);
@@ -59,7 +61,7 @@ pub async fn run(
                 None => return,
             },
             order = orders.recv() => match order {
-                Some(order) => carry_out(&store, order),
+                Some(order) => carry_out(&store, &placement, order),
                 None => return,
             },
             _ = alive.tick() => {
@@ -135,8 +137,13 @@ fn peer_change(change: &ChangePeer) -> Option<PeerChange> {
 
 /// An order is advice: what does not fit the region any more is dropped, and
 /// placement sees from the next report where the region really is.
-fn carry_out(store: &StoreHandle, order: RegionHeartbeatResponse) {
+fn carry_out(store: &StoreHandle, placement: &PlacementClient, order: RegionHeartbeatResponse) {
     let region = RegionId(order.region_id);
+    let epoch = order.region_epoch.unwrap_or_default();
+    if let Some(split) = order.split_region {
+        tokio::spawn(split_region(store.clone(), placement.clone(), region, epoch, split));
+        return;
+    }
     let admin = if let Some(transfer) = order.transfer_leader {
         transfer.peer.map(|peer| Admin::TransferLeader(Some(PeerId(peer.id))))
     } else if let Some(change) = order.change_peer_v2 {
@@ -149,7 +156,6 @@ fn carry_out(store: &StoreHandle, order: RegionHeartbeatResponse) {
             .map(|change| Admin::ChangePeers(vec![change]))
     };
     let Some(admin) = admin else { return };
-    let epoch = order.region_epoch.unwrap_or_default();
     let store = store.clone();
     tokio::spawn(async move {
         match store.admin(region, epoch, admin.clone()).await {
@@ -159,4 +165,23 @@ fn carry_out(store: &StoreHandle, order: RegionHeartbeatResponse) {
             Err(error) => tracing::info!(%region, order = ?admin, %error, "order not carried out"),
         }
     });
+}
+
+async fn split_region(
+    store: StoreHandle,
+    placement: PlacementClient,
+    region: RegionId,
+    epoch: RegionEpoch,
+    split: SplitRegion,
+) {
+    if split.policy() != CheckPolicy::Usekey || split.keys.is_empty() {
+        tracing::info!(%region, policy = ?split.policy(), "only splits at given keys are served");
+        return;
+    }
+    let keys = split.keys.len();
+    match RegionService::split_at(&store, &placement, region, epoch, split.keys).await {
+        Ok(_) => tracing::info!(%region, keys, "split, as placement asked"),
+        // Told twice or too late, or the members are being changed: placement asks again.
+        Err(error) => tracing::debug!(%region, keys, ?error, "not split"),
+    }
 }

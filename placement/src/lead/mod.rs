@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use esker_rpc::proto::pdpb;
 use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
@@ -30,7 +31,7 @@ use crate::operator::Order;
 use crate::server::convert;
 use crate::state::{Fact, ReplicatedState, ServiceSafePoint, StateError};
 use crate::timestamp::{Timestamp, TimestampError, TimestampOracle};
-use crate::types::{PeerId, StoreId};
+use crate::types::{PeerId, RegionReport, StoreId};
 
 /// How long a request waits for a window, a lease or a new leader. Below the two
 /// seconds after which clients in the field give up on one attempt.
@@ -88,6 +89,8 @@ pub struct Lead {
     /// Held from the check of a durable change until memory shows it, so that
     /// two such changes never both pass their check.
     pub facts: tokio::sync::Mutex<Facts>,
+    /// Held by the one who has key spaces cut: others would ask for the same.
+    pub cutting: tokio::sync::Mutex<()>,
     streams: Mutex<HashMap<StoreId, OrderStream>>,
     ended: watch::Sender<bool>,
 }
@@ -110,7 +113,7 @@ impl Lead {
         Ok(())
     }
 
-    fn deposed(&self) -> LeadError {
+    pub(crate) fn deposed(&self) -> LeadError {
         LeadError::Deposed { term: self.term }
     }
 
@@ -263,6 +266,20 @@ impl Lead {
         let mut streams = self.streams.lock();
         if streams.get(&store).is_some_and(|known| known.same_channel(stream)) {
             streams.remove(&store);
+        }
+    }
+
+    /// Asks the leader of a region to cut it at keys. As little is sure to arrive as with
+    /// [`Lead::tell`]: the caller looks at the map and asks again.
+    pub fn ask_split(&self, report: &RegionReport, keys: Vec<Bytes>) {
+        let response = convert::split_order(self.cluster_id, report, keys);
+        let sent = self
+            .streams
+            .lock()
+            .get(&report.leader.store)
+            .is_some_and(|stream| stream.try_send(Ok(response)).is_ok());
+        if !sent {
+            debug!(region = %report.region.id, store = %report.leader.store, "no stream takes a split");
         }
     }
 

@@ -156,6 +156,7 @@ async fn take_office(shared: &Shared, term: u64) -> Result<Lead, OfficeError> {
             gc_safe_point: durable.gc_safe_point,
             services: durable.services.into_iter().collect(),
         }),
+        cutting: tokio::sync::Mutex::default(),
         streams: Mutex::default(),
         ended: watch::Sender::new(false),
     })

@@ -327,6 +327,22 @@ pub fn order(cluster_id: u64, order: &Order) -> pdpb::RegionHeartbeatResponse {
     }
 }
 
+/// What a region's leader is told to cut it at keys inside of it.
+pub fn split_order(
+    cluster_id: u64,
+    report: &RegionReport,
+    keys: Vec<Bytes>,
+) -> pdpb::RegionHeartbeatResponse {
+    pdpb::RegionHeartbeatResponse {
+        header: Some(pdpb::ResponseHeader { cluster_id, error: None }),
+        region_id: report.region.id.0,
+        region_epoch: Some(epoch_message(report.region.epoch)),
+        target_peer: Some(peer_message(&report.leader)),
+        split_region: Some(pdpb::SplitRegion { policy: pdpb::CheckPolicy::Usekey.into(), keys }),
+        ..Default::default()
+    }
+}
+
 /// A range as it was asked for. An empty one is an error: nobody means it.
 pub fn key_range(start: Bytes, end: Bytes) -> Result<crate::map::KeyRange, Malformed> {
     if !end.is_empty() && start >= end {

@@ -1,20 +1,44 @@
 //! The gRPC service `keyspacepb.Keyspace`. There is one key space, `DEFAULT`
 //! with id 0, always enabled.
+//!
+//! Clients that scan a key space to its end rely on a region ending there. So the regions are
+//! cut at the key space's bounds before the first client that loads it gets its answer, and
+//! not before: a client without key spaces may see fewer keys where there are more regions.
+//! Nothing is remembered. Whoever loads the key space looks at the map, asks the leaders of
+//! regions that reach over a bound to cut them, and looks again: a crash or a new leader, here
+//! or there, costs one more look.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
 use esker_rpc::proto::keyspacepb::keyspace_server::Keyspace;
 use esker_rpc::proto::{keyspacepb, pdpb};
 use futures_util::{StreamExt, stream};
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
-use super::{Refusal, Shared, pd};
-use crate::lead::Lead;
+use super::{Refusal, Shared, pd, stores};
+use crate::cluster::Cluster;
+use crate::lead::{Lead, PATIENCE};
+use crate::types::RegionReport;
 
 /// The key space that always exists.
 const DEFAULT_NAME: &str = "DEFAULT";
 const DEFAULT_ID: u32 = 0;
+
+/// Where the raw and the transactional keys of the default key space begin and end, in the
+/// memcomparable form in which regions have their bounds.
+const BOUNDS: [&[u8]; 4] = [
+    b"r\0\0\0\0\0\0\0\xfb",
+    b"r\0\0\x01\0\0\0\0\xfb",
+    b"x\0\0\0\0\0\0\0\xfb",
+    b"x\0\0\x01\0\0\0\0\xfb",
+];
+
+/// How long after an order to split the next one is given, if nothing has come of it.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
 
 /// `keyspacepb.Keyspace` over one member of the placement driver.
 pub struct KeyspaceService {
@@ -43,13 +67,76 @@ fn unknown(what: &str) -> Refusal {
     )
 }
 
+/// What keeps the bounds of the key space from being those of regions.
+enum Uncut {
+    /// The leader of some region has not spoken yet.
+    Unknown,
+    /// Regions that reach over bounds, and these bounds.
+    Regions(Vec<(Arc<RegionReport>, Vec<Bytes>)>),
+}
+
+fn uncut(cluster: &Cluster) -> Option<Uncut> {
+    let mut regions = BTreeMap::new();
+    for bound in BOUNDS {
+        let Some(holder) = cluster.regions.by_key(bound) else { return Some(Uncut::Unknown) };
+        if *holder.region.start != *bound {
+            let (_, keys) =
+                regions.entry(holder.region.id).or_insert_with(|| (Arc::clone(holder), Vec::new()));
+            keys.push(Bytes::from_static(bound));
+        }
+    }
+    (!regions.is_empty()).then(|| Uncut::Regions(regions.into_values().collect()))
+}
+
+/// Has the regions cut at the bounds of the key space, and waits until they are.
+async fn cut(lead: &Lead) -> Result<(), Refusal> {
+    if !lead.is_bootstrapped() {
+        return Err(stores::not_bootstrapped());
+    }
+    let cutting = async {
+        let _one_at_a_time = lead.cutting.lock().await;
+        let mut changes = lead.map_changes();
+        loop {
+            changes.mark_unchanged();
+            let Some(uncut) = uncut(&lead.cluster.read()) else { return Ok(()) };
+            if let Uncut::Regions(regions) = uncut {
+                for (report, keys) in regions {
+                    lead.ask_split(&report, keys);
+                }
+            }
+            let again = tokio::time::Instant::now() + ASK_AGAIN;
+            // Until the map has what was asked for, or it is time to ask again: each report of
+            // some other region is no reason to.
+            loop {
+                tokio::select! {
+                    changed = tokio::time::timeout_at(again, changes.changed()) => {
+                        if !matches!(changed, Ok(Ok(()))) {
+                            break;
+                        }
+                    }
+                    () = lead.ended() => return Err(lead.deposed().into()),
+                }
+                if self::uncut(&lead.cluster.read()).is_none() {
+                    return Ok(());
+                }
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, cutting).await.unwrap_or_else(|_| {
+        Err(Refusal::Status(Status::unavailable(format!(
+            "the regions are not cut at the bounds of key space {DEFAULT_NAME} yet; ask again"
+        ))))
+    })
+}
+
 async fn load(
-    _: Arc<Lead>,
+    lead: Arc<Lead>,
     request: keyspacepb::LoadKeyspaceRequest,
 ) -> Result<keyspacepb::LoadKeyspaceResponse, Refusal> {
     if request.name != DEFAULT_NAME {
         return Err(unknown(&request.name));
     }
+    cut(&lead).await?;
     Ok(keyspacepb::LoadKeyspaceResponse {
         keyspace: Some(default_keyspace()),
         ..Default::default()
@@ -57,13 +144,14 @@ async fn load(
 }
 
 async fn load_by_id(
-    _: Arc<Lead>,
+    lead: Arc<Lead>,
     request: keyspacepb::LoadKeyspaceByIdRequest,
 ) -> Result<keyspacepb::LoadKeyspaceResponse, Refusal> {
     let id = request.id.unwrap_or(DEFAULT_ID);
     if id != DEFAULT_ID {
         return Err(unknown(&id.to_string()));
     }
+    cut(&lead).await?;
     Ok(keyspacepb::LoadKeyspaceResponse {
         keyspace: Some(default_keyspace()),
         ..Default::default()

@@ -487,20 +487,89 @@ async fn gc_safe_points_only_move_forward_and_outlive_the_leader() {
     assert_eq!(answer.into_inner().safe_point, 12);
 }
 
+fn load_key_space(pd: &Served, name: &str) -> keyspacepb::LoadKeyspaceRequest {
+    keyspacepb::LoadKeyspaceRequest { header: pd.header(), name: name.to_owned() }
+}
+
+/// The regions that a region becomes when it is cut at keys; the last one keeps its id.
+fn cut(whole: &metapb::Region, keys: &[Bytes], first_id: u64) -> Vec<metapb::Region> {
+    let starts = [std::slice::from_ref(&whole.start_key), keys].concat();
+    let ends = [keys, std::slice::from_ref(&whole.end_key)].concat();
+    let version = whole.region_epoch.unwrap().version + keys.len() as u64;
+    let parts = starts.into_iter().zip(ends).zip(first_id..);
+    let mut parts: Vec<_> = parts
+        .map(|((start_key, end_key), id)| metapb::Region {
+            id,
+            start_key,
+            end_key,
+            region_epoch: Some(metapb::RegionEpoch { conf_ver: 1, version }),
+            ..whole.clone()
+        })
+        .collect();
+    parts.last_mut().expect("there is one").id = whole.id;
+    parts
+}
+
+#[tokio::test]
+async fn a_key_space_is_loaded_once_the_regions_are_cut_at_its_bounds() {
+    let (_, _, mut pd) = bootstrapped().await;
+    let whole = region_message(2, &[(3, 1)], 1);
+    let (reports, mut orders) = report(&mut pd, &whole).await;
+
+    // Nobody cuts: an error with which a client asks again, and the regions stay whole.
+    let late = pd.keyspaces.load_keyspace(load_key_space(&pd, "DEFAULT")).await;
+    assert_eq!(late.expect_err("nothing was cut").code(), tonic::Code::Unavailable);
+
+    let mut keyspaces = pd.keyspaces.clone();
+    let request = load_key_space(&pd, "DEFAULT");
+    let loading = tokio::spawn(async move { keyspaces.load_keyspace(request).await });
+    let order = orders.message().await.unwrap().expect("an order");
+    assert_eq!((order.region_id, order.region_epoch), (2, whole.region_epoch));
+    assert_eq!(order.target_peer.unwrap().id, 3);
+    let split = order.split_region.expect("a split");
+    assert_eq!(split.policy(), pdpb::CheckPolicy::Usekey);
+    assert_eq!(split.keys.len(), 4, "the bounds of raw and of transactional keys: {split:?}");
+    assert!(split.keys.is_sorted(), "{split:?}");
+
+    // Two cuts come first, as if the leader had died halfway; the rest is asked for again.
+    let parts = cut(&whole, &split.keys[..2], 10);
+    for part in &parts {
+        reports.send(heartbeat(&pd, part, 0)).await.unwrap();
+    }
+    let rest = loop {
+        let order = orders.message().await.unwrap().expect("an order");
+        let keys = order.split_region.expect("a split").keys;
+        if order.region_epoch == parts[2].region_epoch {
+            break keys;
+        }
+    };
+    assert_eq!(rest, split.keys[2..]);
+    for part in &cut(&parts[2], &rest, 20) {
+        reports.send(heartbeat(&pd, part, 0)).await.unwrap();
+    }
+    let found = loading.await.unwrap().expect("an answer").into_inner();
+    assert_eq!(error_of(&found.header), None);
+    assert_eq!(found.keyspace.expect("the key space").id, Some(0));
+}
+
 #[tokio::test]
 async fn the_default_key_space_exists_and_no_other() {
-    let (_, _, mut pd) = alone().await;
-    let header = pd.header();
-    let request = |name: &str| keyspacepb::LoadKeyspaceRequest {
-        header: header.clone(),
-        name: name.to_owned(),
-    };
-    let found = pd.keyspaces.load_keyspace(request("DEFAULT")).await.unwrap().into_inner();
+    let (_, _, mut pd) = bootstrapped().await;
+    let bounds = [&b"r\0\0\0"[..], b"r\0\0\x01", b"x\0\0\0", b"x\0\0\x01"]
+        .map(|bound| Bytes::from([bound, b"\0\0\0\0\xfb"].concat()));
+    let parts = cut(&region_message(2, &[(3, 1)], 1), &bounds, 10);
+    let (reports, _orders) = report(&mut pd, &parts[0]).await;
+    for part in &parts[1..] {
+        reports.send(heartbeat(&pd, part, 0)).await.unwrap();
+    }
+    let found = pd.keyspaces.load_keyspace(load_key_space(&pd, "DEFAULT")).await.unwrap();
+    let found = found.into_inner();
     assert_eq!(error_of(&found.header), None);
     let keyspace = found.keyspace.unwrap();
     assert_eq!(keyspace.id, Some(0));
     assert_eq!(keyspace.state(), keyspacepb::KeyspaceState::Enabled);
-    let unknown = pd.keyspaces.load_keyspace(request("OTHER")).await.unwrap().into_inner();
+    let unknown = pd.keyspaces.load_keyspace(load_key_space(&pd, "OTHER")).await.unwrap();
+    let unknown = unknown.into_inner();
     assert!(error_of(&unknown.header).is_some() && unknown.keyspace.is_none());
 }
 

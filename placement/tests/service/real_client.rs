@@ -11,7 +11,7 @@ use super::pair;
 async fn the_tikv_client_gets_growing_timestamps_across_a_change_of_leader() {
     let (group, _, first, second) = pair().await;
     let endpoints = [&first, &second].map(|pd| pd.address.to_string());
-    let config = Config::default().with_timeout(Duration::from_secs(5)).with_default_keyspace();
+    let config = Config::default().with_timeout(Duration::from_secs(5));
     // The follower learns the cluster's id from what it applied.
     let client = loop {
         match TransactionClient::new_with_config(endpoints.to_vec(), config.clone()).await {
