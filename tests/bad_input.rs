@@ -12,19 +12,23 @@ use common::process::{Finished, PATIENCE, Process, free_address, run};
 use esker::{Cluster, ClusterOptions};
 use esker_rpc::placement::RegionInfo;
 use esker_rpc::proto::kvrpcpb::{
-    ApiVersion, Context, RawBatchPutRequest, RawCasRequest, RawDeleteRangeRequest,
-    RawDeleteRequest, RawGetRequest, RawPutRequest, RawPutResponse, RawScanRequest,
+    ApiVersion, Context, KeyRange, KvPair, RawBatchDeleteRequest, RawBatchGetRequest,
+    RawBatchPutRequest, RawBatchScanRequest, RawCasRequest, RawChecksumRequest,
+    RawDeleteRangeRequest, RawDeleteRequest, RawGetKeyTtlRequest, RawGetRequest, RawPutRequest,
+    RawPutResponse, RawScanRequest, SplitRegionRequest,
 };
 use esker_rpc::proto::metapb::RegionEpoch;
 use esker_rpc::proto::tikvpb::batch_commands_request::Request;
+use esker_rpc::proto::tikvpb::batch_commands_response::response::Cmd as Reply;
 use esker_rpc::proto::tikvpb::tikv_client::TikvClient;
 use esker_rpc::proto::tikvpb::{BatchCommandsRequest, batch_commands_request};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
 use tonic::transport::Channel;
 
 /// The longest key, and the largest entry of the log.
-const MAX_KEY: usize = 4 << 10;
+const MAX_KEY: usize = 8 << 10;
 const MAX_ENTRY: usize = 8 << 20;
 
 /// Clients that hang up, one after another, and the requests that each leaves behind.
@@ -175,7 +179,7 @@ async fn commands_name_the_region_store_or_key_that_does_not_exist() {
         (&["kv", "get", "no such key"], &["no such key"]),
         (&["kv", "put", "", "value"], &["empty key"]),
         (&["kv", "get", ""], &["empty key"]),
-        (&["kv", "put", &long, "value"], &["4097", "4096"]),
+        (&["kv", "put", &long, "value"], &["8193", "8192"]),
     ];
     for (command, parts) in cases {
         let arguments = [command, &["--placement", placement]].concat();
@@ -234,7 +238,7 @@ async fn keys_and_values_out_of_bounds_are_errors_in_the_response() {
     let mut raw = Raw::connect(&operator).await;
     let context = Some(raw.context());
     let long = Bytes::from(vec![b'k'; MAX_KEY + 1]);
-    for (key, fault) in [(Bytes::new(), "empty key"), (long, "4097")] {
+    for (key, fault) in [(Bytes::new(), "empty key"), (long, "8193")] {
         let mut errors = vec![raw.put(raw.context(), key.clone(), "v".into()).await.error];
         let get =
             RawGetRequest { context: context.clone(), key: key.clone(), ..Default::default() };
@@ -285,17 +289,132 @@ async fn keys_and_values_out_of_bounds_are_errors_in_the_response() {
     };
     let answer = raw.client.raw_delete_range(delete).await.expect("an answer").into_inner();
     assert!(!answer.error.is_empty(), "a range from its end to its start was deleted");
+    raw.assert_works().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_of_several_keys_that_is_refused_answers_nothing_that_looks_like_data() {
+    let (cluster, operator) = one_store().await;
+    let mut raw = Raw::connect(&operator).await;
+    raw.assert_works().await;
+    let context = Some(raw.context());
     let scan = RawScanRequest {
-        context,
+        context: context.clone(),
         start_key: "a".into(),
         limit: 10,
-        cf: "no such family".into(),
         ..Default::default()
     };
-    let answer = raw.client.raw_scan(scan).await.expect("an answer").into_inner();
-    let said = answer.kvs.iter().filter_map(|pair| pair.error.as_ref()).count();
-    assert!(said > 0 || answer.region_error.is_some(), "{answer:?}");
-    raw.assert_works().await;
+    let unknown = "no such family";
+    let scans = [
+        (RawScanRequest { cf: unknown.into(), ..scan.clone() }, unknown),
+        (RawScanRequest { limit: 100_001, ..scan.clone() }, "100000"),
+        (RawScanRequest { reverse: true, cf: unknown.into(), ..scan.clone() }, unknown),
+    ];
+    for (request, fault) in scans {
+        let refused = raw.client.raw_scan(request.clone()).await.expect_err("it is refused");
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+        assert!(refused.message().contains(fault), "{refused}");
+    }
+    let get =
+        RawBatchGetRequest { context: context.clone(), keys: vec!["a".into()], cf: unknown.into() };
+    let refused = raw.client.raw_batch_get(get.clone()).await.expect_err("it is refused");
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    let ranges = RawBatchScanRequest {
+        context: context.clone(),
+        ranges: vec![KeyRange { start_key: "a".into(), ..Default::default() }],
+        each_limit: 10,
+        cf: unknown.into(),
+        ..Default::default()
+    };
+    let refused = raw.client.raw_batch_scan(ranges).await.expect_err("it is refused");
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+
+    // In a stream the others are answered, and a refusal is the region error that is final.
+    use batch_commands_request::request::Cmd;
+    let fine = RawGetRequest { context, key: "a".into(), ..Default::default() };
+    let refused = RawScanRequest { cf: unknown.into(), ..scan };
+    let batch = BatchCommandsRequest {
+        requests: [Cmd::RawScan(refused), Cmd::RawBatchGet(get), Cmd::RawGet(fine)]
+            .map(|cmd| Request { cmd: Some(cmd) })
+            .into(),
+        request_ids: vec![1, 2, 3],
+        ..Default::default()
+    };
+    let (requests, outgoing) = mpsc::channel(2);
+    let stream = raw.client.batch_commands(ReceiverStream::new(outgoing)).await;
+    let mut answers = stream.expect("the store takes a stream").into_inner();
+    for _ in 0..2 {
+        requests.send(batch.clone()).await.expect("the stream stays open");
+        let mut answered = 0;
+        while answered < 3 {
+            let part = answers.message().await.expect("the stream lives").expect("an answer");
+            for (response, id) in part.responses.into_iter().zip(part.request_ids) {
+                answered += 1;
+                let error = match response.cmd.expect("every answer says something") {
+                    Reply::RawScan(scan) if scan.kvs.is_empty() => scan.region_error,
+                    Reply::RawBatchGet(get) if get.pairs.is_empty() => get.region_error,
+                    Reply::RawGet(get) => {
+                        assert_eq!((id, &get.value[..]), (3, &b"works"[..]));
+                        continue;
+                    }
+                    other => panic!("{id}: {other:?}"),
+                };
+                let error = error.expect("a refusal");
+                assert!(error.message.contains(unknown), "{error:?}");
+                assert!(error.raft_entry_too_large.is_some(), "clients repeat {error:?}");
+            }
+        }
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_of_another_cluster_is_refused_whatever_it_asks() {
+    let (cluster, operator) = one_store().await;
+    let mut raw = Raw::connect(&operator).await;
+    let here = operator.placement().cluster_id();
+    let ours = Context { cluster_id: here, ..raw.context() };
+    assert_eq!(raw.put(ours, "a".into(), "works".into()).await, RawPutResponse::default());
+
+    let theirs = Some(Context { cluster_id: here ^ 1, ..raw.context() });
+    let key = || Bytes::from("a");
+    macro_rules! refused {
+        ($($call:ident($request:ident { $($field:ident: $value:expr),* });)*) => {
+            $(
+                let request = $request {
+                    context: theirs.clone(), $($field: $value,)* ..Default::default()
+                };
+                let answer = raw.client.$call(request).await;
+                let refused = answer.expect_err(concat!(stringify!($call), " was served"));
+                assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+                let said = refused.message();
+                assert!(
+                    [here, here ^ 1].iter().all(|id| said.contains(&id.to_string())),
+                    "{refused}"
+                );
+            )*
+        };
+    }
+    refused! {
+        raw_get(RawGetRequest { key: key() });
+        raw_batch_get(RawBatchGetRequest { keys: vec![key()] });
+        raw_put(RawPutRequest { key: key() });
+        raw_batch_put(RawBatchPutRequest { pairs: vec![KvPair { key: key(), ..KvPair::default() }] });
+        raw_delete(RawDeleteRequest { key: key() });
+        raw_batch_delete(RawBatchDeleteRequest { keys: vec![key()] });
+        raw_scan(RawScanRequest { limit: 1 });
+        raw_batch_scan(RawBatchScanRequest { each_limit: 1 });
+        raw_delete_range(RawDeleteRangeRequest { start_key: key(), end_key: key() });
+        raw_compare_and_swap(RawCasRequest { key: key() });
+        raw_get_key_ttl(RawGetKeyTtlRequest { key: key() });
+        raw_checksum(RawChecksumRequest {});
+        split_region(SplitRegionRequest { split_key: key() });
+    }
+    // Nothing of it happened.
+    let get = RawGetRequest { context: Some(raw.context()), key: key(), ..Default::default() };
+    let kept = raw.client.raw_get(get).await.expect("an answer").into_inner();
+    assert_eq!(&kept.value[..], b"works");
     cluster.stop().await;
 }
 

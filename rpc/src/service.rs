@@ -6,22 +6,38 @@
 //! write that has already been proposed.
 
 use futures_util::future::BoxFuture;
-use tonic::Status;
+use tonic::{Code, Status};
 
 pub use crate::proto::tikvpb::batch_commands_request::request::Cmd as Command;
 pub use crate::proto::tikvpb::batch_commands_response::response::Cmd as Reply;
 
 use crate::proto::kvrpcpb::{
     RawCasRequest, RawCasResponse, RawChecksumRequest, RawChecksumResponse, RawGetKeyTtlRequest,
-    RawGetKeyTtlResponse, ReadIndexRequest, ReadIndexResponse, SplitRegionRequest,
-    SplitRegionResponse,
+    RawGetKeyTtlResponse, RawScanRequest, RawScanResponse, ReadIndexRequest, ReadIndexResponse,
+    SplitRegionRequest, SplitRegionResponse,
 };
 
 /// The future that a store answers with. A `Status` is for what the store does not do at all
-/// (`UNIMPLEMENTED`) or can no longer do (`UNAVAILABLE`, while it stops: this also ends the stream
-/// that a batched command came by); everything that concerns a region or a key travels inside the
-/// response.
+/// (`UNIMPLEMENTED`), can no longer do (`UNAVAILABLE`, while it stops: this also ends the stream
+/// that a batched command came by), or refuses where the response has no place for a text that no
+/// client takes for data (`INVALID_ARGUMENT` and the like). Everything else that concerns a region
+/// or a key travels inside the response.
 pub type Answer<T> = BoxFuture<'static, Result<T, Status>>;
+
+/// What a client makes of the answer to one raw scan that is not batched, as far as it is told by
+/// the headers of its request. Some published clients need other answers than the rest; which, and
+/// why, is in `docs/clients.md`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ScanHabit {
+    /// Goes on where the region ends, until there is no region or the range ends.
+    #[default]
+    Walks,
+    /// `tikv-client` 0.4: stops where the first region ends if the range has no end, and takes a
+    /// region without an end for "go on at the beginning" if it has one.
+    StopsOrWraps,
+    /// What is in the Python package `tikv-client` 0.0.4: takes a region error for an empty region.
+    IgnoresRegionErrors,
+}
 
 /// A store's requests. Those that the protocol can batch come through [`StoreService::handle`];
 /// the rest have a method each.
@@ -34,6 +50,18 @@ pub trait StoreService: Send + Sync + 'static {
 
     /// Answers one command with the reply of the same name.
     fn handle(&self, command: Command) -> Answer<Reply>;
+
+    /// A scan that came by itself; one in a batch comes through [`StoreService::handle`].
+    fn scan(&self, request: RawScanRequest, habit: ScanHabit) -> Answer<RawScanResponse> {
+        let _ = habit;
+        let answer = self.handle(Command::RawScan(request));
+        Box::pin(async {
+            match answer.await? {
+                Reply::RawScan(response) => Ok(response),
+                _ => Err(Status::internal("the store answered a scan with another reply")),
+            }
+        })
+    }
 
     fn compare_and_swap(&self, request: RawCasRequest) -> Answer<RawCasResponse> {
         drop(request);
@@ -59,6 +87,15 @@ pub trait StoreService: Send + Sync + 'static {
         drop(request);
         unimplemented("ReadIndex")
     }
+}
+
+/// Whether a status concerns one request: its store has seen it, has not carried it out, and would
+/// say the same again. Any other is of the store as a whole.
+pub fn is_refusal(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Code::Unimplemented | Code::InvalidArgument | Code::FailedPrecondition | Code::DataLoss
+    )
 }
 
 /// The answer of a store that does not serve a method.

@@ -4,12 +4,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use esker_engine::{Cf, EngineError};
+use esker_engine::Cf;
 use esker_raftstore::state::applied_in;
 use esker_raftstore::{
     Admin as RegionAdmin, PeerId, RegionExt, RegionId, RequestError, StoreHandle, StoreId,
 };
-use esker_rpc::proto::errorpb;
 use esker_rpc::proto::esker::admin_server::Admin;
 use esker_rpc::proto::esker::{
     PeerProgress, RegionChecksum, RegionDetailRequest, RegionDetailResponse, Role,
@@ -31,13 +30,6 @@ pub const MAX_PARTS: u32 = 128;
 pub struct AdminService {
     pub store: Arc<LateStore>,
     pub directory: PathBuf,
-}
-
-fn proto(error: RawError) -> errorpb::Error {
-    match error {
-        RawError::Region(error) => error.to_proto(),
-        RawError::Text(message) => errorpb::Error { message, ..Default::default() },
-    }
 }
 
 impl AdminService {
@@ -86,9 +78,10 @@ impl Admin for AdminService {
         let service = self.open()?;
         Ok(Response::new(match split(&service, request).await {
             Ok(regions) => SplitRegionResponse { regions, region_error: None },
-            Err(error) => {
-                SplitRegionResponse { region_error: Some(proto(error)), regions: Vec::new() }
-            }
+            Err(error) => SplitRegionResponse {
+                region_error: Some(service.region_error(error)),
+                regions: Vec::new(),
+            },
         }))
     }
 
@@ -100,7 +93,7 @@ impl Admin for AdminService {
         let service = self.open()?;
         let detail = detail(service.store(), &request).await;
         Ok(Response::new(detail.unwrap_or_else(|error| RegionDetailResponse {
-            region_error: Some(proto(error)),
+            region_error: Some(service.region_error(error)),
             ..Default::default()
         })))
     }
@@ -163,7 +156,7 @@ async fn middle_keys(
     // Reads the whole region.
     let keys = tokio::task::spawn_blocking(scan)
         .await
-        .map_err(|error| RawError::Text(error.to_string()))??;
+        .map_err(|error| RawError::Refused(error.to_string()))??;
     if keys.is_empty() {
         return Err(refused("it holds too few keys to be cut into parts".into()).into());
     }
@@ -223,14 +216,15 @@ async fn checksum(store: &StoreHandle, region: &Region) -> Result<RegionChecksum
     let (engine, region) = (store.engine().clone(), region.clone());
     let sum = move || {
         let view = engine.snapshot();
-        let applied = applied_in(&view, region.region_id()).map_err(|e| e.to_string())?;
+        let applied = applied_in(&view, region.region_id())
+            .map_err(|error| RawError::Damaged(error.to_string()))?;
         let mut hash = crc32fast::Hasher::new();
         let (mut pairs, mut bytes) = (0, 0);
         let end = (!region.end_key.is_empty()).then_some(&region.end_key[..]);
         for cf in Cf::DATA {
             let mut iter = view.iter_uncached(cf, &region.start_key, end);
             iter.seek_to_first();
-            while iter.valid().map_err(|e: EngineError| e.to_string())? {
+            while iter.valid()? {
                 hash.update(&[cf.number()]);
                 for part in [iter.key(), iter.value()] {
                     hash.update(&(part.len() as u64).to_be_bytes());
@@ -241,15 +235,12 @@ async fn checksum(store: &StoreHandle, region: &Region) -> Result<RegionChecksum
                 iter.next();
             }
         }
-        Ok::<_, String>(RegionChecksum {
+        Ok::<_, RawError>(RegionChecksum {
             applied_index: applied.map_or(0, |applied| applied.index.0),
             checksum: u64::from(hash.finalize()),
             pairs,
             bytes,
         })
     };
-    tokio::task::spawn_blocking(sum)
-        .await
-        .map_err(|error| RawError::Text(error.to_string()))?
-        .map_err(RawError::Text)
+    tokio::task::spawn_blocking(sum).await.map_err(|error| RawError::Refused(error.to_string()))?
 }

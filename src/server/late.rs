@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 
+use esker_raftstore::{RegionId, RequestError};
 use esker_rpc::proto::kvrpcpb::{
-    RawCasRequest, RawCasResponse, RawGetKeyTtlRequest, RawGetKeyTtlResponse, SplitRegionRequest,
-    SplitRegionResponse,
+    RawCasRequest, RawCasResponse, RawChecksumRequest, RawChecksumResponse, RawGetKeyTtlRequest,
+    RawGetKeyTtlResponse, RawScanRequest, RawScanResponse, SplitRegionRequest, SplitRegionResponse,
 };
-use esker_rpc::service::{Answer, Command, Reply, StoreService};
+use esker_rpc::service::{Answer, Command, Reply, ScanHabit, StoreService};
 use tonic::Status;
 
 use super::regions::RegionService;
@@ -57,6 +58,28 @@ impl StoreService for LateStore {
 
     fn handle(&self, command: Command) -> Answer<Reply> {
         self.ask(|service| service.handle(command))
+    }
+
+    /// Published clients repeat what cannot be sent, but not a scan: they are told to look
+    /// elsewhere as by a store that is open.
+    fn scan(&self, request: RawScanRequest, habit: ScanHabit) -> Answer<RawScanResponse> {
+        match &*self.service.load() {
+            Some(service) => service.scan(request, habit),
+            None if habit == ScanHabit::IgnoresRegionErrors => {
+                Box::pin(std::future::ready(Err(not_open())))
+            }
+            None => {
+                let region = RegionId(request.context.unwrap_or_default().region_id);
+                let error = RequestError::NotLeader { region, leader: None };
+                let region_error = Some(error.to_proto());
+                let answer = RawScanResponse { region_error, ..Default::default() };
+                Box::pin(std::future::ready(Ok(answer)))
+            }
+        }
+    }
+
+    fn checksum(&self, request: RawChecksumRequest) -> Answer<RawChecksumResponse> {
+        self.ask(|service| service.checksum(request))
     }
 
     fn compare_and_swap(&self, request: RawCasRequest) -> Answer<RawCasResponse> {

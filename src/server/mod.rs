@@ -17,4 +17,5 @@ pub mod pages;
 pub mod raw;
 pub mod regions;
 pub mod replacing;
+pub mod scan;
 pub mod traffic;

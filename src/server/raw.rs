@@ -1,27 +1,27 @@
 //! Raw requests: a user's keys and values against one region.
 //!
 //! A request becomes either one write command or reads of one view of the region.
-//! What concerns the region travels back as a region error that clients act on;
-//! what is wrong with the request itself, as an error text.
+//! What goes wrong is a [`RawError`], and becomes an answer in one place, [`RawStore::refuse`]:
+//! what concerns the region, a region error that clients act on; what is wrong with the
+//! request itself, a sentence.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use esker_engine::{Cf, KvIter};
+use esker_engine::{Cf, EngineError};
 use esker_raftstore::raw_value::RawValue;
 use esker_raftstore::{
     PeerId, RegionExt, RegionId, RegionSnapshot, RequestContext, RequestError, StoreHandle,
     StoreId, Term, WriteResult,
 };
+use esker_rpc::proto::errorpb;
 use esker_rpc::proto::esker::command::{
     CompareAndSwap, Delete, DeleteRange, Mutation, Put, mutation::Kind,
 };
-use esker_rpc::proto::kvrpcpb::{Context, KeyRange, KvPair};
+use esker_rpc::proto::kvrpcpb::{Context, KvPair};
+use tonic::Status;
 
 use super::keys::KeyLayout;
-
-/// The most pairs that one scan of a region returns; a client that wants more asks again.
-pub const MAX_SCAN_LIMIT: u32 = 100_000;
 
 /// The most bytes of keys and values that one answer holds: what a message may
 /// carry, less room for everything around them.
@@ -39,9 +39,9 @@ impl Default for Budget {
 impl Budget {
     /// Fewer pairs than asked for would tell a client that there are no more; so a
     /// request for too much is refused as a whole.
-    fn spend(&mut self, bytes: usize) -> Result<(), RawError> {
+    pub fn spend(&mut self, bytes: usize) -> Result<(), RawError> {
         self.0 = self.0.checked_sub(bytes as u64).ok_or_else(|| {
-            RawError::Text(format!(
+            RawError::Refused(format!(
                 "the answer is larger than {} MiB; ask for fewer keys at once",
                 MAX_ANSWER_BYTES >> 20
             ))
@@ -49,7 +49,7 @@ impl Budget {
         Ok(())
     }
 
-    fn spent(&self) -> u64 {
+    pub fn spent(&self) -> u64 {
         MAX_ANSWER_BYTES - self.0
     }
 }
@@ -59,8 +59,25 @@ impl Budget {
 pub enum RawError {
     /// For the client's region logic.
     Region(RequestError),
-    /// For the user.
-    Text(String),
+    /// For the user: what is wrong with the request. It would be refused again.
+    Refused(String),
+    /// The client was told of another cluster, which perhaps had this address once.
+    OtherCluster { asked: u64, here: u64 },
+    /// The engine cannot read what it should hold.
+    Engine(EngineError),
+    /// What is stored makes no sense.
+    Damaged(String),
+}
+
+/// What a client is told instead of an answer.
+#[derive(Debug)]
+pub enum Refusal {
+    /// Inside of the response: the client's region logic acts on it.
+    Region(errorpb::Error),
+    /// For the user: in the response where it has a place for a text, and a status otherwise.
+    Said(Status),
+    /// For the user, always a status: no client that it is for should make anything of a response.
+    Status(Status),
 }
 
 impl From<RequestError> for RawError {
@@ -68,16 +85,16 @@ impl From<RequestError> for RawError {
         match error {
             // Nothing about the region is wrong; asking elsewhere would not help.
             RequestError::EmptyKey | RequestError::KeyTooLarge { .. } => {
-                RawError::Text(error.to_string())
+                RawError::Refused(error.to_string())
             }
             other => RawError::Region(other),
         }
     }
 }
 
-impl From<esker_engine::EngineError> for RawError {
-    fn from(error: esker_engine::EngineError) -> Self {
-        RawError::Text(error.to_string())
+impl From<EngineError> for RawError {
+    fn from(error: EngineError) -> Self {
+        RawError::Engine(error)
     }
 }
 
@@ -91,7 +108,7 @@ pub fn family(name: &str) -> Result<Cf, RawError> {
         "" | "default" => Ok(Cf::Default),
         "lock" => Ok(Cf::Lock),
         "write" => Ok(Cf::Write),
-        other => Err(RawError::Text(format!(
+        other => Err(RawError::Refused(format!(
             "unknown column family {other:?}; there are default, lock and write"
         ))),
     }
@@ -101,6 +118,7 @@ pub fn family(name: &str) -> Result<Cf, RawError> {
 #[derive(Clone)]
 pub struct RawStore {
     pub store: StoreHandle,
+    pub cluster_id: u64,
 }
 
 /// What every raw request says about where it goes.
@@ -110,8 +128,31 @@ pub struct Target {
 }
 
 impl RawStore {
+    /// The answer to what went wrong. Whatever is to happen besides, happens here.
+    pub fn refuse(&self, error: RawError) -> Refusal {
+        match error {
+            RawError::Region(error) => Refusal::Region(error.to_proto()),
+            RawError::Refused(why) => Refusal::Said(Status::invalid_argument(why)),
+            RawError::OtherCluster { asked, here } => {
+                Refusal::Status(Status::failed_precondition(format!(
+                    "the request is for cluster {asked}, this store belongs to cluster {here}: \
+                     check the client's placement addresses"
+                )))
+            }
+            RawError::Engine(error) => Refusal::Said(Status::data_loss(error.to_string())),
+            RawError::Damaged(what) => Refusal::Said(Status::data_loss(what)),
+        }
+    }
+
+    /// Where a request goes, once it is known to be meant for this store. The first thing that
+    /// every request does.
     pub fn target(&self, context: Option<&Context>) -> Result<Target, RawError> {
         let context = context.cloned().unwrap_or_default();
+        // Most clients do not say.
+        if context.cluster_id != 0 && context.cluster_id != self.cluster_id {
+            let (asked, here) = (context.cluster_id, self.cluster_id);
+            return Err(RawError::OtherCluster { asked, here });
+        }
         let peer = context.peer.filter(|peer| peer.id != 0);
         if let Some(asked) = context.peer.map(|peer| StoreId(peer.store_id))
             && asked.0 != 0
@@ -131,17 +172,15 @@ impl RawStore {
         })
     }
 
-    pub async fn view(&self, context: Option<&Context>) -> Result<RegionSnapshot, RawError> {
-        let target = self.target(context)?;
+    pub async fn view(&self, target: Target) -> Result<RegionSnapshot, RawError> {
         Ok(self.store.snapshot(target.region, target.context).await?)
     }
 
     pub async fn write(
         &self,
-        context: Option<&Context>,
+        target: Target,
         mutations: Vec<Mutation>,
     ) -> Result<WriteResult, RawError> {
-        let target = self.target(context)?;
         Ok(self.store.write(target.region, target.context, mutations).await?)
     }
 
@@ -151,9 +190,10 @@ impl RawStore {
         cf: &str,
         key: &Bytes,
     ) -> Result<Option<RawValue>, RawError> {
+        let target = self.target(context)?;
         let cf = family(cf)?;
         let stored = KeyLayout::of(context).stored(key)?;
-        let view = self.view(context).await?;
+        let view = self.view(target).await?;
         let found = live_value(&view, cf, &stored, now_seconds())?;
         let bytes = key.len() + found.as_ref().map_or(0, |value| value.value.len());
         view.count_read(1, bytes as u64);
@@ -167,13 +207,14 @@ impl RawStore {
         cf: &str,
         keys: Vec<Bytes>,
     ) -> Result<Vec<KvPair>, RawError> {
+        let target = self.target(context)?;
         let cf = family(cf)?;
         let layout = KeyLayout::of(context);
         let keys = keys
             .into_iter()
             .map(|key| Ok((layout.stored(&key)?, key)))
             .collect::<Result<Vec<_>, RequestError>>()?;
-        let view = self.view(context).await?;
+        let view = self.view(target).await?;
         let now = now_seconds();
         let mut pairs = Vec::new();
         let mut budget = Budget::default();
@@ -193,6 +234,7 @@ impl RawStore {
         cf: &str,
         pairs: Vec<(Bytes, Bytes, u64)>,
     ) -> Result<(), RawError> {
+        let target = self.target(context)?;
         let cf = u32::from(family(cf)?.number());
         let (layout, now) = (KeyLayout::of(context), now_seconds());
         let mutations = pairs
@@ -204,7 +246,7 @@ impl RawStore {
                 Ok(Mutation { kind: Some(Kind::Put(Put { cf, key, value })) })
             })
             .collect::<Result<_, RequestError>>()?;
-        self.write(context, mutations).await?;
+        self.write(target, mutations).await?;
         Ok(())
     }
 
@@ -214,6 +256,7 @@ impl RawStore {
         cf: &str,
         keys: Vec<Bytes>,
     ) -> Result<(), RawError> {
+        let target = self.target(context)?;
         let cf = u32::from(family(cf)?.number());
         let layout = KeyLayout::of(context);
         let mutations = keys
@@ -223,7 +266,7 @@ impl RawStore {
                 Ok(Mutation { kind: Some(Kind::Delete(Delete { cf, key })) })
             })
             .collect::<Result<_, RequestError>>()?;
-        self.write(context, mutations).await?;
+        self.write(target, mutations).await?;
         Ok(())
     }
 
@@ -234,16 +277,17 @@ impl RawStore {
         start: Bytes,
         end: Bytes,
     ) -> Result<(), RawError> {
+        let target = self.target(context)?;
         let cf = u32::from(family(cf)?.number());
         if !end.is_empty() && start >= end {
             return match start == end {
                 true => Ok(()),
-                false => Err(RawError::Text("the start of the range is after its end".into())),
+                false => Err(RawError::Refused("the start of the range is after its end".into())),
             };
         }
         let layout = KeyLayout::of(context);
         let range = DeleteRange { cf, start: layout.bound(&start), end: layout.bound(&end) };
-        self.write(context, vec![Mutation { kind: Some(Kind::DeleteRange(range)) }]).await?;
+        self.write(target, vec![Mutation { kind: Some(Kind::DeleteRange(range)) }]).await?;
         Ok(())
     }
 
@@ -254,17 +298,18 @@ impl RawStore {
         mut cas: CompareAndSwap,
         ttl: u64,
     ) -> Result<WriteResult, RawError> {
+        let target = self.target(context)?;
         cas.cf = u32::from(family(cf)?.number());
         cas.key = KeyLayout::of(context).stored(&cas.key)?;
         cas.now_s = now_seconds();
         cas.expire_at_s = if ttl == 0 { 0 } else { cas.now_s.saturating_add(ttl) };
-        self.write(context, vec![Mutation { kind: Some(Kind::Cas(cas)) }]).await
+        self.write(target, vec![Mutation { kind: Some(Kind::Cas(cas)) }]).await
     }
 }
 
-fn decode(stored: Bytes, key: &[u8]) -> Result<RawValue, RawError> {
+pub fn decode(stored: Bytes, key: &[u8]) -> Result<RawValue, RawError> {
     RawValue::decode(stored)
-        .map_err(|error| RawError::Text(format!("value of key {}: {error}", key.escape_ascii())))
+        .map_err(|error| RawError::Damaged(format!("value of key {}: {error}", key.escape_ascii())))
 }
 
 fn live_value(
@@ -285,94 +330,4 @@ fn live_value(
     let Some(stored) = view.kv.get(cf, key)? else { return Ok(None) };
     let value = decode(stored.into(), key)?;
     Ok(Some(value).filter(|value| value.is_live(now)))
-}
-
-/// What a scan of one region returns.
-#[derive(Clone, Copy, Debug)]
-pub struct ScanShape {
-    pub layout: KeyLayout,
-    pub limit: u32,
-    pub key_only: bool,
-    pub reverse: bool,
-}
-
-/// Scans the part of a range that lies in the region. Forward from `start` up to
-/// `end`; in reverse from `start`, exclusive, down to `end`, inclusive.
-pub fn scan(
-    view: &RegionSnapshot,
-    cf: Cf,
-    start: &Bytes,
-    end: &Bytes,
-    shape: ScanShape,
-    budget: &mut Budget,
-) -> Result<Vec<KvPair>, RawError> {
-    let (lower, upper) = if shape.reverse { (end, start) } else { (start, end) };
-    let (lower, upper) = (shape.layout.bound(lower), shape.layout.bound(upper));
-    let region = &view.descriptor;
-    let lower = (&lower).max(&region.start_key);
-    let upper = match (upper.is_empty(), region.end_key.is_empty()) {
-        (true, _) => &region.end_key,
-        (false, true) => &upper,
-        (false, false) => (&upper).min(&region.end_key),
-    };
-    if (!upper.is_empty() && lower >= upper) || shape.limit == 0 {
-        return Ok(Vec::new());
-    }
-    if shape.limit > MAX_SCAN_LIMIT {
-        let asked = shape.limit;
-        return Err(RawError::Text(format!(
-            "a scan of {asked} pairs is more than the limit of {MAX_SCAN_LIMIT}"
-        )));
-    }
-    let mut iter = view.kv.iter(cf, lower, (!upper.is_empty()).then_some(&upper[..]));
-    if shape.reverse {
-        iter.seek_to_last();
-    } else {
-        iter.seek_to_first();
-    }
-    let before = budget.spent();
-    let pairs = collect(&mut iter, shape, budget)?;
-    view.count_read(pairs.len() as u64, budget.spent() - before);
-    Ok(pairs)
-}
-
-fn collect(
-    iter: &mut KvIter,
-    shape: ScanShape,
-    budget: &mut Budget,
-) -> Result<Vec<KvPair>, RawError> {
-    let now = now_seconds();
-    let mut pairs = Vec::new();
-    while pairs.len() < shape.limit as usize && iter.valid()? {
-        let value = decode(Bytes::copy_from_slice(iter.value()), iter.key())?;
-        // What was stored under a key of another layout is not among the client's keys.
-        if value.is_live(now)
-            && let Some(key) = shape.layout.of_client(iter.key())
-        {
-            let value = if shape.key_only { Bytes::new() } else { value.value };
-            budget.spend(key.len() + value.len())?;
-            pairs.push(KvPair { key, value, ..KvPair::default() });
-        }
-        if shape.reverse {
-            iter.prev();
-        } else {
-            iter.next();
-        }
-    }
-    Ok(pairs)
-}
-
-/// Scans several ranges of one region.
-pub fn batch_scan(
-    view: &RegionSnapshot,
-    cf: Cf,
-    ranges: &[KeyRange],
-    shape: ScanShape,
-) -> Result<Vec<KvPair>, RawError> {
-    let mut pairs = Vec::new();
-    let mut budget = Budget::default();
-    for range in ranges {
-        pairs.extend(scan(view, cf, &range.start_key, &range.end_key, shape, &mut budget)?);
-    }
-    Ok(pairs)
 }

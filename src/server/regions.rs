@@ -1,6 +1,9 @@
 //! The store's door: every client command of the wire protocol, answered.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
+use esker_engine::Cf;
 use esker_raftstore::raw_value::RawValue;
 use esker_raftstore::{Admin, NewRegion, PeerId, RegionExt, RegionId, RequestError, StoreHandle};
 use esker_rpc::placement::PlacementClient;
@@ -10,63 +13,56 @@ use esker_rpc::proto::kvrpcpb::*;
 use esker_rpc::proto::metapb::{Region, RegionEpoch};
 use esker_rpc::proto::pdpb::SplitReason;
 use esker_rpc::proto::tikvpb::BatchCommandsEmptyResponse;
-use esker_rpc::service::{Answer, Command, Reply, StoreService, unimplemented};
+use esker_rpc::service::{Answer, Command, Reply, ScanHabit, StoreService, unimplemented};
+use tokio::sync::Semaphore;
+use tonic::Status;
 
 use super::keys::KeyLayout;
-use super::raw::{self, RawError, RawStore, ScanShape, now_seconds};
+use super::raw::{self, RawError, RawStore, Refusal, now_seconds};
+use super::scan::{self, ScanShape};
 
 /// A store's requests, answered from its regions.
 pub struct RegionService {
     raw: RawStore,
     placement: PlacementClient,
+    checksums: Arc<Semaphore>,
 }
 
-/// Puts an error where the response has a place for it.
+/// Checksums that a store computes at the same time; others wait.
+const MAX_CHECKSUMS: usize = 4;
+
+/// Puts what went wrong where the response has a place for it.
 macro_rules! refuse {
-    ($response:ident, $error:expr) => {
-        match $error {
-            RawError::Region(error) => {
-                $response { region_error: Some(error.to_proto()), ..Default::default() }
+    ($raw:ident, $response:ident, $error:expr) => {
+        match $raw.refuse($error) {
+            Refusal::Region(error) => {
+                Ok($response { region_error: Some(error), ..Default::default() })
             }
-            RawError::Text(error) => $response { error, ..Default::default() },
+            Refusal::Said(why) => {
+                Ok($response { error: why.message().to_owned(), ..Default::default() })
+            }
+            Refusal::Status(status) => Err(status),
         }
     };
 }
 
-/// For responses that have no text of their own.
+/// For responses that have no text of their own. Those of reads of several keys have a place
+/// for an error in each pair, where published clients take it for data.
 macro_rules! refuse_region {
-    ($response:ident, $error:expr) => {
-        $response { region_error: Some(region_error($error)), ..Default::default() }
-    };
-}
-
-/// For responses whose place for a text is a pair: clients take it there as final,
-/// where a region error would be repeated.
-macro_rules! refuse_pairs {
-    ($response:ident, $pairs:ident, $error:expr) => {
-        match $error {
-            RawError::Region(error) => {
-                $response { region_error: Some(error.to_proto()), ..Default::default() }
+    ($raw:ident, $response:ident, $error:expr) => {
+        match $raw.refuse($error) {
+            Refusal::Region(error) => {
+                Ok($response { region_error: Some(error), ..Default::default() })
             }
-            RawError::Text(abort) => {
-                let error = Some(KeyError { abort, ..Default::default() });
-                let pair = KvPair { error, ..Default::default() };
-                $response { $pairs: vec![pair], ..Default::default() }
-            }
+            Refusal::Said(status) | Refusal::Status(status) => Err(status),
         }
     };
-}
-
-fn region_error(error: RawError) -> errorpb::Error {
-    match error {
-        RawError::Region(error) => error.to_proto(),
-        RawError::Text(message) => errorpb::Error { message, ..Default::default() },
-    }
 }
 
 impl RegionService {
     pub fn new(store: StoreHandle, placement: PlacementClient) -> Self {
-        RegionService { raw: RawStore { store }, placement }
+        let raw = RawStore { store, cluster_id: placement.cluster_id() };
+        RegionService { raw, placement, checksums: Arc::new(Semaphore::new(MAX_CHECKSUMS)) }
     }
 
     pub fn placement(&self) -> &PlacementClient {
@@ -75,6 +71,16 @@ impl RegionService {
 
     pub fn store(&self) -> &StoreHandle {
         &self.raw.store
+    }
+
+    /// What went wrong, for a response that has a place for nothing else.
+    pub fn region_error(&self, error: RawError) -> errorpb::Error {
+        match self.raw.refuse(error) {
+            Refusal::Region(error) => error,
+            Refusal::Said(status) | Refusal::Status(status) => {
+                errorpb::Error { message: status.message().to_owned(), ..Default::default() }
+            }
+        }
     }
 
     /// Cuts a region at keys that lie inside it, with ids from placement.
@@ -111,30 +117,36 @@ impl RegionService {
     }
 }
 
-async fn get(raw: RawStore, request: RawGetRequest) -> RawGetResponse {
+async fn get(raw: RawStore, request: RawGetRequest) -> Result<RawGetResponse, Status> {
     match raw.get(request.context.as_ref(), &request.cf, &request.key).await {
-        Ok(Some(found)) => RawGetResponse { value: found.value, ..Default::default() },
-        Ok(None) => RawGetResponse { not_found: true, ..Default::default() },
-        Err(error) => refuse!(RawGetResponse, error),
+        Ok(Some(found)) => Ok(RawGetResponse { value: found.value, ..Default::default() }),
+        Ok(None) => Ok(RawGetResponse { not_found: true, ..Default::default() }),
+        Err(error) => refuse!(raw, RawGetResponse, error),
     }
 }
 
-async fn batch_get(raw: RawStore, request: RawBatchGetRequest) -> RawBatchGetResponse {
+async fn batch_get(
+    raw: RawStore,
+    request: RawBatchGetRequest,
+) -> Result<RawBatchGetResponse, Status> {
     match raw.batch_get(request.context.as_ref(), &request.cf, request.keys).await {
-        Ok(pairs) => RawBatchGetResponse { pairs, ..Default::default() },
-        Err(error) => refuse_pairs!(RawBatchGetResponse, pairs, error),
+        Ok(pairs) => Ok(RawBatchGetResponse { pairs, ..Default::default() }),
+        Err(error) => refuse_region!(raw, RawBatchGetResponse, error),
     }
 }
 
-async fn put(raw: RawStore, request: RawPutRequest) -> RawPutResponse {
+async fn put(raw: RawStore, request: RawPutRequest) -> Result<RawPutResponse, Status> {
     let pairs = vec![(request.key, request.value, request.ttl)];
     match raw.put(request.context.as_ref(), &request.cf, pairs).await {
-        Ok(()) => RawPutResponse::default(),
-        Err(error) => refuse!(RawPutResponse, error),
+        Ok(()) => Ok(RawPutResponse::default()),
+        Err(error) => refuse!(raw, RawPutResponse, error),
     }
 }
 
-async fn batch_put(raw: RawStore, request: RawBatchPutRequest) -> RawBatchPutResponse {
+async fn batch_put(
+    raw: RawStore,
+    request: RawBatchPutRequest,
+) -> Result<RawBatchPutResponse, Status> {
     // One time to live for all pairs, or one for each.
     let ttl_of = |at: usize| match &request.ttls[..] {
         [] => request.ttl,
@@ -143,7 +155,7 @@ async fn batch_put(raw: RawStore, request: RawBatchPutRequest) -> RawBatchPutRes
     };
     if request.ttls.len() > 1 && request.ttls.len() != request.pairs.len() {
         let error = format!("{} pairs but {} ttls", request.pairs.len(), request.ttls.len());
-        return RawBatchPutResponse { error, ..Default::default() };
+        return refuse!(raw, RawBatchPutResponse, RawError::Refused(error));
     }
     let pairs = request
         .pairs
@@ -152,34 +164,44 @@ async fn batch_put(raw: RawStore, request: RawBatchPutRequest) -> RawBatchPutRes
         .map(|(at, pair)| (pair.key.clone(), pair.value.clone(), ttl_of(at)))
         .collect();
     match raw.put(request.context.as_ref(), &request.cf, pairs).await {
-        Ok(()) => RawBatchPutResponse::default(),
-        Err(error) => refuse!(RawBatchPutResponse, error),
+        Ok(()) => Ok(RawBatchPutResponse::default()),
+        Err(error) => refuse!(raw, RawBatchPutResponse, error),
     }
 }
 
-async fn delete(raw: RawStore, request: RawDeleteRequest) -> RawDeleteResponse {
+async fn delete(raw: RawStore, request: RawDeleteRequest) -> Result<RawDeleteResponse, Status> {
     match raw.delete(request.context.as_ref(), &request.cf, vec![request.key]).await {
-        Ok(()) => RawDeleteResponse::default(),
-        Err(error) => refuse!(RawDeleteResponse, error),
+        Ok(()) => Ok(RawDeleteResponse::default()),
+        Err(error) => refuse!(raw, RawDeleteResponse, error),
     }
 }
 
-async fn batch_delete(raw: RawStore, request: RawBatchDeleteRequest) -> RawBatchDeleteResponse {
+async fn batch_delete(
+    raw: RawStore,
+    request: RawBatchDeleteRequest,
+) -> Result<RawBatchDeleteResponse, Status> {
     match raw.delete(request.context.as_ref(), &request.cf, request.keys).await {
-        Ok(()) => RawBatchDeleteResponse::default(),
-        Err(error) => refuse!(RawBatchDeleteResponse, error),
+        Ok(()) => Ok(RawBatchDeleteResponse::default()),
+        Err(error) => refuse!(raw, RawBatchDeleteResponse, error),
     }
 }
 
-async fn delete_range(raw: RawStore, request: RawDeleteRangeRequest) -> RawDeleteRangeResponse {
+async fn delete_range(
+    raw: RawStore,
+    request: RawDeleteRangeRequest,
+) -> Result<RawDeleteRangeResponse, Status> {
     let RawDeleteRangeRequest { context, cf, start_key, end_key } = request;
     match raw.delete_range(context.as_ref(), &cf, start_key, end_key).await {
-        Ok(()) => RawDeleteRangeResponse::default(),
-        Err(error) => refuse!(RawDeleteRangeResponse, error),
+        Ok(()) => Ok(RawDeleteRangeResponse::default()),
+        Err(error) => refuse!(raw, RawDeleteRangeResponse, error),
     }
 }
 
-async fn scan(raw: RawStore, request: RawScanRequest) -> RawScanResponse {
+async fn scan(
+    raw: RawStore,
+    request: RawScanRequest,
+    habit: ScanHabit,
+) -> Result<RawScanResponse, Status> {
     let shape = ScanShape {
         layout: KeyLayout::of(request.context.as_ref()),
         limit: request.limit,
@@ -187,18 +209,33 @@ async fn scan(raw: RawStore, request: RawScanRequest) -> RawScanResponse {
         reverse: request.reverse,
     };
     let scanned = async {
+        let target = raw.target(request.context.as_ref())?;
         let cf = raw::family(&request.cf)?;
-        let view = raw.view(request.context.as_ref()).await?;
+        let view = raw.view(target).await?;
         let mut budget = raw::Budget::default();
-        raw::scan(&view, cf, &request.start_key, &request.end_key, shape, &mut budget)
+        let (start, end) = (&request.start_key, &request.end_key);
+        let kvs = scan::scan(&view, cf, start, end, shape, &mut budget)?;
+        let upper = if request.reverse { start } else { end };
+        scan::check_habit(habit, &view.descriptor, !upper.is_empty(), shape, kvs.len())?;
+        Ok(kvs)
     };
     match scanned.await {
-        Ok(kvs) => RawScanResponse { kvs, ..Default::default() },
-        Err(error) => refuse_pairs!(RawScanResponse, kvs, error),
+        Ok(kvs) => Ok(RawScanResponse { kvs, ..Default::default() }),
+        Err(error) => match refuse_region!(raw, RawScanResponse, error) {
+            Ok(RawScanResponse { region_error: Some(error), .. })
+                if habit == ScanHabit::IgnoresRegionErrors =>
+            {
+                Err(Status::unavailable(error.message))
+            }
+            refused => refused,
+        },
     }
 }
 
-async fn batch_scan(raw: RawStore, request: RawBatchScanRequest) -> RawBatchScanResponse {
+async fn batch_scan(
+    raw: RawStore,
+    request: RawBatchScanRequest,
+) -> Result<RawBatchScanResponse, Status> {
     let shape = ScanShape {
         layout: KeyLayout::of(request.context.as_ref()),
         limit: request.each_limit,
@@ -206,27 +243,62 @@ async fn batch_scan(raw: RawStore, request: RawBatchScanRequest) -> RawBatchScan
         reverse: request.reverse,
     };
     let scanned = async {
+        let target = raw.target(request.context.as_ref())?;
         let cf = raw::family(&request.cf)?;
-        let view = raw.view(request.context.as_ref()).await?;
-        raw::batch_scan(&view, cf, &request.ranges, shape)
+        let view = raw.view(target).await?;
+        scan::batch_scan(&view, cf, &request.ranges, shape)
     };
     match scanned.await {
-        Ok(kvs) => RawBatchScanResponse { kvs, ..Default::default() },
-        Err(error) => refuse_pairs!(RawBatchScanResponse, kvs, error),
+        Ok(kvs) => Ok(RawBatchScanResponse { kvs, ..Default::default() }),
+        Err(error) => refuse_region!(raw, RawBatchScanResponse, error),
     }
 }
 
-async fn key_ttl(raw: RawStore, request: RawGetKeyTtlRequest) -> RawGetKeyTtlResponse {
+async fn checksum(
+    raw: RawStore,
+    request: RawChecksumRequest,
+    room: Arc<Semaphore>,
+) -> Result<RawChecksumResponse, Status> {
+    let layout = KeyLayout::of(request.context.as_ref());
+    let summed = async {
+        let target = raw.target(request.context.as_ref())?;
+        let (store, region) = (raw.store.store_id(), target.region);
+        let room = room.acquire_owned().await;
+        let view = raw.view(target).await?;
+        let (algorithm, ranges) = (request.algorithm, request.ranges);
+        // Reads all of the ranges: too long for a thread that serves others, too.
+        tokio::task::spawn_blocking(move || {
+            let _room = room;
+            scan::checksum(&view, Cf::Default, algorithm, &ranges, layout)
+        })
+        .await
+        .unwrap_or_else(|_| Err(RequestError::Stopped { store, region }.into()))
+    };
+    match summed.await {
+        Ok(sum) => Ok(RawChecksumResponse {
+            checksum: sum.crc64_xor,
+            total_kvs: sum.pairs,
+            total_bytes: sum.bytes,
+            ..Default::default()
+        }),
+        Err(error) => refuse!(raw, RawChecksumResponse, error),
+    }
+}
+
+async fn key_ttl(
+    raw: RawStore,
+    request: RawGetKeyTtlRequest,
+) -> Result<RawGetKeyTtlResponse, Status> {
     match raw.get(request.context.as_ref(), &request.cf, &request.key).await {
         Ok(Some(found)) => {
-            RawGetKeyTtlResponse { ttl: found.ttl(now_seconds()), ..Default::default() }
+            Ok(RawGetKeyTtlResponse { ttl: found.ttl(now_seconds()), ..Default::default() })
         }
-        Ok(None) => RawGetKeyTtlResponse { not_found: true, ..Default::default() },
-        Err(error) => refuse!(RawGetKeyTtlResponse, error),
+        Ok(None) => Ok(RawGetKeyTtlResponse { not_found: true, ..Default::default() }),
+        Err(error) => refuse!(raw, RawGetKeyTtlResponse, error),
     }
 }
 
-async fn compare_and_swap(raw: RawStore, request: RawCasRequest) -> RawCasResponse {
+async fn compare_and_swap(raw: RawStore, request: RawCasRequest) -> Result<RawCasResponse, Status> {
     let cas = CompareAndSwap {
         key: request.key,
         expect_absent: request.previous_not_exist,
@@ -239,14 +311,14 @@ async fn compare_and_swap(raw: RawStore, request: RawCasRequest) -> RawCasRespon
         Ok(result) => {
             let swap = result.swap.expect("a compare-and-swap answers with its result");
             let previous = swap.previous.map(|previous: RawValue| previous.value);
-            RawCasResponse {
+            Ok(RawCasResponse {
                 succeed: swap.swapped,
                 previous_not_exist: previous.is_none(),
                 previous_value: previous.unwrap_or_default(),
                 ..Default::default()
-            }
+            })
         }
-        Err(error) => refuse!(RawCasResponse, error),
+        Err(error) => refuse!(raw, RawCasResponse, error),
     }
 }
 
@@ -258,24 +330,26 @@ impl StoreService for RegionService {
     fn handle(&self, command: Command) -> Answer<Reply> {
         let raw = self.raw.clone();
         match command {
-            Command::RawGet(r) => Box::pin(async { Ok(Reply::RawGet(get(raw, r).await)) }),
+            Command::RawGet(r) => Box::pin(async { get(raw, r).await.map(Reply::RawGet) }),
             Command::RawBatchGet(r) => {
-                Box::pin(async { Ok(Reply::RawBatchGet(batch_get(raw, r).await)) })
+                Box::pin(async { batch_get(raw, r).await.map(Reply::RawBatchGet) })
             }
-            Command::RawPut(r) => Box::pin(async { Ok(Reply::RawPut(put(raw, r).await)) }),
+            Command::RawPut(r) => Box::pin(async { put(raw, r).await.map(Reply::RawPut) }),
             Command::RawBatchPut(r) => {
-                Box::pin(async { Ok(Reply::RawBatchPut(batch_put(raw, r).await)) })
+                Box::pin(async { batch_put(raw, r).await.map(Reply::RawBatchPut) })
             }
-            Command::RawDelete(r) => Box::pin(async { Ok(Reply::RawDelete(delete(raw, r).await)) }),
+            Command::RawDelete(r) => Box::pin(async { delete(raw, r).await.map(Reply::RawDelete) }),
             Command::RawBatchDelete(r) => {
-                Box::pin(async { Ok(Reply::RawBatchDelete(batch_delete(raw, r).await)) })
+                Box::pin(async { batch_delete(raw, r).await.map(Reply::RawBatchDelete) })
             }
-            Command::RawScan(r) => Box::pin(async { Ok(Reply::RawScan(scan(raw, r).await)) }),
+            Command::RawScan(r) => {
+                Box::pin(async { scan(raw, r, ScanHabit::Walks).await.map(Reply::RawScan) })
+            }
             Command::RawDeleteRange(r) => {
-                Box::pin(async { Ok(Reply::RawDeleteRange(delete_range(raw, r).await)) })
+                Box::pin(async { delete_range(raw, r).await.map(Reply::RawDeleteRange) })
             }
             Command::RawBatchScan(r) => {
-                Box::pin(async { Ok(Reply::RawBatchScan(batch_scan(raw, r).await)) })
+                Box::pin(async { batch_scan(raw, r).await.map(Reply::RawBatchScan) })
             }
             Command::Empty(r) => {
                 let reply = BatchCommandsEmptyResponse { test_id: r.test_id };
@@ -287,12 +361,20 @@ impl StoreService for RegionService {
 
     fn compare_and_swap(&self, request: RawCasRequest) -> Answer<RawCasResponse> {
         let raw = self.raw.clone();
-        Box::pin(async { Ok(compare_and_swap(raw, request).await) })
+        Box::pin(compare_and_swap(raw, request))
     }
 
     fn key_ttl(&self, request: RawGetKeyTtlRequest) -> Answer<RawGetKeyTtlResponse> {
         let raw = self.raw.clone();
-        Box::pin(async { Ok(key_ttl(raw, request).await) })
+        Box::pin(key_ttl(raw, request))
+    }
+
+    fn scan(&self, request: RawScanRequest, habit: ScanHabit) -> Answer<RawScanResponse> {
+        Box::pin(scan(self.raw.clone(), request, habit))
+    }
+
+    fn checksum(&self, request: RawChecksumRequest) -> Answer<RawChecksumResponse> {
+        Box::pin(checksum(self.raw.clone(), request, Arc::clone(&self.checksums)))
     }
 
     fn split_region(&self, request: SplitRegionRequest) -> Answer<SplitRegionResponse> {
@@ -314,15 +396,15 @@ impl StoreService for RegionService {
                 let (region, epoch) = (target.region, target.context.epoch);
                 RegionService::split_at(&raw.store, &placement, region, epoch, keys).await
             };
-            Ok(match split.await {
-                Ok(regions) => SplitRegionResponse {
+            match split.await {
+                Ok(regions) => Ok(SplitRegionResponse {
                     left: regions.first().cloned(),
                     right: regions.last().cloned(),
                     regions,
                     ..Default::default()
-                },
-                Err(error) => refuse_region!(SplitRegionResponse, error),
-            })
+                }),
+                Err(error) => refuse_region!(raw, SplitRegionResponse, error),
+            }
         })
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tonic::{Code, Status};
+use tonic::Status;
 
 use super::cache::Route;
 use super::request::{Incoming, Outgoing, RegionRequest};
@@ -16,6 +16,7 @@ use crate::placement::RegionInfo;
 use crate::proto::errorpb;
 use crate::proto::kvrpcpb::{ApiVersion, Context};
 use crate::proto::metapb::Region;
+use crate::service::is_refusal;
 
 impl KvClient {
     /// Asks the region that holds `key`, until it answers.
@@ -56,10 +57,14 @@ impl KvClient {
         if let Some(route) = self.shared.cache.get_below(bound) {
             return Ok(route);
         }
-        /// The longest key there can be; filled with the highest byte it is above all others.
-        const LONGEST_KEY: usize = 4096;
-        let key =
-            if bound.is_empty() { Bytes::from_static(&[0xff; LONGEST_KEY]) } else { bound.clone() };
+        /// Longer than any key and any bound of a region: filled with the highest byte it is
+        /// above all of them.
+        const ABOVE_ALL_KEYS: usize = 10 << 10;
+        let key = if bound.is_empty() {
+            Bytes::from_static(&[0xff; ABOVE_ALL_KEYS])
+        } else {
+            bound.clone()
+        };
         let mut found = self.shared.placement.region_by_key(key.clone()).await?;
         if found.as_ref().is_some_and(|found| found.region.start_key == key) {
             found = self.shared.placement.previous_region(key.clone()).await?;
@@ -136,6 +141,10 @@ impl KvClient {
             if error.undetermined_result.is_some() && !R::REPEATABLE {
                 return Err(unknown::<R>(key, error.message));
             }
+            // A refusal of this request in a batch, which has no other place for it.
+            if error.raft_entry_too_large.is_some_and(|error| error.entry_size == 0) {
+                return Err(refused(error.message));
+            }
             return Err(self.judge(R::CALL, route, error));
         }
         let complaint = R::complaint(&response);
@@ -164,9 +173,10 @@ impl KvClient {
         };
         answered.map_err(|status: Status| {
             let reason = format!("store {store}: {}", channel::describe(&status));
-            match status.code() {
-                Code::Unimplemented | Code::InvalidArgument => SendError::Refused(reason),
-                _ => SendError::Unknown(reason),
+            if is_refusal(&status) {
+                SendError::Refused(reason)
+            } else {
+                SendError::Unknown(reason)
             }
         })
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 use tonic::transport::Channel;
-use tonic::{Code, Response, Status};
+use tonic::{Response, Status};
 
 use super::batch::BatchStream;
 use super::request::{Incoming, Outgoing};
@@ -15,6 +15,7 @@ use crate::placement::PlacementClient;
 use crate::proto::metapb::StoreState;
 use crate::proto::tikvpb::tikv_client::TikvClient;
 use crate::server::MAX_MESSAGE_BYTES;
+use crate::service::is_refusal;
 
 /// Why there is no response.
 #[derive(Clone, Debug)]
@@ -71,9 +72,10 @@ impl Stores {
         };
         answered.map_err(|status| {
             let reason = format!("{}: {}", connection.address, channel::describe(&status));
-            match status.code() {
-                Code::Unimplemented | Code::InvalidArgument => SendError::Refused(reason),
-                _ => SendError::Unknown(reason),
+            if is_refusal(&status) {
+                SendError::Refused(reason)
+            } else {
+                SendError::Unknown(reason)
             }
         })
     }

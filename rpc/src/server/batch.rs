@@ -21,7 +21,8 @@ use crate::proto::tikvpb::{
     BatchCommandsEmptyRequest, BatchCommandsEmptyResponse, BatchCommandsRequest,
     BatchCommandsResponse,
 };
-use crate::service::{Command, Reply, StoreService};
+use crate::proto::{errorpb, kvrpcpb};
+use crate::service::{Command, Reply, StoreService, is_refusal};
 
 /// Requests of one stream that may be unfinished; beyond this the stream is not read, so that the
 /// client feels it.
@@ -99,14 +100,19 @@ where
             return empty(request).map(move |answer| Ok((id, reply(answer)))).boxed();
         }
         let long = may_take_long(&command);
+        let refused = refusal_of(&command);
         let answer = self.service.handle(command);
         let work = async move {
             match answer.await {
                 Ok(reply) => Ok((id, Response { cmd: Some(reply) })),
-                Err(status) if is_about_the_request(&status) => {
+                Err(status) if is_refusal(&status) => {
                     tracing::debug!(%status, "a batched command was refused");
-                    Ok((id, Response { cmd: None }))
+                    let said = status.code() != Code::Unimplemented;
+                    let cmd = refused.filter(|_| said).map(|refused| refused(status.message()));
+                    Ok((id, Response { cmd }))
                 }
+                // Of the store as a whole: the stream ends with it, so that the client turns to
+                // another store instead of giving up.
                 Err(status) => Err(status),
             }
         };
@@ -114,10 +120,44 @@ where
     }
 }
 
-/// Whether a refusal would be the same on any store. Otherwise the stream ends with it, so that
-/// the client turns to another store instead of giving up.
-fn is_about_the_request(status: &Status) -> bool {
-    matches!(status.code(), Code::Unimplemented | Code::InvalidArgument)
+/// How a refusal is said in a batch, which has no status for each response: by the one region
+/// error that all clients take as final and show to their callers, without a size. An error in a
+/// pair, or an empty response, would be data to some of them, and a response without a command
+/// makes Go clients believe for a while that the store is dead.
+fn refusal(why: &str) -> Option<errorpb::Error> {
+    Some(errorpb::Error {
+        message: why.to_owned(),
+        raft_entry_too_large: Some(errorpb::RaftEntryTooLarge::default()),
+        ..Default::default()
+    })
+}
+
+/// The refusal of a command, for those that are served.
+fn refusal_of(command: &Command) -> Option<fn(&str) -> Reply> {
+    macro_rules! refusals {
+        ($($variant:ident($response:ident),)*) => {
+            match command {
+                $(Command::$variant(_) => Some(|why| {
+                    Reply::$variant(kvrpcpb::$response {
+                        region_error: refusal(why),
+                        ..Default::default()
+                    })
+                }),)*
+                _ => None,
+            }
+        };
+    }
+    refusals! {
+        RawGet(RawGetResponse),
+        RawBatchGet(RawBatchGetResponse),
+        RawPut(RawPutResponse),
+        RawBatchPut(RawBatchPutResponse),
+        RawDelete(RawDeleteResponse),
+        RawBatchDelete(RawBatchDeleteResponse),
+        RawScan(RawScanResponse),
+        RawBatchScan(RawBatchScanResponse),
+        RawDeleteRange(RawDeleteRangeResponse),
+    }
 }
 
 /// Whether a command reads so much that it would hold up the others of its stream, which are

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use tonic::codegen::BoxStream;
+use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{MAX_MESSAGE_BYTES, batch};
 use crate::proto::kvrpcpb;
 use crate::proto::tikvpb::tikv_server::{Tikv, TikvServer};
 use crate::proto::tikvpb::{BatchCommandsRequest, BatchCommandsResponse};
-use crate::service::{Command, Reply, StoreService};
+use crate::service::{Command, Reply, ScanHabit, StoreService};
 
 /// Answers the calls of the `Tikv` service with a store.
 #[derive(Debug)]
@@ -27,6 +28,20 @@ impl<S: StoreService> TikvService<S> {
         TikvServer::new(self)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
+    }
+}
+
+/// Tells published clients with habits of their own apart by what they send. Both are built on
+/// tonic 0.10, which no other client in the field is; only the later one takes compressed answers.
+fn scan_habit(headers: &MetadataMap) -> ScanHabit {
+    let of = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    // An application may put its own name before tonic's.
+    let by_tonic_0_10 = of("user-agent").split(' ').any(|part| part.starts_with("tonic/0.10."));
+    let takes_gzip = of("grpc-accept-encoding").split(',').any(|kind| kind.trim() == "gzip");
+    match (by_tonic_0_10, takes_gzip) {
+        (true, true) => ScanHabit::StopsOrWraps,
+        (true, false) => ScanHabit::IgnoresRegionErrors,
+        (false, _) => ScanHabit::Walks,
     }
 }
 
@@ -61,6 +76,13 @@ macro_rules! tikv_service {
                     self.service.$method(request.into_inner()).await.map(Response::new)
                 }
             )*
+            async fn raw_scan(
+                &self,
+                request: Request<kvrpcpb::RawScanRequest>,
+            ) -> Result<Response<kvrpcpb::RawScanResponse>, Status> {
+                let habit = scan_habit(request.metadata());
+                self.service.scan(request.into_inner(), habit).await.map(Response::new)
+            }
             async fn batch_commands(
                 &self,
                 request: Request<Streaming<BatchCommandsRequest>>,
@@ -101,7 +123,6 @@ tikv_service! {
         raw_batch_put(RawBatchPutRequest) -> RawBatchPutResponse = RawBatchPut,
         raw_delete(RawDeleteRequest) -> RawDeleteResponse = RawDelete,
         raw_batch_delete(RawBatchDeleteRequest) -> RawBatchDeleteResponse = RawBatchDelete,
-        raw_scan(RawScanRequest) -> RawScanResponse = RawScan,
         raw_delete_range(RawDeleteRangeRequest) -> RawDeleteRangeResponse = RawDeleteRange,
         raw_batch_scan(RawBatchScanRequest) -> RawBatchScanResponse = RawBatchScan,
     }
@@ -111,5 +132,28 @@ tikv_service! {
         raw_checksum(RawChecksumRequest) -> RawChecksumResponse = checksum,
         split_region(SplitRegionRequest) -> SplitRegionResponse = split_region,
         read_index(ReadIndexRequest) -> ReadIndexResponse = read_index,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_with_habits_of_their_own_are_known_by_their_headers() {
+        let habit = |agent: &'static str, accepts: Option<&'static str>| {
+            let mut headers = MetadataMap::new();
+            headers.insert("user-agent", agent.parse().unwrap());
+            if let Some(accepts) = accepts {
+                headers.insert("grpc-accept-encoding", accepts.parse().unwrap());
+            }
+            scan_habit(&headers)
+        };
+        assert_eq!(habit("tonic/0.10.2", Some("gzip,identity")), ScanHabit::StopsOrWraps);
+        assert_eq!(habit("app/1 tonic/0.10.2", Some("gzip")), ScanHabit::StopsOrWraps);
+        assert_eq!(habit("tonic/0.10.2", None), ScanHabit::IgnoresRegionErrors);
+        assert_eq!(habit("tonic/0.14.9", Some("gzip")), ScanHabit::Walks);
+        assert_eq!(habit("grpc-go/1.63.2", Some("gzip")), ScanHabit::Walks);
+        assert_eq!(scan_habit(&MetadataMap::new()), ScanHabit::Walks);
     }
 }
