@@ -3,6 +3,8 @@
 
 mod common;
 
+#[path = "tikv_client/edges.rs"]
+mod edges;
 #[path = "tikv_client/model.rs"]
 mod model;
 #[path = "tikv_client/moves.rs"]
@@ -22,8 +24,12 @@ use tikv_client::{Config, RawClient};
 
 const STORES: usize = 3;
 
-/// Regions over which the keys of a test are spread before it begins.
-const REGIONS: usize = 24;
+/// Regions over which the keys of a test are spread before it begins: none but those that a
+/// fresh cluster has, a few, and many.
+const REGIONS: [usize; 3] = [0, 24, 100];
+
+/// Regions of each worker where several work at the same time.
+const REGIONS_OF_A_WORKER: usize = 6;
 
 /// Operations of a client that is alone with the cluster.
 const OPERATIONS: usize = 500;
@@ -84,8 +90,7 @@ async fn start() -> (Cluster, Operator) {
     (cluster, operator)
 }
 
-/// Splits a worker's keys into regions. The last bound is the end of its keys: the client
-/// would take a scan that ends in the very last region for unfinished.
+/// Splits a worker's keys into regions, the last of which ends where they do.
 async fn split(operator: &Operator, layout: Layout, worker: usize, regions: usize) {
     let parts = (0..regions).map(|part| model::key(worker, part * model::KEYS / regions));
     let keys = parts.chain([model::end(worker)]).map(|key| layout.bound(&key)).collect();
@@ -101,14 +106,21 @@ async fn split(operator: &Operator, layout: Layout, worker: usize, regions: usiz
 #[tokio::test(flavor = "multi_thread")]
 async fn every_raw_operation_answers_as_a_map_would() {
     let (cluster, operator) = start().await;
-    for layout in Layout::ALL {
-        split(&operator, layout, 0, REGIONS).await;
-        let mut subject = Subject::new(layout.client(&cluster).await, 0, 42);
-        for _ in 0..OPERATIONS {
-            subject.step().await;
+    for regions in REGIONS {
+        for layout in Layout::ALL {
+            // Before the first client of a key space nothing is cut.
+            let client = layout.client(&cluster).await;
+            if regions > 0 {
+                split(&operator, layout, 0, regions).await;
+            }
+            client.delete_range(model::start(0)..model::end(0)).await.expect("an empty range");
+            let mut subject = Subject::new(client, 0, 42, regions == 0);
+            for _ in 0..OPERATIONS {
+                subject.step().await;
+            }
+            subject.check_all().await;
+            subject.assert_every_operation_was_used();
         }
-        subject.check_all().await;
-        subject.assert_every_operation_was_used();
     }
     operator.replicas_are_equal(STORES, PATIENCE).await;
     cluster.stop().await;
@@ -122,9 +134,9 @@ async fn no_error_reaches_a_client_while_regions_split_and_leaders_move() {
     let mut workers = Vec::new();
     for (kind, layout) in Layout::ALL.into_iter().enumerate() {
         for worker in 0..WORKERS {
-            split(&operator, layout, worker, REGIONS / WORKERS).await;
+            split(&operator, layout, worker, REGIONS_OF_A_WORKER).await;
             let seed = (kind * WORKERS + worker) as u64;
-            let mut subject = Subject::new(layout.client(&cluster).await, worker, seed);
+            let mut subject = Subject::new(layout.client(&cluster).await, worker, seed, false);
             let stop = Arc::clone(&stop);
             workers.push(tokio::spawn(async move {
                 let mut steps = 0;
