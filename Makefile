@@ -9,7 +9,7 @@ export CARGO
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help prerequisites build playground test simulate bench check fmt
+.PHONY: help prerequisites build playground test clients simulate bench check fmt
 
 # A workspace of its own: see its Cargo.toml.
 CONSENSUS_BENCH = --manifest-path benches/consensus/Cargo.toml
@@ -30,6 +30,11 @@ playground: build ## builds, and starts a cluster on this machine; ARGS are its 
 
 test: prerequisites ## builds everything and runs all tests
 	$(CARGO) test
+
+# Not a part of the tests, which need no network.
+clients: build ## runs published Python clients, which it installs, against a cluster
+	@tests/clients/run "$$($(CARGO) metadata --no-deps --offline --format-version 1 \
+	    | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')"
 
 simulate: ## runs simulated Raft groups under faults; ARGS='--seeds 50000' and more
 	$(CARGO) run --release -p esker-raft-simulator -- $(if $(ARGS),$(ARGS),--seeds 10000)

@@ -419,6 +419,26 @@ async fn a_client_of_another_cluster_is_refused_whatever_it_asks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_store_of_another_cluster_at_a_known_address_is_named_in_one_line() {
+    let (cluster, operator) = one_store().await;
+    let (other, _) = one_store().await;
+    let placement = operator.placement();
+    let mut store = placement.get_stores(true).await.expect("placement answers").remove(0);
+    // As if the machine had been given to somebody else.
+    store.address = other.placement_address().to_owned();
+    placement.put_store(store).await.expect("stores may move");
+
+    let error = operator.kv().get("a").await.expect_err("it is another cluster's store");
+    let (line, here) = (error.to_string(), placement.cluster_id());
+    let there = other.placement().cluster_id();
+    assert!([here, there].iter().all(|id| line.contains(&id.to_string())), "{line}");
+    assert!(line.contains("check the client's placement addresses"), "{line}");
+    assert!(!line.contains('\n'), "{line}");
+    cluster.stop().await;
+    other.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_request_for_what_is_not_here_gets_the_region_error_that_clients_act_on() {
     let (cluster, operator) = one_store().await;
     let outdated = Raw::connect(&operator).await.context();
