@@ -159,3 +159,97 @@ pub async fn first_regions(
     }
     forget(directory)
 }
+
+#[cfg(test)]
+mod tests {
+    use esker_engine::{EngineOptions, MemoryEnv};
+    use esker_raftstore::state::RegionState;
+
+    use super::*;
+    use crate::Node;
+
+    /// What a store does at its first start, until it would open.
+    struct Starting {
+        data: DataDir,
+        store: Store,
+        kv: KvEngine,
+        log: LogEngine,
+        _root: tempfile::TempDir,
+    }
+
+    impl Starting {
+        async fn new(placement: &PlacementClient, address: &str) -> Self {
+            let root = tempfile::tempdir().expect("a directory");
+            let mut data = DataDir::open(root.path()).expect("an empty directory");
+            let ident = identify(&mut data, placement).await.expect("an id");
+            let options = EngineOptions::in_memory(MemoryEnv::new());
+            Starting {
+                data,
+                store: Store {
+                    id: ident.store_id,
+                    address: address.to_owned(),
+                    ..Store::default()
+                },
+                kv: KvEngine::open(Path::new("/kv"), &options).expect("an engine"),
+                log: LogEngine::open(Path::new("/log"), &options).expect("an engine"),
+                _root: root,
+            }
+        }
+
+        fn begun(&self) -> Vec<Region> {
+            remembered(self.data.path()).expect("it can be read")
+        }
+
+        async fn go_on(&self, placement: &PlacementClient) {
+            first_regions(self.data.path(), placement, &self.store, &self.kv, &self.log)
+                .await
+                .expect("the start goes on");
+            assert_eq!(self.begun(), [], "it is over");
+        }
+
+        fn on_disk(&self, region: &Region) -> Option<RegionState> {
+            region_state(&self.kv, region.region_id()).expect("it can be read")
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_first_start_goes_on_after_a_crash_between_any_two_steps() {
+        let root = tempfile::tempdir().expect("a directory");
+        let node = Node::builder()
+            .data_dir(root.path())
+            .listen("127.0.0.1:0")
+            .roles(crate::node::Roles { placement: true, store: false })
+            .start()
+            .await
+            .expect("placement starts");
+        let placement = node.placement();
+        let first = Starting::new(placement, "first:1").await;
+        // Another one that begins before the first is done.
+        let second = Starting::new(placement, "second:1").await;
+        let regions = first.begun();
+        let ranges: Vec<_> = regions.iter().map(|r| (&r.start_key[..], &r.end_key[..])).collect();
+        assert_eq!(ranges, [(&b""[..], &KEYS_TOP[..]), (&KEYS_TOP[..], b"")]);
+        assert_eq!(second.begun().len(), 2);
+
+        // Registered, and one of two regions on disk.
+        let whole = Region { end_key: Bytes::new(), ..regions[0].clone() };
+        placement.bootstrap(first.store.clone(), whole).await.expect("nobody was faster");
+        bootstrap_region(&first.kv, &first.log, &regions[1]).expect("it is written");
+        first.go_on(placement).await;
+        for region in &regions {
+            assert_eq!(first.on_disk(region), Some(RegionState::Normal(region.clone())));
+        }
+        // All but the removal of the file; meanwhile a region is no longer what it was.
+        remember(first.data.path(), &regions).expect("it is written");
+        let later = Region { end_key: "m".into(), ..regions[0].clone() };
+        bootstrap_region(&first.kv, &first.log, &later).expect("it is written");
+        first.go_on(placement).await;
+        assert_eq!(first.on_disk(&regions[0]), Some(RegionState::Normal(later)));
+
+        // The slower one makes none.
+        let theirs = second.begun();
+        second.go_on(placement).await;
+        assert!(theirs.iter().all(|region| second.on_disk(region).is_none()));
+        node.stop().await;
+    }
+}

@@ -73,7 +73,7 @@ pub enum RawError {
 #[derive(Debug)]
 pub enum Refusal {
     /// Inside of the response: the client's region logic acts on it.
-    Region(errorpb::Error),
+    Region(Box<errorpb::Error>),
     /// For the user: in the response where it has a place for a text, and a status otherwise.
     Said(Status),
     /// For the user, always a status: no client that it is for should make anything of a response.
@@ -131,7 +131,7 @@ impl RawStore {
     /// The answer to what went wrong. Whatever is to happen besides, happens here.
     pub fn refuse(&self, error: RawError) -> Refusal {
         match error {
-            RawError::Region(error) => Refusal::Region(error.to_proto()),
+            RawError::Region(error) => Refusal::Region(Box::new(error.to_proto())),
             RawError::Refused(why) => Refusal::Said(Status::invalid_argument(why)),
             RawError::OtherCluster { asked, here } => {
                 Refusal::Status(Status::failed_precondition(format!(

@@ -36,7 +36,7 @@ macro_rules! refuse {
     ($raw:ident, $response:ident, $error:expr) => {
         match $raw.refuse($error) {
             Refusal::Region(error) => {
-                Ok($response { region_error: Some(error), ..Default::default() })
+                Ok($response { region_error: Some(*error), ..Default::default() })
             }
             Refusal::Said(why) => {
                 Ok($response { error: why.message().to_owned(), ..Default::default() })
@@ -52,7 +52,7 @@ macro_rules! refuse_region {
     ($raw:ident, $response:ident, $error:expr) => {
         match $raw.refuse($error) {
             Refusal::Region(error) => {
-                Ok($response { region_error: Some(error), ..Default::default() })
+                Ok($response { region_error: Some(*error), ..Default::default() })
             }
             Refusal::Said(status) | Refusal::Status(status) => Err(status),
         }
@@ -76,7 +76,7 @@ impl RegionService {
     /// What went wrong, for a response that has a place for nothing else.
     pub fn region_error(&self, error: RawError) -> errorpb::Error {
         match self.raw.refuse(error) {
-            Refusal::Region(error) => error,
+            Refusal::Region(error) => *error,
             Refusal::Said(status) | Refusal::Status(status) => {
                 errorpb::Error { message: status.message().to_owned(), ..Default::default() }
             }

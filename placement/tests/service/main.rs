@@ -7,6 +7,7 @@ mod server;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use esker_placement::timestamp::WINDOW_MS;
 use esker_rpc::proto::eraftpb::ConfChangeType;
 use esker_rpc::proto::{keyspacepb, metapb, pdpb};
