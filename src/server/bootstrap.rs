@@ -180,8 +180,8 @@ mod tests {
     impl Starting {
         async fn new(placement: &PlacementClient, address: &str) -> Self {
             let root = tempfile::tempdir().expect("a directory");
-            let mut data = DataDir::open(root.path()).expect("an empty directory");
-            let ident = identify(&mut data, placement).await.expect("an id");
+            let data = DataDir::open(root.path()).expect("an empty directory");
+            let ident = identify(&data, placement, address, false).await.expect("an id").ident;
             let options = EngineOptions::in_memory(MemoryEnv::new());
             Starting {
                 data,
@@ -234,7 +234,8 @@ mod tests {
         // Registered, and one of two regions on disk.
         let whole = Region { end_key: Bytes::new(), ..regions[0].clone() };
         placement.bootstrap(first.store.clone(), whole).await.expect("nobody was faster");
-        bootstrap_region(&first.kv, &first.log, &regions[1]).expect("it is written");
+        bootstrap_region(&first.kv, &first.log, StoreId(first.store.id), &regions[1])
+            .expect("it is written");
         first.go_on(placement).await;
         for region in &regions {
             assert_eq!(first.on_disk(region), Some(RegionState::Normal(region.clone())));
@@ -242,7 +243,8 @@ mod tests {
         // All but the removal of the file; meanwhile a region is no longer what it was.
         remember(first.data.path(), &regions).expect("it is written");
         let later = Region { end_key: "m".into(), ..regions[0].clone() };
-        bootstrap_region(&first.kv, &first.log, &later).expect("it is written");
+        bootstrap_region(&first.kv, &first.log, StoreId(first.store.id), &later)
+            .expect("it is written");
         first.go_on(placement).await;
         assert_eq!(first.on_disk(&regions[0]), Some(RegionState::Normal(later)));
 
