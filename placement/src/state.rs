@@ -83,6 +83,9 @@ pub trait ReplicatedState: Send + Sync + 'static {
     /// to [`ReplicatedState::write`].
     fn leadership(&self) -> watch::Receiver<Leadership>;
 
+    /// This member's own id; a member that is replaced has another one from then on.
+    fn me(&self) -> MemberId;
+
     /// All members of the group, this one too, as this member knows them now: a
     /// member that is replaced has another id and address from then on.
     fn members(&self) -> Vec<MemberInfo>;

@@ -10,8 +10,9 @@ use crate::server::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 /// How long a connection attempt may take.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A connection on which nothing is heard for this long is asked whether it lives.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// A connection on which nothing is heard for this long is asked whether it lives. Short, since
+/// what was sent on a dead connection is lost until its death is noticed.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How long the answer to that may take before the connection counts as broken.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);

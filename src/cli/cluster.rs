@@ -8,7 +8,7 @@ use esker_rpc::kv::KvClient;
 use esker_rpc::placement::{CONNECT_DEADLINE, PlacementClient};
 use esker_rpc::proto::esker as wire;
 use esker_rpc::proto::esker::admin_client::AdminClient;
-use esker_rpc::proto::esker::members_client::MembersClient;
+use esker_rpc::proto::esker::founding_client::FoundingClient;
 use esker_rpc::proto::metapb;
 use tonic::transport::{Channel, Endpoint};
 
@@ -155,7 +155,7 @@ impl Cluster {
         let connected = endpoint.connect_timeout(CONNECT_TIMEOUT).connect().await;
         let channel = connected.map_err(|error| causes(&error))?;
         let request = wire::ReplaceMemberRequest { name: name.to_owned() };
-        let answer = MembersClient::new(channel).replace(request).await;
+        let answer = FoundingClient::new(channel).replace(request).await;
         answer.map(tonic::Response::into_inner).map_err(|status| status.message().to_owned())
     }
 

@@ -10,7 +10,7 @@ use esker_raftstore::{MonotonicClock, Parts, RunningStore, Store, StoreHandle, S
 use esker_rpc::error::ClientError;
 use esker_rpc::placement::PlacementClient;
 use esker_rpc::proto::esker::admin_server::AdminServer;
-use esker_rpc::proto::esker::members_server::MembersServer;
+use esker_rpc::proto::esker::founding_server::FoundingServer;
 use esker_rpc::proto::metapb;
 use esker_rpc::proto::pdpb::ErrorType;
 use esker_rpc::server::{self, TikvService};
@@ -27,7 +27,7 @@ use crate::server::admin::AdminService;
 use crate::server::founding::{self, Adoption};
 use crate::server::late::LateStore;
 use crate::server::member::{MemberDirectory, MemberStore, Members};
-use crate::server::newcomer::{LateMember, MembersService};
+use crate::server::newcomer::{FoundingService, LateMember};
 use crate::server::outbox::{
     Audience, Events, MAX_WAITING_REPORTS, NodeOutbox, PlacementAddresses,
 };
@@ -224,7 +224,7 @@ fn serve(
     let mut routes = Routes::new(TikvService::new(store.clone()).into_server())
         .add_service(TransportService::new(starting.traffic.clone()).into_server())
         .add_service(AdminServer::new(admin))
-        .add_service(MembersServer::new(MembersService(member.clone())));
+        .add_service(FoundingServer::new(FoundingService(member.clone())));
     let mut http = pages::router(starting.address.clone(), store, pages::collected_metrics());
     if let Some(state) = member {
         let mut placement = PlacementConfig::new(state.configured().name());
@@ -233,8 +233,10 @@ fn serve(
         }
         let clock = Arc::new(SystemClock::new());
         let placement = PlacementServer::new(placement, state as Arc<dyn ReplicatedState>, clock);
-        routes =
-            routes.add_service(placement.pd_service()).add_service(placement.keyspace_service());
+        routes = routes
+            .add_service(placement.pd_service())
+            .add_service(placement.keyspace_service())
+            .add_service(placement.members_service());
         http = http.merge(placement.http());
         let driver = placement.run();
         starting.tasks.push(tokio::spawn(async move {

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use esker_engine::DataDir;
 use esker_placement::{MemberId, MemberInfo};
-use esker_rpc::proto::esker::members_client::MembersClient;
+use esker_rpc::proto::esker::founding_client::FoundingClient;
 use esker_rpc::proto::esker::{GroupMember, MemberGroup, MemberStage, MemberStageRequest};
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
@@ -236,7 +236,7 @@ pub async fn ask(address: &str) -> Option<MemberStage> {
     let endpoint = endpoint.connect_timeout(ASK_WITHIN).timeout(ASK_WITHIN);
     let asked = async {
         let channel = endpoint.connect().await.ok()?;
-        let answer = MembersClient::new(channel).stage(MemberStageRequest {}).await.ok()?;
+        let answer = FoundingClient::new(channel).stage(MemberStageRequest {}).await.ok()?;
         Some(answer.into_inner())
     };
     tokio::time::timeout(ASK_WITHIN, asked).await.ok().flatten()

@@ -6,6 +6,7 @@
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use esker_engine::{Cf, DataDir, EngineOptions, Engines, Ident, Kind, KvSnapshot};
 use esker_placement::{
@@ -37,6 +38,11 @@ const MEMBER_STORES: u64 = 1 << 63;
 /// beside the placement driver's own keys.
 const LATER_MEMBERS: &[u8] = b"members/";
 const FORMAT: u8 = 1;
+
+/// Half of a data store's: while the placement driver has no leader, no region can
+/// be found, and its one group is quiet enough for it.
+const ELECTION_TIMEOUT: Duration = Duration::from_millis(500);
+const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Who the members are, as this node was told. The same on each of them, but for `me`.
 #[derive(Clone, Debug)]
@@ -161,7 +167,13 @@ impl MemberDirectory {
             kv,
             log,
             snapshots: self.data.snap(),
-            config: StoreConfig { workers: 1, apply_workers: 1, ..StoreConfig::default() },
+            config: StoreConfig {
+                workers: 1,
+                apply_workers: 1,
+                election_timeout: ELECTION_TIMEOUT,
+                heartbeat_interval: HEARTBEAT_INTERVAL,
+                ..StoreConfig::default()
+            },
             outbox: Arc::new(outbox),
             clock: Arc::new(MonotonicClock::default()),
         })?;
@@ -407,6 +419,10 @@ impl ReplicatedState for MemberState {
 
     fn leadership(&self) -> watch::Receiver<Leadership> {
         self.leadership.clone()
+    }
+
+    fn me(&self) -> MemberId {
+        MemberId(self.store.store_id().0 & !MEMBER_STORES)
     }
 
     fn members(&self) -> Vec<MemberInfo> {

@@ -7,8 +7,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use esker_placement::{Leadership, MemberInfo, Pairs, ReplicatedState, StateError, StateWrite};
-use esker_rpc::proto::esker::members_server::Members as MembersApi;
+use esker_placement::{Leadership, MemberId, MemberInfo, Pairs, ReplicatedState, StateError, StateWrite};
+use esker_rpc::proto::esker::founding_server::Founding;
 use esker_rpc::proto::esker::{
     MemberStage, MemberStageRequest, ReplaceMemberRequest, ReplaceMemberResponse,
 };
@@ -108,16 +108,20 @@ impl ReplicatedState for LateMember {
         self.state.get()?.lease()
     }
 
+    fn me(&self) -> MemberId {
+        self.state.get().map_or(self.members.me, |state| state.me())
+    }
+
     fn members(&self) -> Vec<MemberInfo> {
         self.state.get().map_or_else(|| self.members.all.clone(), |state| state.members())
     }
 }
 
 /// The service by which members find each other; on a node without one it says so.
-pub struct MembersService(pub Option<Arc<LateMember>>);
+pub struct FoundingService(pub Option<Arc<LateMember>>);
 
 #[tonic::async_trait]
-impl MembersApi for MembersService {
+impl Founding for FoundingService {
     async fn stage(&self, _: Request<MemberStageRequest>) -> Result<Response<MemberStage>, Status> {
         let stage = self.0.as_ref().map(|member| member.stage());
         Ok(Response::new(stage.unwrap_or_default()))

@@ -3,7 +3,6 @@
 //! A member that does not lead sends the reader to the one that does.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::{StatusCode, Uri};
@@ -12,7 +11,6 @@ use axum::routing::get;
 use axum::{Json, Router};
 use esker_rpc::proto::metapb;
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
 
 use super::Shared;
 use crate::cluster::Cluster;
@@ -21,8 +19,6 @@ use crate::map::{Store, StoreState};
 use crate::state::MemberInfo;
 use crate::types::{Peer, RegionReport, Role};
 
-/// How long a member may take to accept a connection and still be healthy.
-const HEALTH_TIMEOUT: Duration = Duration::from_millis(500);
 const GIB: f64 = (1u64 << 30) as f64;
 const MIB: u64 = 1 << 20;
 const SECOND_MS: u64 = 1_000;
@@ -42,7 +38,7 @@ async fn lead(shared: &Shared, uri: &Uri) -> Result<Arc<Lead>, Response> {
     match shared.lead().await {
         Ok(lead) => Ok(lead),
         Err(status) => match shared.leader() {
-            Some(leader) if leader.name != shared.config.name => {
+            Some(leader) if leader.id != shared.state.me() => {
                 Err(Redirect::temporary(&format!("http://{}{}", leader.address, uri))
                     .into_response())
             }
@@ -199,8 +195,9 @@ fn member_json(member: &MemberInfo) -> Value {
 
 /// Answered by every member.
 async fn members(State(shared): State<Arc<Shared>>) -> Response {
-    let members: Vec<_> = shared.state.members().iter().map(member_json).collect();
-    let leader = shared.leader().as_ref().map(member_json);
+    let roll = shared.roll().await;
+    let members: Vec<_> = roll.members.iter().map(member_json).collect();
+    let leader = roll.leader.as_ref().map(member_json);
     let mut json = json!({
         "header": { "cluster_id": shared.cluster_id().unwrap_or(0) },
         "members": members,
@@ -212,18 +209,19 @@ async fn members(State(shared): State<Arc<Shared>>) -> Response {
     Json(json).into_response()
 }
 
-/// Of itself a member knows whether it follows or leads somebody; of the others,
-/// whether they accept a connection.
+/// Of itself a member knows whether there is a leader; of the others, whether
+/// they answer.
 async fn health(State(shared): State<Arc<Shared>>) -> Response {
-    let has_leader = shared.leader().is_some();
-    let checks = shared.state.members().into_iter().map(|member| {
-        let is_self = member.name == shared.config.name;
-        async move {
-            let is_healthy = if is_self {
-                has_leader
-            } else {
-                let connecting = TcpStream::connect(&member.address);
-                matches!(tokio::time::timeout(HEALTH_TIMEOUT, connecting).await, Ok(Ok(_)))
+    let roll = shared.roll().await;
+    let me = shared.state.me();
+    let healths: Vec<_> = roll
+        .members
+        .iter()
+        .map(|member| {
+            let is_self = member.id == me;
+            let is_healthy = match is_self {
+                true => roll.leader.is_some(),
+                false => roll.present.contains(&member.id),
             };
             json!({
                 "name": member.name,
@@ -231,8 +229,7 @@ async fn health(State(shared): State<Arc<Shared>>) -> Response {
                 "client_urls": [format!("http://{}", member.address)],
                 "health": is_healthy,
             })
-        }
-    });
-    let healths = futures_util::future::join_all(checks).await;
+        })
+        .collect();
     Json(healths).into_response()
 }

@@ -1,9 +1,9 @@
 //! The placement driver on the wire: the gRPC services `pdpb.PD` and
 //! `keyspacepb.Keyspace`, and the HTTP pages that tools read.
 //!
-//! A member that does not lead answers `GetMembers` with the leader's address,
-//! and everything else with gRPC `UNAVAILABLE` after a short wait: clients then
-//! look up the leader again. The wait matters, because clients in the field
+//! A member that does not lead answers `GetMembers` with the leader's address
+//! ([`roll`]), and everything else with gRPC `UNAVAILABLE` after a short wait:
+//! clients then look up the leader again. The wait matters, because clients in the field
 //! retry at once a small number of times, but look up at most once a second.
 //!
 //! A request for another cluster is an error in the response's header, on a
@@ -15,6 +15,7 @@ mod http;
 mod keyspace;
 mod pd;
 mod regions;
+mod roll;
 mod stores;
 mod streams;
 
@@ -24,6 +25,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::Router;
+use esker_rpc::proto::esker::members_server::MembersServer;
 use esker_rpc::proto::keyspacepb::keyspace_server::KeyspaceServer;
 use esker_rpc::proto::pdpb;
 use esker_rpc::proto::pdpb::pd_server::PdServer;
@@ -31,6 +33,7 @@ use tokio::sync::watch;
 use tonic::{Response, Status};
 
 use self::headers::ResponseWithHeader;
+use self::roll::{Roll, RollCall};
 use crate::clock::Clock;
 use crate::lead::{Lead, LeadError, PATIENCE, office};
 use crate::operator::OperatorLimits;
@@ -39,6 +42,7 @@ use crate::state::{DamagedState, MemberInfo, ReplicatedState};
 
 pub use keyspace::KeyspaceService;
 pub use pd::PdService;
+pub use roll::MembersService;
 
 /// How long a member that does not lead waits for a leader before it refuses.
 /// Ten refusals in a row, which is what clients try, last longer than the second
@@ -80,6 +84,7 @@ pub(crate) struct Shared {
     /// Zero until it is known.
     cluster_id: AtomicU64,
     pub lead: watch::Sender<Option<Arc<Lead>>>,
+    roll_call: RollCall,
 }
 
 impl Shared {
@@ -120,6 +125,16 @@ impl Shared {
         }
     }
 
+    /// Whether this member leads and serves, under a lease that holds right now.
+    pub fn leads(&self) -> bool {
+        self.lead.borrow().as_ref().is_some_and(|lead| lead.is_current())
+    }
+
+    /// Which members are there, and which one leads.
+    pub async fn roll(&self) -> Arc<Roll> {
+        self.roll_call.take(self).await
+    }
+
     /// The refusal that makes a client look up the leader again.
     pub fn not_leader(&self) -> Status {
         let leader = self.leader();
@@ -129,7 +144,7 @@ impl Shared {
         ))
     }
 
-    /// The member that leads, as far as this one knows.
+    /// The member that leads, as far as this one knows; it may be gone.
     pub fn leader(&self) -> Option<MemberInfo> {
         let leader = self.state.leadership().borrow().leader?;
         self.state.members().into_iter().find(|member| member.id == leader)
@@ -218,6 +233,7 @@ impl PlacementServer {
                 clock,
                 cluster_id: AtomicU64::new(0),
                 lead: watch::Sender::new(None),
+                roll_call: RollCall::default(),
             }),
         }
     }
@@ -230,6 +246,11 @@ impl PlacementServer {
     /// The service `keyspacepb.Keyspace`; clients expect it at the same address.
     pub fn keyspace_service(&self) -> KeyspaceServer<KeyspaceService> {
         KeyspaceServer::new(KeyspaceService::new(Arc::clone(&self.shared)))
+    }
+
+    /// The service `esker.Members`, which the other members ask; at the same address.
+    pub fn members_service(&self) -> MembersServer<MembersService> {
+        MembersServer::new(MembersService::new(Arc::clone(&self.shared)))
     }
 
     /// The HTTP pages under `/pd/api/v1`, for the same address.

@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::headers::{RequestWithHeader, ResponseWithHeader};
 use super::{MIN_STREAM_LIFE, Refusal, Shared, regions, stores, streams};
-use crate::lead::{Lead, PATIENCE};
+use crate::lead::Lead;
 use crate::state::MemberInfo;
 
 /// `pdpb.PD` over one member of the placement driver.
@@ -91,7 +91,7 @@ impl Pd for PdService {
     }
 
     /// Answered by every member, for any header: this is how clients find out
-    /// which cluster it is and who leads.
+    /// which cluster it is and who leads. The order matters: see [`super::roll`].
     async fn get_members(
         &self,
         _: Request<pdpb::GetMembersRequest>,
@@ -99,22 +99,13 @@ impl Pd for PdService {
         let shared = &self.shared;
         // Clients that connect do so once: a leader that is just being elected
         // is worth a wait.
-        let mut leadership = shared.state.leadership();
-        let _ = tokio::time::timeout(
-            PATIENCE,
-            leadership.wait_for(|leadership| leadership.leader.is_some()),
-        )
-        .await;
-        if shared.cluster_id().is_none() && leadership.borrow().is_self {
-            // About to be written.
-            let _ = shared.lead().await;
-        }
+        let roll = shared.roll().await;
         if shared.cluster_id().is_none() {
             return Err(Status::unavailable("the cluster's id is not known yet"));
         }
-        let leader = shared.leader().as_ref().map(member_message);
+        let leader = roll.leader.as_ref().map(member_message);
         shared.answer(Ok(pdpb::GetMembersResponse {
-            members: shared.state.members().iter().map(member_message).collect(),
+            members: roll.members.iter().map(member_message).collect(),
             etcd_leader: leader.clone(),
             leader,
             ..Default::default()

@@ -6,10 +6,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use esker_rpc::placement::BEAT_INTERVAL;
 use esker_rpc::proto::pdpb;
 use futures_util::stream;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::codegen::BoxStream;
 use tonic::{Status, Streaming};
@@ -177,7 +178,8 @@ fn query_regions(
 }
 
 /// Reports come in, orders go out; the two are not paired, because an order may
-/// be born of a scheduler's tick.
+/// be born of a scheduler's tick. While the lease holds, the store hears so at
+/// every beat, and leaves a leader that is silent.
 pub fn region_heartbeats(
     shared: Arc<Shared>,
     lead: Arc<Lead>,
@@ -195,8 +197,18 @@ async fn take_reports(
     orders: OrderStream,
 ) {
     let mut connected: Option<StoreId> = None;
+    let mut beats = tokio::time::interval(BEAT_INTERVAL);
+    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let report = tokio::select! {
+            _ = beats.tick() => {
+                if lead.is_current() {
+                    let beat = reply(&shared, Ok(pdpb::RegionHeartbeatResponse::default()));
+                    // A full queue is orders enough to show that somebody is there.
+                    let _ = orders.try_send(beat);
+                }
+                continue;
+            }
             report = next(&shared, &lead, &mut reports) => report,
             () = orders.closed() => break,
         };

@@ -173,6 +173,10 @@ impl ReplicatedState for Member {
         self.leadership.subscribe()
     }
 
+    fn me(&self) -> MemberId {
+        self.id
+    }
+
     fn members(&self) -> Vec<MemberInfo> {
         self.group.infos.lock().clone()
     }

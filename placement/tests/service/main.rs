@@ -82,6 +82,18 @@ async fn report(
     (reports, orders)
 }
 
+/// The next order, or the end of the stream; not the beats in between.
+async fn next_order(
+    orders: &mut tonic::Streaming<pdpb::RegionHeartbeatResponse>,
+) -> Result<pdpb::RegionHeartbeatResponse, tonic::Status> {
+    loop {
+        let order = orders.message().await?.expect("an order");
+        if order.region_id != 0 {
+            return Ok(order);
+        }
+    }
+}
+
 #[tokio::test]
 async fn the_first_bootstrap_wins_and_a_second_is_told_so() {
     let (_, _, mut pd) = bootstrapped().await;
@@ -139,7 +151,7 @@ async fn a_region_grows_to_three_voters_by_the_orders_on_its_leaders_stream() {
     let mut region = region_message(2, &[(3, 1)], 1);
     let (reports, mut orders) = report(&mut pd, &region).await;
     while region.peers.iter().filter(|peer| peer.role == 0).count() < 3 {
-        let order = orders.message().await.unwrap().expect("an order");
+        let order = next_order(&mut orders).await.unwrap();
         assert_eq!(error_of(&order.header), None);
         assert_eq!((order.region_id, order.region_epoch), (2, region.region_epoch));
         assert_eq!(order.target_peer.unwrap().id, 3);
@@ -187,7 +199,7 @@ async fn leaders_are_spread_and_a_scatter_that_cannot_be_done_is_refused() {
     right.start_key = "m".into();
     let (reports, mut orders) = report(&mut pd, &left).await;
     reports.send(heartbeat(&pd, &right, 0)).await.unwrap();
-    let order = orders.message().await.unwrap().expect("an order");
+    let order = next_order(&mut orders).await.unwrap();
     let to = order.transfer_leader.expect("a transfer").peer.unwrap();
     assert_eq!(to.store_id, 4);
     let header = pd.header();
@@ -393,7 +405,7 @@ async fn the_end_of_an_office_ends_its_streams() {
     let (_reports, mut orders) = report(&mut first, &region_message(2, &[(3, 1)], 1)).await;
     assert_eq!(error_of(&first.region_of(b"a").await.header), None);
     group.elect(2);
-    let ended = orders.message().await.unwrap_err();
+    let ended = next_order(&mut orders).await.unwrap_err();
     assert_eq!(ended.code(), Code::Unavailable);
 }
 

@@ -58,6 +58,7 @@ impl Served {
         task.spawn(server.run());
         let router = tonic::service::Routes::new(server.pd_service())
             .add_service(server.keyspace_service())
+            .add_service(server.members_service())
             .into_axum_router()
             .merge(server.http());
         let mut serving = JoinSet::new();

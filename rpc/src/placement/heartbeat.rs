@@ -1,16 +1,34 @@
 //! The stream of region heartbeats, which outlives connections and leaders.
+//!
+//! A placement driver that leads says so on every stream, every [`BEAT_INTERVAL`], as long as its
+//! lease holds. A frozen leader, or one behind a connection that is dead at one end, is noticed by
+//! that: after [`SILENCE`] the stream's holder asks around, and goes to whoever leads now.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::leader::Current;
 use super::{Attempt, FIRST_RETRY, LONGEST_RETRY, PlacementClient, Shared};
 use crate::backoff::Backoff;
 use crate::channel;
 use crate::proto::pdpb::pd_client::PdClient;
 use crate::proto::pdpb::{RegionHeartbeatRequest, RegionHeartbeatResponse};
+
+/// How often a leader says on each stream of heartbeats that it still leads: with a message about
+/// no region.
+pub const BEAT_INTERVAL: Duration = Duration::from_millis(300);
+
+/// How long a leader may be silent before others are asked who leads.
+const SILENCE: Duration = Duration::from_millis(900);
+
+/// How long a stream may be silent while its leader is said to lead still: the member is fine, so
+/// that the connection is not.
+const LONGEST_SILENCE: Duration = Duration::from_secs(3);
 
 /// Steps that may wait for the region logic; beyond this the stream is not read.
 const MAX_WAITING_STEPS: usize = 1024;
@@ -23,7 +41,8 @@ impl PlacementClient {
     /// filled in here. While no leader is reachable, heartbeats wait in the caller's channel; one
     /// that was on its way when a connection broke is lost, as the next will say more. `opened` is
     /// called for each new stream: the leader behind it may know nothing, and every region led here
-    /// is to be reported. Ends when either channel is closed.
+    /// is to be reported. A stream whose leader falls silent is left as soon as another leads. Ends
+    /// when either channel is closed.
     pub fn region_heartbeats(
         &self,
         outgoing: mpsc::Receiver<RegionHeartbeatRequest>,
@@ -60,17 +79,23 @@ async fn run(
     }
     loop {
         let current = shared.leader.current();
-        let answered = || backoff.reset();
-        let end = converse(
+        let heard = Mutex::new(Instant::now());
+        let talk = converse(
             &shared,
-            current.channel,
+            current.channel.clone(),
             first.take(),
             &mut outgoing,
             &steps,
             &opened,
-            answered,
-        )
-        .await;
+            || {
+                *heard.lock() = Instant::now();
+                backoff.reset();
+            },
+        );
+        let end = tokio::select! {
+            end = talk => end,
+            reason = silence(&shared, &current, &heard) => End::Broken(reason),
+        };
         match end {
             End::Done => return,
             End::Broken(_) if steps.is_closed() || outgoing.is_closed() => return,
@@ -81,6 +106,32 @@ async fn run(
             }
         }
     }
+}
+
+/// Completes when the stream to `current` is to be left although it has not broken.
+async fn silence(shared: &Shared, current: &Current, heard: &Mutex<Instant>) -> String {
+    let listening = async {
+        loop {
+            let quiet = heard.lock().elapsed();
+            if quiet < SILENCE {
+                tokio::time::sleep(SILENCE - quiet).await;
+            } else if quiet < LONGEST_SILENCE {
+                shared.leader.doubt(current.generation).await;
+                tokio::time::sleep(BEAT_INTERVAL).await;
+            } else {
+                return format!("silent for {quiet:?}");
+            }
+        }
+    };
+    tokio::select! {
+        () = shared.leader.moved(current) => "another member leads".into(),
+        reason = listening => reason,
+    }
+}
+
+/// A leader's word that it is there.
+fn is_beat(response: &RegionHeartbeatResponse) -> bool {
+    response.region_id == 0
 }
 
 async fn converse(
@@ -133,6 +184,9 @@ async fn converse(
                     tracing::warn!(%error, region = response.region_id, "a heartbeat was refused");
                     continue;
                 }
+            }
+            if is_beat(&response) {
+                continue;
             }
             if steps.send(response).await.is_err() {
                 return End::Done;

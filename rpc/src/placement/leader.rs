@@ -1,8 +1,17 @@
 //! Which member leads, and the connection to it.
+//!
+//! A member can be silent without being gone: a frozen process still has its sockets, and the
+//! system still accepts connections for it. So no question waits for one member alone. A search
+//! asks the members one after another without waiting for answers ([`HEDGE_DELAY`]); the first
+//! that leads to a member which says itself that it leads wins. A call on a leader that is silent
+//! is not ended by that, but others are asked ([`SUSPICION`]), and it goes elsewhere as soon as
+//! somebody else is found to lead.
 
 use std::time::{Duration, Instant};
 
-use parking_lot::RwLock;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::watch;
 use tonic::transport::Channel;
 
 use super::{FIRST_RETRY, LONGEST_RETRY};
@@ -12,8 +21,16 @@ use crate::error::{ClientError, waited_since};
 use crate::proto::pdpb::pd_client::PdClient;
 use crate::proto::pdpb::{GetMembersRequest, GetMembersResponse, Member};
 
-/// How long one member may take to say who leads.
-const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long one member may take to say who leads. A member that knows of no leader waits for an
+/// election, which must not be cut short: a little longer than the longest of such waits.
+const ASK_TIMEOUT: Duration = Duration::from_millis(3_500);
+
+/// How long a search waits for one member before it asks the next one as well.
+const HEDGE_DELAY: Duration = Duration::from_millis(100);
+
+/// How long a leader may be silent before somebody else is asked who leads; again and again after
+/// as long, until it answers. Lookups may rightly take longer than this, so it only costs a question.
+const SUSPICION: Duration = Duration::from_millis(500);
 
 /// Endpoints that are remembered; a placement driver has a handful of members.
 const MAX_ENDPOINTS: usize = 32;
@@ -21,9 +38,10 @@ const MAX_ENDPOINTS: usize = 32;
 /// The leader as it is known, shared by all calls.
 pub(super) struct Leader {
     cluster_id: u64,
-    known: RwLock<Known>,
-    /// Held by the one who looks, so that a hundred failed calls look once.
-    looking: tokio::sync::Mutex<()>,
+    known: watch::Sender<Known>,
+    /// Held by the one who looks, so that a hundred failed calls look once; when the latest
+    /// search began.
+    looking: tokio::sync::Mutex<Option<Instant>>,
 }
 
 struct Known {
@@ -35,14 +53,27 @@ struct Known {
 #[derive(Clone)]
 pub(super) struct Current {
     pub(super) address: String,
+    /// The member's id: it may be reached under more than one address.
+    member: u64,
     pub(super) channel: Channel,
-    /// Grows with every search, so that a caller can say which connection failed it.
+    /// Grows with every connection, so that a caller can say which one failed it.
     pub(super) generation: u64,
+}
+
+impl Current {
+    fn is_same_member(&self, member: u64, address: &str) -> bool {
+        match (self.member, member) {
+            // A placement driver that gives its members no ids.
+            (0, _) | (_, 0) => self.address == address,
+            (known, member) => known == member,
+        }
+    }
 }
 
 /// What one member said.
 struct Found {
     cluster_id: u64,
+    member: u64,
     address: String,
     channel: Channel,
     endpoints: Vec<String>,
@@ -61,21 +92,28 @@ impl Leader {
         }
         let started = Instant::now();
         let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
+        let mut reason = format!("no answer within {deadline:?}");
         loop {
-            let reason = match look(&endpoints, None).await {
-                Ok(found) => {
-                    let current =
-                        Current { address: found.address, channel: found.channel, generation: 0 };
+            let left = deadline.saturating_sub(started.elapsed());
+            let looking = look(&endpoints, None, &mut reason);
+            match tokio::time::timeout(left, looking).await {
+                Ok(Ok(found)) => {
+                    let current = Current {
+                        address: found.address,
+                        member: found.member,
+                        channel: found.channel,
+                        generation: 0,
+                    };
                     let endpoints = merge(found.endpoints, endpoints);
                     return Ok(Leader {
                         cluster_id: found.cluster_id,
-                        known: RwLock::new(Known { endpoints, current }),
-                        looking: tokio::sync::Mutex::new(()),
+                        known: watch::Sender::new(Known { endpoints, current }),
+                        looking: tokio::sync::Mutex::default(),
                     });
                 }
-                Err(Miss::Fatal(error)) => return Err(error),
-                Err(Miss::Again(reason)) => reason,
-            };
+                Ok(Err(Miss::Fatal(error))) => return Err(error),
+                Ok(Err(Miss::Again)) | Err(_) => {}
+            }
             let wait = backoff.step();
             if started.elapsed() + wait >= deadline {
                 return Err(ClientError::PlacementUnreachable {
@@ -93,98 +131,168 @@ impl Leader {
     }
 
     pub(super) fn current(&self) -> Current {
-        self.known.read().current.clone()
+        self.known.borrow().current.clone()
     }
 
     pub(super) fn address(&self) -> String {
-        self.known.read().current.address.clone()
+        self.known.borrow().current.address.clone()
     }
 
     /// The endpoints that would be asked, for error messages.
     pub(super) fn known(&self) -> String {
-        self.known.read().endpoints.join(",")
+        self.known.borrow().endpoints.join(",")
     }
 
     /// Looks for the leader once, unless somebody has since the connection of this generation was
     /// handed out. Without success everything stays as it was.
     pub(super) async fn refresh(&self, failed_generation: u64) {
-        let _looking = self.looking.lock().await;
-        let (endpoints, generation) = {
-            let known = self.known.read();
-            (known.endpoints.clone(), known.current.generation)
+        self.search(failed_generation, true).await;
+    }
+
+    /// The same for a connection that has not failed, but is silent: it stays if the member behind
+    /// it still leads.
+    pub(super) async fn doubt(&self, generation: u64) {
+        self.search(generation, false).await;
+    }
+
+    async fn search(&self, generation: u64, failed: bool) {
+        let wanted = Instant::now();
+        let mut looking = self.looking.lock().await;
+        let (endpoints, current) = {
+            let known = self.known.borrow();
+            (known.endpoints.clone(), known.current.clone())
         };
-        if generation != failed_generation {
+        let looked = looking.is_some_and(|began| began >= wanted);
+        if current.generation != generation || looked {
             return;
         }
-        match look(&endpoints, Some(self.cluster_id)).await {
-            Ok(found) => {
-                let mut known = self.known.write();
+        *looking = Some(Instant::now());
+        let mut reason = String::new();
+        match look(&endpoints, Some(self.cluster_id), &mut reason).await {
+            Ok(found) if !failed && current.is_same_member(found.member, &found.address) => {}
+            Ok(found) => self.known.send_modify(|known| {
                 known.endpoints = merge(found.endpoints, endpoints);
-                let generation = generation + 1;
-                known.current =
-                    Current { address: found.address, channel: found.channel, generation };
-            }
-            Err(Miss::Again(reason)) => tracing::debug!(reason, "no placement leader found"),
+                known.current = Current {
+                    address: found.address,
+                    member: found.member,
+                    channel: found.channel,
+                    generation: generation + 1,
+                };
+            }),
+            Err(Miss::Again) => tracing::debug!(reason, "no placement leader found"),
             Err(Miss::Fatal(error)) => tracing::warn!(%error, "no placement leader found"),
+        }
+    }
+
+    /// Completes when another member than that of `current` is known to lead.
+    pub(super) async fn moved(&self, current: &Current) {
+        let mut known = self.known.subscribe();
+        // The sender lives in `self`, so the wait ends by the value.
+        let _ = known
+            .wait_for(|known| !current.is_same_member(known.current.member, &known.current.address))
+            .await;
+    }
+
+    /// The same for somebody who waits for an answer from `current`: looks for another leader
+    /// while the wait lasts.
+    pub(super) async fn left(&self, current: &Current) {
+        let doubting = async {
+            loop {
+                tokio::time::sleep(SUSPICION).await;
+                self.doubt(current.generation).await;
+            }
+        };
+        tokio::select! {
+            () = self.moved(current) => {}
+            () = doubting => {}
         }
     }
 }
 
 enum Miss {
-    Again(String),
+    /// Nobody leads now, or nobody who does was reached; the reason is told aside.
+    Again,
     Fatal(ClientError),
 }
 
-/// Asks the endpoints in turn until one names a leader that answers.
-async fn look(endpoints: &[String], cluster: Option<u64>) -> Result<Found, Miss> {
-    let mut reason = String::new();
-    for address in endpoints {
-        let (channel, members) = match ask(address).await {
-            Ok(answer) => answer,
-            Err(miss) => {
-                reason = miss;
+/// Asks the endpoints until one leads to a leader that answers: the next one whenever one has
+/// failed, or has been silent for a moment. `reason` is why the latest of them was of no use.
+async fn look(
+    endpoints: &[String],
+    cluster: Option<u64>,
+    reason: &mut String,
+) -> Result<Found, Miss> {
+    let mut asked = FuturesUnordered::new();
+    let mut others = endpoints.iter();
+    loop {
+        if let Some(address) = others.next() {
+            asked.push(inquire(address, cluster));
+        } else if asked.is_empty() {
+            return Err(Miss::Again);
+        }
+        tokio::select! {
+            Some(answer) = asked.next() => match answer {
+                Ok(found) => return Ok(found),
+                Err(Useless::Fatal(error)) => return Err(Miss::Fatal(error)),
+                Err(Useless::Because(why)) => *reason = why,
+            },
+            () = tokio::time::sleep(HEDGE_DELAY), if others.len() > 0 => {}
+        }
+    }
+}
+
+/// Why an endpoint led nowhere.
+enum Useless {
+    Because(String),
+    Fatal(ClientError),
+}
+
+/// Asks one endpoint who leads, and the one that it names whether that is true.
+async fn inquire(address: &str, cluster: Option<u64>) -> Result<Found, Useless> {
+    let (channel, members) = ask(address).await.map_err(Useless::Because)?;
+    let cluster_id = members.header.as_ref().map_or(0, |header| header.cluster_id);
+    if let Some(expected) = cluster
+        && expected != cluster_id
+    {
+        let address = address.to_owned();
+        let error = ClientError::ClusterMismatch { address, expected, actual: cluster_id };
+        tracing::warn!(%error, "a placement member was replaced");
+        // Another endpoint may still be one of ours.
+        return Err(Useless::Because(error.to_string()));
+    }
+    let Some(leader) = members.leader.clone() else {
+        return Err(Useless::Because(format!("{address} knows of no leader")));
+    };
+    let endpoints = urls(&members.members);
+    let member = leader.member_id;
+    // The member that was asked may lead itself, under a name that we reach it by.
+    if leader.client_urls.iter().any(|url| bare(url) == bare(address)) {
+        return Ok(Found { cluster_id, member, address: address.to_owned(), channel, endpoints });
+    }
+    let mut reason = format!("{address} names a leader without an address");
+    for url in &leader.client_urls {
+        let (channel, answer) = match ask(url).await {
+            Ok(answered) => answered,
+            Err(why) => {
+                reason = why;
                 continue;
             }
         };
-        let cluster_id = members.header.as_ref().map_or(0, |header| header.cluster_id);
-        if let Some(expected) = cluster
-            && expected != cluster_id
-        {
-            let address = address.clone();
-            let error = ClientError::ClusterMismatch { address, expected, actual: cluster_id };
-            // Another endpoint may still be one of ours.
-            reason = error.to_string();
-            tracing::warn!(%error, "a placement member was replaced");
+        let actual = answer.header.as_ref().map_or(0, |header| header.cluster_id);
+        if actual != cluster_id {
+            return Err(Useless::Fatal(ClientError::ClusterMismatch {
+                address: url.clone(),
+                expected: cluster_id,
+                actual,
+            }));
+        }
+        if answer.leader.is_none_or(|named| named.member_id != member) {
+            reason = format!("{url} does not lead, though {address} says so");
             continue;
         }
-        let Some(leader) = members.leader.clone() else {
-            reason = format!("{address} knows of no leader");
-            continue;
-        };
-        let endpoints = urls(&members.members);
-        // The member that was asked may lead itself, under a name that we reach it by.
-        let own = leader.client_urls.iter().any(|url| bare(url) == bare(address));
-        if own {
-            return Ok(Found { cluster_id, address: address.clone(), channel, endpoints });
-        }
-        for url in &leader.client_urls {
-            match ask(url).await {
-                Ok((channel, answer)) => {
-                    let actual = answer.header.as_ref().map_or(0, |header| header.cluster_id);
-                    if actual != cluster_id {
-                        return Err(Miss::Fatal(ClientError::ClusterMismatch {
-                            address: url.clone(),
-                            expected: cluster_id,
-                            actual,
-                        }));
-                    }
-                    return Ok(Found { cluster_id, address: bare(url).into(), channel, endpoints });
-                }
-                Err(miss) => reason = miss,
-            }
-        }
+        return Ok(Found { cluster_id, member, address: bare(url).into(), channel, endpoints });
     }
-    Err(Miss::Again(reason))
+    Err(Useless::Because(reason))
 }
 
 /// One member's view of who is there.

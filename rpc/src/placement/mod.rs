@@ -1,14 +1,16 @@
 //! A client of the placement driver.
 //!
 //! Calls flow in as methods; each goes to the member that leads, which the client finds by asking
-//! any member it knows and finds again when a call fails. It promises that a call ends within
-//! [`CALL_DEADLINE`], and that it never talks to members of another cluster than the one it
-//! connected to. Calls are repeated when their outcome is unknown: all are either reads, or
-//! harmless to repeat (an id or a timestamp more is lost).
+//! the members it knows and finds again when a call fails, or when the leader is silent and another
+//! member has taken its place. It promises that a call ends within [`CALL_DEADLINE`], and that it
+//! never talks to members of another cluster than the one it connected to. Calls are repeated when
+//! their outcome is unknown: all are either reads, or harmless to repeat (an id or a timestamp more
+//! is lost).
 
 mod calls;
 mod heartbeat;
 mod leader;
+mod member;
 mod timestamps;
 
 use std::future::Future;
@@ -23,14 +25,23 @@ use crate::channel;
 use crate::error::{ClientError, waited_since};
 use crate::proto::pdpb::{self, ErrorType};
 
+use leader::Current;
+
 pub use calls::RegionInfo;
+pub use heartbeat::BEAT_INTERVAL;
+pub use member::MemberClient;
 pub use timestamps::MAX_TIMESTAMPS_PER_REQUEST;
 
 /// How long one call may take, retries included.
 pub const CALL_DEADLINE: Duration = Duration::from_secs(10);
 
-/// How long one attempt may take before the leader is looked for again.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long one attempt may take before it is given up, though nobody else is known to lead: a
+/// little longer than the leader lets a lookup wait. The connection may be dead at one end.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The least that an attempt gets: one that the deadline cuts shorter would fail with nothing but
+/// that to say, in place of what the attempts before it found.
+const LEAST_ATTEMPT: Duration = Duration::from_millis(500);
 
 /// How long `connect` looks for a leader.
 pub const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
@@ -113,35 +124,67 @@ impl Shared {
         let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
         loop {
             let current = self.leader.current();
-            let left = CALL_DEADLINE.saturating_sub(started.elapsed());
-            let timeout = ATTEMPT_TIMEOUT.min(left);
-            let attempt = make(current.channel.clone(), self.header());
-            let failed = match tokio::time::timeout(timeout, attempt).await {
-                Ok(Ok(response)) => {
-                    let response = response.into_inner();
-                    match self.judge(call, response.header()) {
-                        Ok(()) => return Ok(response),
-                        Err(failed) => failed,
+            let attempt = async {
+                match make(current.channel.clone(), self.header()).await {
+                    Ok(response) => {
+                        let response = response.into_inner();
+                        self.judge(call, response.header()).map(|()| response)
                     }
+                    Err(status) => Err(judge_status(call, &status)),
                 }
-                Ok(Err(status)) => judge_status(call, &status),
-                Err(_) => Attempt::Again(format!("no answer within {timeout:?}")),
             };
-            let reason = match failed {
-                Attempt::Final(error) => return Err(error),
-                Attempt::Again(reason) => reason,
+            let reason = match self.attempt(&current, started, attempt).await {
+                Ok(response) => return Ok(response),
+                Err(Attempt::Final(error)) => return Err(error),
+                Err(Attempt::Again(reason)) => reason,
             };
             tracing::debug!(call, leader = %current.address, reason, "a placement call failed");
-            let wait = backoff.step();
-            if started.elapsed() + wait >= CALL_DEADLINE {
-                return Err(ClientError::PlacementUnreachable {
-                    endpoints: self.leader.known(),
-                    waited: waited_since(started),
-                    reason: format!("{call}: {reason}"),
-                });
+            self.before_next(call, started, &mut backoff, &current, reason).await?;
+        }
+    }
+
+    /// One attempt on the leader. It is left when it takes too long, and as soon as another member
+    /// is found to lead: a frozen leader never answers, and never hangs up.
+    async fn attempt<T>(
+        &self,
+        current: &Current,
+        started: Instant,
+        attempt: impl Future<Output = Result<T, Attempt>>,
+    ) -> Result<T, Attempt> {
+        let within = ATTEMPT_TIMEOUT.min(CALL_DEADLINE.saturating_sub(started.elapsed()));
+        tokio::select! {
+            biased;
+            answered = tokio::time::timeout(within, attempt) => answered.unwrap_or_else(|_| {
+                Err(Attempt::Again(format!("{}: no answer within {within:?}", current.address)))
+            }),
+            () = self.leader.left(current) => {
+                Err(Attempt::Again(format!("{} does not lead any more", current.address)))
             }
+        }
+    }
+
+    /// Waits a moment and looks for the leader, or says that there will be no further attempt.
+    async fn before_next(
+        &self,
+        call: &'static str,
+        started: Instant,
+        backoff: &mut Backoff,
+        failed: &Current,
+        reason: String,
+    ) -> Result<(), ClientError> {
+        let wait = backoff.step();
+        let left = CALL_DEADLINE.saturating_sub(started.elapsed() + LEAST_ATTEMPT);
+        let searched = async {
             tokio::time::sleep(wait).await;
-            self.leader.refresh(current.generation).await;
+            self.leader.refresh(failed.generation).await;
+        };
+        match tokio::time::timeout(left, searched).await {
+            Ok(()) => Ok(()),
+            Err(_) => Err(ClientError::PlacementUnreachable {
+                endpoints: self.leader.known(),
+                waited: waited_since(started),
+                reason: format!("{call}: {reason}"),
+            }),
         }
     }
 

@@ -1,17 +1,17 @@
 //! Timestamps: all callers of a moment share one request on one stream.
 
 use std::sync::Weak;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures_util::StreamExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use super::{ATTEMPT_TIMEOUT, Attempt, CALL_DEADLINE, FIRST_RETRY, LONGEST_RETRY, Shared};
+use super::{Attempt, FIRST_RETRY, LONGEST_RETRY, Shared};
 use crate::backoff::Backoff;
 use crate::channel;
-use crate::error::{ClientError, waited_since};
+use crate::error::ClientError;
 use crate::proto::pdpb::pd_client::PdClient;
 use crate::proto::pdpb::{Timestamp, TsoRequest, TsoResponse};
 
@@ -20,9 +20,6 @@ pub const MAX_TIMESTAMPS_PER_REQUEST: u32 = 1 << 16;
 
 /// Callers that may wait for the task.
 const MAX_WAITING: usize = 4096;
-
-/// Keep this much between two answers to one stream before it counts as dead.
-const ANSWER_TIMEOUT: Duration = ATTEMPT_TIMEOUT;
 
 struct Wanted {
     count: u32,
@@ -118,10 +115,9 @@ async fn request(
             };
             ask(shared, stream, count).await
         };
-        let failed = match tokio::time::timeout(ANSWER_TIMEOUT, attempt).await {
-            Ok(Ok(timestamp)) => return Ok(timestamp),
-            Ok(Err(failed)) => failed,
-            Err(_) => Attempt::Again(format!("no answer within {ANSWER_TIMEOUT:?}")),
+        let failed = match shared.attempt(&current, started, attempt).await {
+            Ok(timestamp) => return Ok(timestamp),
+            Err(failed) => failed,
         };
         // An answer that comes after all must not be taken for that to the next request.
         *open = None;
@@ -129,16 +125,7 @@ async fn request(
             Attempt::Final(error) => return Err(error),
             Attempt::Again(reason) => reason,
         };
-        let wait = backoff.step();
-        if started.elapsed() + wait >= CALL_DEADLINE {
-            return Err(ClientError::PlacementUnreachable {
-                endpoints: shared.leader.known(),
-                waited: waited_since(started),
-                reason: format!("tso: {reason}"),
-            });
-        }
-        tokio::time::sleep(wait).await;
-        shared.leader.refresh(current.generation).await;
+        shared.before_next("tso", started, &mut backoff, &current, reason).await?;
     }
 }
 

@@ -1,0 +1,303 @@
+//! The roll call: which members are there, and which one leads. It is what a
+//! member answers to `GetMembers`.
+//!
+//! Clients in the field ask the members in the order in which they are listed,
+//! and wait for each answer without a limit. A frozen member still has its
+//! sockets, so a client that is sent to one waits for as long as it is frozen.
+//! Raft does not know enough to prevent that: a follower hears from nobody but
+//! the leader, and believes in the leader for an election timeout after its last
+//! word. So before it answers, a member asks all the others, at once.
+//!
+//! What it promises: the leader that it names has said since the question came
+//! in that it leads, under a lease. When there is none, it waits for one, up to
+//! [`ROLL_PATIENCE`], and then names none. Members that were heard from come
+//! before those that were not.
+//!
+//! It costs nothing while nobody asks. Questions that come in together share a
+//! round; a member that was silent before is asked, but not waited for.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use esker_rpc::placement::MemberClient;
+use esker_rpc::proto::esker::members_server::Members;
+use esker_rpc::proto::esker::{MemberStatusRequest, MemberStatusResponse};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior};
+use tonic::{Request, Response, Status};
+use tracing::debug;
+
+use super::Shared;
+use crate::state::MemberInfo;
+use crate::types::MemberId;
+
+/// How long a roll call waits for somebody who leads: longer than an election
+/// takes, two in a row included.
+pub(super) const ROLL_PATIENCE: Duration = Duration::from_secs(3);
+/// How often the members are asked again while none of them leads.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
+/// How long the others may take once it is known who leads.
+const GRACE: Duration = Duration::from_millis(100);
+/// How long an answer may take; then the connection counts as dead, and the next
+/// question opens another.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+/// Answers on their way to a roll call.
+const MAX_ANSWERS: usize = 64;
+
+/// What a roll call found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Roll {
+    /// All members: the leader first, then those that answered, then the others,
+    /// the one that was heard from last before them.
+    pub members: Vec<MemberInfo>,
+    pub leader: Option<MemberInfo>,
+    /// Those that answered, this one among them.
+    pub present: BTreeSet<MemberId>,
+}
+
+/// The roll calls of one member.
+#[derive(Default)]
+pub(crate) struct RollCall {
+    /// Held by the one who asks; what the latest found, and as of when.
+    latest: tokio::sync::Mutex<Option<(Instant, Arc<Roll>)>>,
+    others: Arc<Mutex<HashMap<MemberId, Other>>>,
+}
+
+/// Another member, as it showed itself.
+struct Other {
+    client: MemberClient,
+    heard: Option<Instant>,
+    /// It did not answer the latest question.
+    silent: bool,
+}
+
+/// What became of one question.
+struct Answer {
+    member: MemberId,
+    asked: Instant,
+    status: Option<MemberStatusResponse>,
+}
+
+impl RollCall {
+    /// Who is there now.
+    pub async fn take(&self, shared: &Shared) -> Arc<Roll> {
+        let wanted = Instant::now();
+        let mut latest = self.latest.lock().await;
+        if let Some((as_of, roll)) = &*latest
+            && *as_of >= wanted
+        {
+            return Arc::clone(roll);
+        }
+        let (as_of, roll) = self.call(shared).await;
+        let roll = Arc::new(roll);
+        *latest = Some((as_of, Arc::clone(&roll)));
+        roll
+    }
+
+    async fn call(&self, shared: &Shared) -> (Instant, Roll) {
+        let began = Instant::now();
+        let me = shared.state.me();
+        let members = shared.state.members();
+        let is_member = |id: MemberId| members.iter().any(|member| member.id == id);
+        // Members that were replaced are forgotten.
+        self.others.lock().retain(|id, _| is_member(*id));
+        let expected = self.expected(&members, me);
+
+        let mut leadership = shared.state.leadership();
+        let mut leads = shared.lead.subscribe();
+        let (tell, mut told) = mpsc::channel(MAX_ANSWERS);
+        let mut asking = tokio::time::interval(ASK_AGAIN);
+        asking.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut present = BTreeSet::from([me]);
+        let mut accounted = BTreeSet::new();
+        let mut leader: Option<(MemberId, Instant)> = None;
+        let mut as_of = began;
+        let mut asked_all = false;
+        let mut until = began + ROLL_PATIENCE;
+        loop {
+            if leader.is_none() && shared.leads() {
+                let now = Instant::now();
+                leader = Some((me, now));
+                until = until.min(now + GRACE);
+            }
+            // Everybody is asked once, whoever leads.
+            if leader.is_some() && asked_all && expected.is_subset(&accounted) {
+                break;
+            }
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => break,
+                _ = asking.tick(), if leader.is_none() || !asked_all => {
+                    asked_all = true;
+                    as_of = Instant::now();
+                    self.ask_all(shared, &members, &tell);
+                }
+                Some(answer) = told.recv() => {
+                    accounted.insert(answer.member);
+                    let Some(status) = answer.status else { continue };
+                    present.insert(answer.member);
+                    if status.leads && leader.is_none() {
+                        leader = Some((answer.member, answer.asked));
+                        until = until.min(Instant::now() + GRACE);
+                    }
+                }
+                // The next to lead may be this member or another, and is asked at once.
+                changed = leadership.changed(), if leader.is_none() => {
+                    if changed.is_err() {
+                        break;
+                    }
+                    asking.reset_immediately();
+                }
+                changed = leads.changed(), if leader.is_none() => {
+                    if changed.is_err() {
+                        break;
+                    }
+                }
+            }
+        }
+        if let Some((_, asked)) = leader {
+            as_of = asked;
+        }
+        self.note(&accounted, &present);
+        let leader = leader.map(|(id, _)| id);
+        (as_of, self.order(members, leader, present, me))
+    }
+
+    /// Whom a roll call waits for: those that were not silent when last asked.
+    fn expected(&self, members: &[MemberInfo], me: MemberId) -> BTreeSet<MemberId> {
+        let others = self.others.lock();
+        let is_silent = |id| others.get(&id).is_some_and(|other: &Other| other.silent);
+        let ids = members.iter().map(|member| member.id);
+        ids.filter(|id| *id != me && !is_silent(*id)).collect()
+    }
+
+    fn ask_all(&self, shared: &Shared, members: &[MemberInfo], tell: &mpsc::Sender<Answer>) {
+        let me = shared.state.me();
+        let cluster = shared.cluster_id();
+        for member in members.iter().filter(|member| member.id != me) {
+            let Some(client) = self.client(member) else {
+                // No address: nothing can be heard from there.
+                let answer = Answer { member: member.id, asked: Instant::now(), status: None };
+                let _ = tell.try_send(answer);
+                continue;
+            };
+            let (member, others, tell) = (member.id, Arc::clone(&self.others), tell.clone());
+            // Also an answer that comes after the end of the roll call is worth something to
+            // the next one.
+            tokio::spawn(async move {
+                let asked = Instant::now();
+                let status = match client.status(ANSWER_TIMEOUT).await {
+                    Ok(status) if is_from(&status, member, cluster) => Some(status),
+                    Ok(status) => {
+                        debug!(%member, ?status, "another one answers in a member's place");
+                        None
+                    }
+                    Err(reason) => {
+                        debug!(%member, reason, "a member does not answer");
+                        None
+                    }
+                };
+                settle(&others, member, &client, status.is_some());
+                let _ = tell.try_send(Answer { member, asked, status });
+            });
+        }
+    }
+
+    fn client(&self, member: &MemberInfo) -> Option<MemberClient> {
+        let mut others = self.others.lock();
+        if let Some(other) = others.get(&member.id)
+            && other.client.address() == member.address
+        {
+            return Some(other.client.clone());
+        }
+        let client = MemberClient::new(&member.address).ok()?;
+        // The question in hand is its first chance to speak.
+        let heard = others.get(&member.id).and_then(|other| other.heard);
+        others.insert(member.id, Other { client: client.clone(), heard, silent: false });
+        Some(client)
+    }
+
+    /// Who was not waited for long enough is not waited for the next time.
+    fn note(&self, accounted: &BTreeSet<MemberId>, present: &BTreeSet<MemberId>) {
+        for (id, other) in self.others.lock().iter_mut() {
+            if !accounted.contains(id) && !present.contains(id) {
+                other.silent = true;
+            }
+        }
+    }
+
+    fn order(
+        &self,
+        mut members: Vec<MemberInfo>,
+        leader: Option<MemberId>,
+        present: BTreeSet<MemberId>,
+        me: MemberId,
+    ) -> Roll {
+        let others = self.others.lock();
+        let heard = |id: MemberId| others.get(&id).and_then(|other| other.heard);
+        members.sort_by_key(|member| {
+            let id = member.id;
+            let is_silent = !present.contains(&id);
+            let heard = if id == me || !is_silent { None } else { heard(id) };
+            (leader != Some(id), is_silent, Reverse(heard))
+        });
+        let leader = members.iter().find(|member| leader == Some(member.id)).cloned();
+        Roll { members, leader, present }
+    }
+}
+
+/// Whether an answer is that of the member which was asked: another process may
+/// have its address by now.
+fn is_from(status: &MemberStatusResponse, member: MemberId, cluster: Option<u64>) -> bool {
+    let is_of_cluster =
+        status.cluster_id == 0 || cluster.is_none_or(|cluster| cluster == status.cluster_id);
+    status.member_id == member.0 && is_of_cluster
+}
+
+/// Notes what a question found out, unless the member has another address by now.
+fn settle(
+    others: &Mutex<HashMap<MemberId, Other>>,
+    member: MemberId,
+    client: &MemberClient,
+    answered: bool,
+) {
+    let mut others = others.lock();
+    let Some(other) = others.get_mut(&member) else { return };
+    if other.client.address() != client.address() {
+        return;
+    }
+    other.silent = !answered;
+    if answered {
+        other.heard = Some(Instant::now());
+    } else if let Ok(client) = MemberClient::new(client.address()) {
+        // It may be the connection that is dead.
+        other.client = client;
+    }
+}
+
+/// What the members ask each other.
+pub struct MembersService {
+    shared: Arc<Shared>,
+}
+
+impl MembersService {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+}
+
+#[tonic::async_trait]
+impl Members for MembersService {
+    async fn member_status(
+        &self,
+        _: Request<MemberStatusRequest>,
+    ) -> Result<Response<MemberStatusResponse>, Status> {
+        Ok(Response::new(MemberStatusResponse {
+            cluster_id: self.shared.cluster_id().unwrap_or(0),
+            member_id: self.shared.state.me().0,
+            leads: self.shared.leads(),
+        }))
+    }
+}

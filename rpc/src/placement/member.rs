@@ -1,0 +1,43 @@
+//! What the members of the placement driver ask each other.
+
+use std::time::Duration;
+
+use tonic::transport::Channel;
+
+use crate::channel;
+use crate::error::ClientError;
+use crate::proto::esker::members_client::MembersClient;
+use crate::proto::esker::{MemberStatusRequest, MemberStatusResponse};
+
+/// A connection to one member, opened when it is first used and again when it breaks.
+#[derive(Clone)]
+pub struct MemberClient {
+    address: String,
+    client: MembersClient<Channel>,
+}
+
+impl MemberClient {
+    /// Must be called within a runtime.
+    ///
+    /// # Errors
+    /// Only for what is no `host:port`.
+    pub fn new(address: &str) -> Result<Self, ClientError> {
+        let channel = channel::endpoint(address)?.connect_lazy();
+        Ok(MemberClient { address: address.to_owned(), client: MembersClient::new(channel) })
+    }
+
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// What the member says of itself, or one line that says why there is no answer.
+    pub async fn status(&self, within: Duration) -> Result<MemberStatusResponse, String> {
+        let mut client = self.client.clone();
+        let asked = client.member_status(MemberStatusRequest {});
+        match tokio::time::timeout(within, asked).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Err(status)) => Err(format!("{}: {}", self.address, channel::describe(&status))),
+            Err(_) => Err(format!("{}: no answer within {within:?}", self.address)),
+        }
+    }
+}
