@@ -32,6 +32,11 @@ const LOG_RANGE_DELETIONS_PER_MEMTABLE: u32 = 512;
 /// Flushes and compactions write out this much at a time rather than all at the
 /// end, so that they do not hold up the log's fsync.
 const BYTES_PER_BACKGROUND_SYNC: u64 = MIB as u64;
+/// RocksDB takes disk space for the log this much at a time, before it is written. Left to itself
+/// it takes 1.1 memtables at once, of which an idle store never uses anything.
+const LOG_PREALLOCATION: u64 = 4 * MIB as u64;
+/// The same for the list of an instance's files.
+const MANIFEST_PREALLOCATION: usize = 64 * KIB;
 const INFO_LOG_BYTES: usize = 8 * MIB;
 const INFO_LOG_FILES: usize = 4;
 /// A simulated store's memory grows in steps of this size.
@@ -59,9 +64,11 @@ pub struct EngineOptions {
     pub write_buffer_bytes: usize,
     /// Of each memtable of the `log` instance.
     pub log_write_buffer_bytes: usize,
+    /// What the `log` instance takes of the disk at a time, before it is written; 0 is 1.1 memtables.
+    pub log_preallocation_bytes: u64,
     /// Flushes and compactions at one time, per instance.
     pub max_background_jobs: i32,
-    /// SST files that an instance holds open.
+    /// SST files that an instance holds open; it has about a dozen other files besides.
     pub max_open_files: i32,
     /// The `kv` instance does not flush when it closes, as if the process died.
     /// For simulated crashes.
@@ -78,6 +85,7 @@ impl Default for EngineOptions {
             block_cache_bytes: 256 * MIB,
             write_buffer_bytes: 64 * MIB,
             log_write_buffer_bytes: 128 * MIB,
+            log_preallocation_bytes: LOG_PREALLOCATION,
             max_background_jobs: cores.clamp(2, 8) as i32,
             max_open_files: 1024,
             lose_memtables_on_close: false,
@@ -112,6 +120,7 @@ impl EngineOptions {
         options.set_max_background_jobs(self.max_background_jobs);
         options.set_max_open_files(self.max_open_files);
         options.set_bytes_per_sync(BYTES_PER_BACKGROUND_SYNC);
+        options.set_manifest_preallocation_size(MANIFEST_PREALLOCATION);
         options.set_keep_log_file_num(INFO_LOG_FILES);
         options.set_max_log_file_size(INFO_LOG_BYTES);
         // Periodic dumps wake every instance for nobody.
@@ -182,6 +191,9 @@ impl EngineOptions {
         // a bad record before that is damage, and the store must not start. WALs
         // are not recycled: the end of a recycled file looks like damage.
         options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+        // With a single column family this bounds the preallocation and nothing else: flushes
+        // come when the memtable is full, as before.
+        options.set_max_total_wal_size(self.log_preallocation_bytes);
         options
     }
 

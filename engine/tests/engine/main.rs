@@ -5,6 +5,7 @@ mod directory;
 mod kv;
 mod log;
 mod ranges;
+mod space;
 mod sst;
 
 use std::path::PathBuf;
