@@ -164,3 +164,53 @@ async fn a_playground_killed_under_load_has_every_acknowledged_write_on_every_re
     let outage = all_regions_write(operator.kv()).await;
     assert!(outage <= FAILOVER, "some region was not writable for {outage:?}");
 }
+
+/// Attempts to reach a store that is away, after which the log must still have one line.
+const ATTEMPTS: f64 = 6.0;
+
+/// The value of a metric without labels, 0 before it is first counted.
+async fn metric(address: &str, name: &str) -> f64 {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(address).await.expect("the node listens");
+    let request = "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.expect("sent");
+    let mut page = String::new();
+    stream.read_to_string(&mut page).await.expect("an answer in text");
+    let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok();
+    page.lines().find_map(value).unwrap_or(0.0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_away_is_one_line_in_the_log_and_one_more_when_it_is_back() {
+    let mut nodes = Nodes::start(1).await;
+    let victim = NODES - 1;
+    nodes.let_lead(victim).await;
+    let store = nodes.operator.store_at(&nodes.addresses[victim]).await;
+    nodes.kill(victim).await;
+    for other in 0..victim {
+        eventually("the node is missed", PATIENCE, async || {
+            let breaks = metric(&nodes.addresses[other], "esker_transport_breaks_total").await;
+            match breaks >= ATTEMPTS {
+                true => Ok(()),
+                false => Err(format!("{breaks} attempts")),
+            }
+        })
+        .await;
+    }
+    nodes.start_again(victim);
+    let lines = |nodes: &Nodes, node: usize, what: &str| {
+        let log = nodes.processes[node].as_ref().expect("it runs").log();
+        let about = format!("store={store} ");
+        log.lines().filter(|line| line.contains(what) && line.contains(&about)).count()
+    };
+    for other in 0..victim {
+        eventually("the node is back", PATIENCE, async || {
+            match lines(&nodes, other, "the stream to a store is back") {
+                1 => Ok(()),
+                count => Err(format!("{count} lines")),
+            }
+        })
+        .await;
+        assert_eq!(lines(&nodes, other, "the stream to a store broke"), 1);
+    }
+}

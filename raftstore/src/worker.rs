@@ -15,6 +15,7 @@ use crossbeam_channel::{Receiver, Sender};
 use esker_engine::{KvEngine, LogEngine};
 use esker_raft::{LogIndex, PeerId, SnapshotMeta, Term, Time};
 use esker_rpc::proto::metapb::{Peer as PeerMeta, Region};
+use esker_rpc::repeat::Repeated;
 
 use crate::config::{StoreConfig, WORKER_TURN};
 use crate::error::{RequestError, StoreError};
@@ -61,6 +62,11 @@ pub struct Worker {
     stopping: bool,
     /// The store's data is damaged: no peer of this worker serves any more.
     retired: bool,
+    /// Messages for another store, messages that cannot be read, and snapshots that other regions
+    /// are in the way of: all may come again and again.
+    astray: Repeated<Time>,
+    unreadable: Repeated<Time>,
+    crowded: Repeated<Time>,
     /// Room for what one turn takes, kept from turn to turn.
     inputs: Vec<Input>,
     taken_notices: Vec<Notice>,
@@ -86,6 +92,9 @@ impl Worker {
             out: Outputs::default(),
             stopping: false,
             retired: false,
+            astray: Repeated::new(),
+            unreadable: Repeated::new(),
+            crowded: Repeated::new(),
             inputs: Vec::new(),
             taken_notices: Vec::new(),
         }

@@ -8,6 +8,7 @@
 //! | [`transport`] | Raft messages and snapshots, from any thread | the same on another store, in order or not at all |
 //! | [`placement`] | calls | answers of whichever member leads |
 //! | [`kv`] | operations on keys | their results, from whichever stores lead the regions |
+//! | [`repeat`] | failures, one after another | those that are worth a line in the log |
 //! | [`error`] | | what a client can fail with, one line each |
 //!
 //! The crate promises that no peer can make it hold more than the bounds that its modules name,
@@ -20,6 +21,7 @@ pub mod error;
 pub mod kv;
 pub mod placement;
 pub mod proto;
+pub mod repeat;
 pub mod server;
 pub mod service;
 pub mod transport;

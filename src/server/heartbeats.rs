@@ -1,7 +1,8 @@
 //! A store's reports to placement, and placement's orders to the store.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use esker_raftstore::{
     Admin, PeerChange, PeerId, RegionId, RegionReport, RequestError, StoreHandle,
@@ -13,6 +14,8 @@ use esker_rpc::proto::pdpb::{
     ChangePeer, CheckPolicy, PeerStats, RegionHeartbeatRequest, RegionHeartbeatResponse,
     SplitRegion, StoreStats, TimeInterval,
 };
+use esker_rpc::repeat::Repeated;
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::outbox::{MAX_WAITING_REPORTS, Report};
@@ -20,6 +23,14 @@ use super::regions::RegionService;
 
 /// How often a store says that it is alive.
 const STORE_HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// Failures of a store's dealings with placement that may come in rows.
+#[derive(Default)]
+struct Faults {
+    heartbeats: Mutex<Repeated>,
+    splits: Mutex<Repeated>,
+    orders: Mutex<Repeated>,
+}
 
 /// Carries reports and orders until the store stops or the task is aborted.
 pub async fn run(
@@ -33,6 +44,7 @@ pub async fn run(
     // A leader of placement that is new knows no region.
     let mut orders = placement.region_heartbeats(stream, move || reporter.report_all());
     let started = seconds();
+    let faults = Arc::new(Faults::default());
     let mut alive = tokio::time::interval(STORE_HEARTBEAT);
     // A store that stops because its data is damaged reports no regions any more, but says
     // for as long as its node lives why.
@@ -49,11 +61,13 @@ pub async fn run(
                     let _ = outgoing.try_send(heartbeat(*report));
                 }
                 Some(Report::Split(regions)) => {
-                    let placement = placement.clone();
+                    let (placement, faults) = (placement.clone(), Arc::clone(&faults));
                     tokio::spawn(async move {
                         // The leaders' own reports say the same a little later.
-                        if let Err(error) = placement.report_batch_split(regions).await {
-                            tracing::info!(%error, "a split could not be reported");
+                        if let Err(error) = placement.report_batch_split(regions).await
+                            && let Some(times) = faults.splits.lock().failed(Instant::now())
+                        {
+                            tracing::info!(times, %error, "a split could not be reported");
                         }
                     });
                 }
@@ -61,17 +75,29 @@ pub async fn run(
                 None => return,
             },
             order = orders.recv() => match order {
-                Some(order) => carry_out(&store, &placement, order),
+                Some(order) => carry_out(&store, &placement, order, &faults),
                 None => return,
             },
             _ = alive.tick() => {
                 let stats = statistics(&store, &directory, started);
-                let placement = placement.clone();
-                tokio::spawn(async move {
-                    if let Err(error) = placement.store_heartbeat(stats).await {
-                        tracing::warn!(%error, "placement did not take the store's heartbeat");
-                    }
-                });
+                tokio::spawn(say_alive(placement.clone(), stats, Arc::clone(&faults)));
+            }
+        }
+    }
+}
+
+async fn say_alive(placement: PlacementClient, stats: StoreStats, faults: Arc<Faults>) {
+    let heard = placement.store_heartbeat(stats).await;
+    let (mut heartbeats, now) = (faults.heartbeats.lock(), Instant::now());
+    match heard {
+        Ok(_) => {
+            if let Some(over) = heartbeats.recovered(now) {
+                tracing::warn!(times = over.times, after = ?over.lasted, "placement takes the store's heartbeats again");
+            }
+        }
+        Err(error) => {
+            if let Some(times) = heartbeats.failed(now) {
+                tracing::warn!(times, %error, "placement did not take the store's heartbeat");
             }
         }
     }
@@ -137,7 +163,12 @@ fn peer_change(change: &ChangePeer) -> Option<PeerChange> {
 
 /// An order is advice: what does not fit the region any more is dropped, and
 /// placement sees from the next report where the region really is.
-fn carry_out(store: &StoreHandle, placement: &PlacementClient, order: RegionHeartbeatResponse) {
+fn carry_out(
+    store: &StoreHandle,
+    placement: &PlacementClient,
+    order: RegionHeartbeatResponse,
+    faults: &Arc<Faults>,
+) {
     let region = RegionId(order.region_id);
     let epoch = order.region_epoch.unwrap_or_default();
     if let Some(split) = order.split_region {
@@ -156,13 +187,17 @@ fn carry_out(store: &StoreHandle, placement: &PlacementClient, order: RegionHear
             .map(|change| Admin::ChangePeers(vec![change]))
     };
     let Some(admin) = admin else { return };
-    let store = store.clone();
+    let (store, faults) = (store.clone(), Arc::clone(faults));
     tokio::spawn(async move {
         match store.admin(region, epoch, admin.clone()).await {
             Ok(_) => tracing::info!(%region, order = ?admin, "done"),
             // Told twice, or too late.
             Err(RequestError::EpochNotMatch { .. } | RequestError::ServerIsBusy { .. }) => {}
-            Err(error) => tracing::info!(%region, order = ?admin, %error, "order not carried out"),
+            Err(error) => {
+                if let Some(times) = faults.orders.lock().failed(Instant::now()) {
+                    tracing::info!(%region, order = ?admin, times, %error, "order not carried out");
+                }
+            }
         }
     });
 }

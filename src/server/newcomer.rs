@@ -7,7 +7,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use esker_placement::{Leadership, MemberId, MemberInfo, Pairs, ReplicatedState, StateError, StateWrite};
+use esker_placement::{
+    Leadership, MemberId, MemberInfo, Pairs, ReplicatedState, StateError, StateWrite,
+};
 use esker_rpc::proto::esker::founding_server::Founding;
 use esker_rpc::proto::esker::{
     MemberStage, MemberStageRequest, ReplaceMemberRequest, ReplaceMemberResponse,

@@ -29,6 +29,8 @@ use esker_rpc::proto::esker::members_server::MembersServer;
 use esker_rpc::proto::keyspacepb::keyspace_server::KeyspaceServer;
 use esker_rpc::proto::pdpb;
 use esker_rpc::proto::pdpb::pd_server::PdServer;
+use esker_rpc::repeat::Repeated;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tonic::{Response, Status};
 
@@ -85,6 +87,8 @@ pub(crate) struct Shared {
     cluster_id: AtomicU64,
     pub lead: watch::Sender<Option<Arc<Lead>>>,
     roll_call: RollCall,
+    /// Heartbeats that could not be read.
+    pub nonsense: Mutex<Repeated>,
 }
 
 impl Shared {
@@ -234,6 +238,7 @@ impl PlacementServer {
                 cluster_id: AtomicU64::new(0),
                 lead: watch::Sender::new(None),
                 roll_call: RollCall::default(),
+                nonsense: Mutex::default(),
             }),
         }
     }

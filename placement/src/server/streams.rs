@@ -247,7 +247,9 @@ fn take_report(
         return Err(super::stores::not_bootstrapped());
     }
     let report = convert::report(message).map_err(|error| {
-        warn!(%error, "a heartbeat makes no sense");
+        if let Some(times) = shared.nonsense.lock().failed(Instant::now().into_std()) {
+            warn!(times, %error, "a heartbeat makes no sense");
+        }
         Refusal::invalid(error.to_string())
     })?;
     let store = report.leader.store;

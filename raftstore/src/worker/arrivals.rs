@@ -77,7 +77,7 @@ impl Worker {
 
     pub(super) fn on_raft(&mut self, now: Time, envelope: RaftMessage) -> Result<(), StoreError> {
         let region = RegionId(envelope.region_id);
-        if !self.is_for_here(&envelope, region) {
+        if !self.is_for_here(now, &envelope, region) {
             return Ok(());
         }
         if envelope.gone {
@@ -87,7 +87,7 @@ impl Worker {
         if envelope.message.is_empty() {
             return self.on_membership_question(region, &envelope);
         }
-        let Some(message) = decode(&envelope) else { return Ok(()) };
+        let Some(message) = self.decode(now, &envelope) else { return Ok(()) };
         if matches!(message.body, MessageBody::InstallSnapshot { .. }) {
             // A snapshot comes with its files, by another way, or not at all.
             return Ok(());
@@ -102,16 +102,33 @@ impl Worker {
         Ok(())
     }
 
-    fn is_for_here(&self, envelope: &RaftMessage, region: RegionId) -> bool {
+    fn is_for_here(&mut self, now: Time, envelope: &RaftMessage, region: RegionId) -> bool {
         let to = envelope.to.unwrap_or_default();
         if to.store_id != self.shared.store.0 {
-            tracing::warn!(
-                %region, store = %self.shared.store, asked = to.store_id,
-                "dropped a message for another store; is an address used twice?"
-            );
+            if let Some(times) = self.astray.failed(now) {
+                tracing::warn!(
+                    %region, store = %self.shared.store, asked = to.store_id, times,
+                    "dropped a message for another store; is an address used twice?"
+                );
+            }
             return false;
         }
         envelope.from.is_some() && region.0 != 0
+    }
+
+    fn decode(&mut self, now: Time, envelope: &RaftMessage) -> Option<Message> {
+        match Message::decode(envelope.message.clone()) {
+            Ok(message) => Some(message),
+            Err(error) => {
+                if let Some(times) = self.unreadable.failed(now) {
+                    tracing::warn!(
+                        region = envelope.region_id, times, %error,
+                        "dropped a message that cannot be read"
+                    );
+                }
+                None
+            }
+        }
     }
 
     /// Whether the message's addressee is here, after creating it where it should be.
@@ -285,14 +302,15 @@ impl Worker {
         files: ReceivedSnapshot,
     ) -> Result<(), StoreError> {
         let region = RegionId(envelope.region_id);
-        let parsed = decode(&envelope).and_then(|message| match &message.body {
+        let parsed = self.decode(now, &envelope).and_then(|message| match &message.body {
             MessageBody::InstallSnapshot { data, .. } => {
                 let descriptor = Region::decode(data.clone()).ok()?;
                 Some((message, descriptor))
             }
             _ => None,
         });
-        let Some((message, descriptor)) = parsed.filter(|_| self.is_for_here(&envelope, region))
+        let Some((message, descriptor)) =
+            parsed.filter(|_| self.is_for_here(now, &envelope, region))
         else {
             files.discard();
             return Ok(());
@@ -326,7 +344,12 @@ impl Worker {
             _ => (descriptor.start_key.clone(), descriptor.end_key.clone()),
         };
         if let Err(other) = self.shared.ranges.claim(region, &start, &end) {
-            tracing::info!(%region, %other, store = %self.shared.store, "snapshot refused: its range is not free");
+            if let Some(times) = self.crowded.failed(now) {
+                tracing::info!(
+                    %region, %other, store = %self.shared.store, times,
+                    "snapshot refused: its range is not free"
+                );
+            }
             files.discard();
             return Ok(());
         }
@@ -359,14 +382,4 @@ fn spanning(a: &Region, b: &Region) -> (Bytes, Bytes) {
         false => a.end_key.clone().max(b.end_key.clone()),
     };
     (start, end)
-}
-
-fn decode(envelope: &RaftMessage) -> Option<Message> {
-    match Message::decode(envelope.message.clone()) {
-        Ok(message) => Some(message),
-        Err(error) => {
-            tracing::warn!(region = envelope.region_id, %error, "dropped a message that cannot be read");
-            None
-        }
-    }
 }

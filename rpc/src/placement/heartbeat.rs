@@ -16,8 +16,10 @@ use super::leader::Current;
 use super::{Attempt, FIRST_RETRY, LONGEST_RETRY, PlacementClient, Shared};
 use crate::backoff::Backoff;
 use crate::channel;
+use crate::error::ClientError;
 use crate::proto::pdpb::pd_client::PdClient;
 use crate::proto::pdpb::{RegionHeartbeatRequest, RegionHeartbeatResponse};
+use crate::repeat::Repeated;
 
 /// How often a leader says on each stream of heartbeats that it still leads: with a message about
 /// no region.
@@ -68,6 +70,7 @@ async fn run(
     opened: impl Fn() + Send + Sync + 'static,
 ) {
     let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
+    let (mut breaks, mut refusals) = (Repeated::new(), Repeated::new());
     // A stream is opened for the first heartbeat. One that broke is replaced at once: a new leader
     // is to hear of all regions now, and not only when one of them has something to say.
     let mut first = tokio::select! {
@@ -80,6 +83,21 @@ async fn run(
     loop {
         let current = shared.leader.current();
         let heard = Mutex::new(Instant::now());
+        let judged = |judgement: Result<(), (u64, ClientError)>| match judgement {
+            Ok(()) => {
+                *heard.lock() = Instant::now();
+                backoff.reset();
+                if let Some(over) = breaks.recovered(Instant::now()) {
+                    tracing::info!(breaks = over.times, after = ?over.lasted, "region heartbeats are heard again");
+                }
+            }
+            // It concerns one region, not the stream.
+            Err((region, error)) => {
+                if let Some(times) = refusals.failed(Instant::now()) {
+                    tracing::warn!(times, %error, region, "a heartbeat was refused");
+                }
+            }
+        };
         let talk = converse(
             &shared,
             current.channel.clone(),
@@ -87,10 +105,7 @@ async fn run(
             &mut outgoing,
             &steps,
             &opened,
-            || {
-                *heard.lock() = Instant::now();
-                backoff.reset();
-            },
+            judged,
         );
         let end = tokio::select! {
             end = talk => end,
@@ -100,7 +115,9 @@ async fn run(
             End::Done => return,
             End::Broken(_) if steps.is_closed() || outgoing.is_closed() => return,
             End::Broken(reason) => {
-                tracing::info!(leader = %current.address, reason, "region heartbeats broke off");
+                if let Some(times) = breaks.failed(Instant::now()) {
+                    tracing::info!(leader = %current.address, times, reason, "region heartbeats broke off");
+                }
                 tokio::time::sleep(backoff.step()).await;
                 shared.leader.refresh(current.generation).await;
             }
@@ -141,7 +158,7 @@ async fn converse(
     outgoing: &mut mpsc::Receiver<RegionHeartbeatRequest>,
     steps: &mpsc::Sender<RegionHeartbeatResponse>,
     opened: &(impl Fn() + Send + Sync),
-    mut answered: impl FnMut(),
+    mut judged: impl FnMut(Result<(), (u64, ClientError)>),
 ) -> End {
     let stamp = |mut heartbeat: RegionHeartbeatRequest| {
         heartbeat.header = Some(shared.header());
@@ -177,11 +194,10 @@ async fn converse(
                 None => return End::Broken("the stream ended".into()),
             };
             match shared.judge("region_heartbeat", response.header.as_ref()) {
-                Ok(()) => answered(),
+                Ok(()) => judged(Ok(())),
                 Err(Attempt::Again(reason)) => return End::Broken(reason),
                 Err(Attempt::Final(error)) => {
-                    // It concerns one region, not the stream.
-                    tracing::warn!(%error, region = response.region_id, "a heartbeat was refused");
+                    judged(Err((response.region_id, error)));
                     continue;
                 }
             }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
@@ -20,6 +21,7 @@ use crate::channel;
 use crate::error::{ClientError, waited_since};
 use crate::proto::pdpb::pd_client::PdClient;
 use crate::proto::pdpb::{GetMembersRequest, GetMembersResponse, Member};
+use crate::repeat::Repeated;
 
 /// How long one member may take to say who leads. A member that knows of no leader waits for an
 /// election, which must not be cut short: a little longer than the longest of such waits.
@@ -180,7 +182,7 @@ impl Leader {
                 };
             }),
             Err(Miss::Again) => tracing::debug!(reason, "no placement leader found"),
-            Err(Miss::Fatal(error)) => tracing::warn!(%error, "no placement leader found"),
+            Err(Miss::Fatal(error)) => complain(&error),
         }
     }
 
@@ -247,6 +249,14 @@ enum Useless {
     Fatal(ClientError),
 }
 
+/// Every search may meet the same member of another cluster.
+fn complain(error: &ClientError) {
+    static STRANGERS: Mutex<Repeated> = Mutex::new(Repeated::new());
+    if let Some(times) = STRANGERS.lock().failed(Instant::now()) {
+        tracing::warn!(times, %error, "a placement member was replaced");
+    }
+}
+
 /// Asks one endpoint who leads, and the one that it names whether that is true.
 async fn inquire(address: &str, cluster: Option<u64>) -> Result<Found, Useless> {
     let (channel, members) = ask(address).await.map_err(Useless::Because)?;
@@ -256,7 +266,7 @@ async fn inquire(address: &str, cluster: Option<u64>) -> Result<Found, Useless> 
     {
         let address = address.to_owned();
         let error = ClientError::ClusterMismatch { address, expected, actual: cluster_id };
-        tracing::warn!(%error, "a placement member was replaced");
+        complain(&error);
         // Another endpoint may still be one of ours.
         return Err(Useless::Because(error.to_string()));
     }

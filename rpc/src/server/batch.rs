@@ -7,11 +7,12 @@ use std::future::ready;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, Stream, StreamExt};
+use parking_lot::Mutex;
 use prost::Message;
 use tokio::task::JoinHandle;
 use tonic::{Code, Status};
@@ -22,6 +23,7 @@ use crate::proto::tikvpb::{
     BatchCommandsResponse,
 };
 use crate::proto::{errorpb, kvrpcpb};
+use crate::repeat::Repeated;
 use crate::service::{Command, Reply, StoreService, is_refusal};
 
 /// Requests of one stream that may be unfinished; beyond this the stream is not read, so that the
@@ -184,6 +186,9 @@ async fn empty(request: BatchCommandsEmptyRequest) -> BatchCommandsEmptyResponse
     BatchCommandsEmptyResponse { test_id: request.test_id }
 }
 
+/// Of all streams: what fails one command may fail any.
+static FAILED: Mutex<Repeated> = Mutex::new(Repeated::new());
+
 /// A task that ends with its handle.
 struct Spawned(JoinHandle<Result<(u64, Response), Status>>);
 
@@ -191,7 +196,9 @@ impl Spawned {
     fn into_work(mut self) -> Work {
         async move {
             (&mut self.0).await.unwrap_or_else(|error| {
-                tracing::error!(%error, "a batched command's task failed");
+                if let Some(times) = FAILED.lock().failed(Instant::now()) {
+                    tracing::error!(times, %error, "a batched command's task failed");
+                }
                 Err(Status::internal("the task of a command failed"))
             })
         }

@@ -11,6 +11,7 @@ use crate::backoff::Backoff;
 use crate::channel;
 use crate::proto::esker::transport_client::TransportClient;
 use crate::proto::esker::{RaftBatch, RaftMessage};
+use crate::repeat::Repeated;
 use crate::server::MAX_MESSAGE_BYTES;
 
 /// Messages in one batch on the wire.
@@ -27,6 +28,9 @@ const LONGEST_RETRY: Duration = Duration::from_secs(1);
 
 /// A stream that lived this long broke for a new reason, and is opened again without a wait.
 const STABLE: Duration = Duration::from_secs(5);
+
+/// A stream that lived this long shows that the store is back.
+const SETTLED: Duration = Duration::from_secs(1);
 
 /// The queue to one store; dropping it ends the task that drains it.
 pub(super) struct Link {
@@ -60,15 +64,24 @@ impl Drop for Link {
 
 async fn run(store: u64, queue: Arc<Queue>, shared: Arc<Shared>) {
     let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
+    let mut breaks = Repeated::new();
     // Connect only when there is something to say: not every pair of stores shares a region.
     while queue.ready().await {
         let started = Instant::now();
-        let broken = send_until_broken(store, &queue, &shared).await;
+        let broken = send_until_broken(store, &queue, &shared, || {
+            if let Some(over) = breaks.recovered(Instant::now()) {
+                tracing::info!(store, breaks = over.times, after = ?over.lasted, "the stream to a store is back");
+            }
+        })
+        .await;
         if queue.is_closed() {
             return;
         }
         let dropped = queue.clear();
-        tracing::info!(store, dropped, reason = %broken, "the stream to a store broke");
+        metrics::counter!("esker_transport_breaks_total").increment(1);
+        if let Some(times) = breaks.failed(Instant::now()) {
+            tracing::info!(store, times, dropped, reason = %broken, "the stream to a store broke");
+        }
         metrics::counter!("esker_transport_dropped_messages_total", "reason" => "unreachable")
             .increment(dropped as u64);
         // Also where nothing was queued: what had been handed to the socket may be lost.
@@ -82,8 +95,14 @@ async fn run(store: u64, queue: Arc<Queue>, shared: Arc<Shared>) {
     }
 }
 
-/// Opens a stream and sends what is queued until either ends; answers why.
-async fn send_until_broken(store: u64, queue: &Arc<Queue>, shared: &Arc<Shared>) -> String {
+/// Opens a stream and sends what is queued until either ends; answers why. Calls `settled` once the
+/// stream has lived for a while.
+async fn send_until_broken(
+    store: u64,
+    queue: &Arc<Queue>,
+    shared: &Arc<Shared>,
+    settled: impl FnOnce(),
+) -> String {
     let address = match shared.resolver.address(store).await {
         Ok(address) => address,
         Err(reason) => return format!("no address: {reason}"),
@@ -96,7 +115,15 @@ async fn send_until_broken(store: u64, queue: &Arc<Queue>, shared: &Arc<Shared>)
     tracing::debug!(store, %address, "connected to a store");
     let mut client = TransportClient::new(connection).max_encoding_message_size(MAX_MESSAGE_BYTES);
     let batches = batches(store, Arc::clone(queue), shared);
-    match client.raft(batches).await {
+    let mut call = std::pin::pin!(client.raft(batches));
+    let ended = tokio::select! {
+        ended = &mut call => ended,
+        () = tokio::time::sleep(SETTLED) => {
+            settled();
+            call.await
+        }
+    };
+    match ended {
         Ok(_) => "the store ended it".into(),
         Err(status) => format!("{address}: {}", channel::describe(&status)),
     }

@@ -15,6 +15,7 @@ use crate::channel;
 use crate::proto::esker::snapshot_chunk::Part;
 use crate::proto::esker::transport_client::TransportClient;
 use crate::proto::esker::{RaftMessage, SnapshotBlock, SnapshotChunk, SnapshotHead, SnapshotTail};
+use crate::repeat::Repeated;
 use crate::server::MAX_MESSAGE_BYTES;
 
 /// Snapshots sent at the same time.
@@ -56,6 +57,7 @@ pub(super) struct Limits {
     bytes_per_second: AtomicU64,
     /// When the next byte may be sent.
     free_at: Mutex<Instant>,
+    failures: Mutex<Repeated>,
 }
 
 impl Limits {
@@ -65,6 +67,7 @@ impl Limits {
             started: AtomicUsize::new(0),
             bytes_per_second: AtomicU64::new(bytes_per_second.max(1)),
             free_at: Mutex::new(Instant::now()),
+            failures: Mutex::default(),
         }
     }
 
@@ -113,11 +116,15 @@ pub(super) fn start(
         let outcome = match result {
             Ok(bytes) => {
                 tracing::info!(?snapshot, bytes, "sent a snapshot");
+                limits.failures.lock().recovered(Instant::now());
                 metrics::counter!("esker_transport_snapshot_bytes_total").increment(bytes);
                 SnapshotOutcome::Delivered
             }
             Err(reason) => {
-                tracing::warn!(?snapshot, reason, "could not send a snapshot");
+                // Each is asked for again, by as many regions as the other store lacks.
+                if let Some(times) = limits.failures.lock().failed(Instant::now()) {
+                    tracing::warn!(?snapshot, times, reason, "could not send a snapshot");
+                }
                 SnapshotOutcome::Failed
             }
         };
