@@ -9,7 +9,7 @@ export CARGO
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help prerequisites build playground test clients simulate bench check fmt
+.PHONY: help prerequisites build playground test clients neighbours simulate bench check fmt
 
 # A workspace of its own: see its Cargo.toml.
 CONSENSUS_BENCH = --manifest-path benches/consensus/Cargo.toml
@@ -35,6 +35,9 @@ test: prerequisites ## builds everything and runs all tests
 clients: build ## runs published Python clients, which it installs, against a cluster
 	@tests/clients/run "$$($(CARGO) metadata --no-deps --offline --format-version 1 \
 	    | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')"
+
+neighbours: prerequisites ## 20,000 idle connections on one node under load; NEIGHBOURS=5000 for fewer
+	ESKER_NEIGHBOURS=$${NEIGHBOURS:-20000} $(CARGO) test --test port thousands -- --nocapture
 
 simulate: ## runs simulated Raft groups under faults; ARGS='--seeds 50000' and more
 	$(CARGO) run --release -p esker-raft-simulator -- $(if $(ARGS),$(ARGS),--seeds 10000)

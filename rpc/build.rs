@@ -2,12 +2,13 @@
 
 use std::error::Error;
 
-const SCHEMAS: [&str; 10] = [
+const SCHEMAS: [&str; 11] = [
     "proto/command.proto",
     "proto/deadlock.proto",
     "proto/eraftpb.proto",
     "proto/errorpb.proto",
     "proto/esker.proto",
+    "proto/health.proto",
     "proto/keyspacepb.proto",
     "proto/kvrpcpb.proto",
     "proto/metapb.proto",

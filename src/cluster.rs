@@ -10,9 +10,10 @@ use esker_rpc::placement::PlacementClient;
 use esker_rpc::proto::metapb::PeerRole;
 use futures_util::future::join_all;
 use tempfile::TempDir;
+use tokio::net::TcpListener;
 
 use crate::Error;
-use crate::node::{Node, NodeConfig, Roles, tag_of};
+use crate::node::{Node, NodeConfig, Roles, descriptors, tag_of};
 use crate::server::member::Members;
 
 /// How many replicas placement gives every region, where there are that many stores.
@@ -83,12 +84,14 @@ impl Cluster {
         };
         let placements = options.placements.clamp(1, options.stores.max(1)) as usize;
         let stores = options.stores.max(1) as usize;
-        let listeners = (0..stores)
-            .map(|node| match node {
-                0 if options.port != 0 => listen(options.port),
-                _ => listen_again(&node_folder(&directory, node + 1)),
-            })
-            .collect::<Result<Vec<_>, Error>>()?;
+        let mut listeners = Vec::new();
+        for node in 0..stores {
+            listeners.push(match node {
+                0 if options.port != 0 => listen(options.port).await?,
+                _ => listen_again(&node_folder(&directory, node + 1)).await?,
+            });
+        }
+        let descriptors = descriptors::current() / stores as u64;
         let addresses: Vec<String> = listeners.iter().map(|(_, address)| address.clone()).collect();
         let all: Vec<MemberInfo> = addresses[..placements]
             .iter()
@@ -108,6 +111,7 @@ impl Cluster {
                 .data_dir(node_folder(&directory, number + 1))
                 .listen(address)
                 .listener(listener)
+                .max_descriptors(descriptors)
                 .config(config.clone());
             let join = addresses[..placements].to_vec();
             builder = match number < placements {
@@ -235,18 +239,20 @@ fn node_folder(directory: &Path, number: usize) -> PathBuf {
 
 /// The port that the node had when it ran last, if it is still free: the other
 /// nodes know it by that, and no other node's old port may become this one's.
-fn listen_again(folder: &Path) -> Result<(std::net::TcpListener, String), Error> {
+async fn listen_again(folder: &Path) -> Result<(TcpListener, String), Error> {
     let last = std::fs::read_to_string(folder.join(PORT_FILE)).ok();
-    match last.and_then(|port| port.trim().parse().ok()) {
-        Some(port) => listen(port).or_else(|_| listen(0)),
-        None => listen(0),
+    if let Some(port) = last.and_then(|port| port.trim().parse().ok())
+        && let Ok(listener) = listen(port).await
+    {
+        return Ok(listener);
     }
+    listen(0).await
 }
 
-fn listen(port: u16) -> Result<(std::net::TcpListener, String), Error> {
+async fn listen(port: u16) -> Result<(TcpListener, String), Error> {
     let wanted = format!("127.0.0.1:{port}");
     let failed = |source| Error::Listen { address: wanted.clone(), source };
-    let listener = std::net::TcpListener::bind(&wanted).map_err(failed)?;
+    let listener = esker_rpc::server::listen(&wanted).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?.to_string();
     Ok((listener, address))
 }

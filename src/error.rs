@@ -57,6 +57,11 @@ pub enum Error {
     File { what: &'static str, path: PathBuf, source: std::io::Error },
     #[error("cannot start the runtime: {0}")]
     Runtime(std::io::Error),
+    #[error(
+        "this process may have {limit} open files, but needs {needed}; \
+         raise its limit (`ulimit -n`, or `LimitNOFILE=` in systemd)"
+    )]
+    FewDescriptors { limit: u64, needed: u64 },
     #[error("a node that runs neither a store nor placement has nothing to do; give it a role")]
     NoRole,
     #[error(

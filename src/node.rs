@@ -2,6 +2,7 @@
 
 mod config;
 mod damage;
+pub(crate) mod descriptors;
 mod start;
 
 use std::collections::BTreeSet;
@@ -18,6 +19,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::Error;
+use crate::server::health::Health;
 use crate::server::late::LateStore;
 use crate::server::member::Members;
 use crate::server::traffic::Traffic;
@@ -49,7 +51,8 @@ pub struct NodeOptions {
 pub struct NodeBuilder {
     data_dir: Option<PathBuf>,
     listen: String,
-    listener: Option<std::net::TcpListener>,
+    listener: Option<TcpListener>,
+    max_descriptors: Option<u64>,
     join: Vec<String>,
     roles: Option<Roles>,
     labels: Vec<(String, String)>,
@@ -65,6 +68,7 @@ pub struct Node {
     store_id: Option<u64>,
     placement: PlacementClient,
     store_service: Arc<LateStore>,
+    health: Health,
     traffic: Arc<Traffic>,
     shutdown: watch::Sender<bool>,
     server: Option<JoinHandle<()>>,
@@ -82,6 +86,7 @@ impl Node {
             data_dir: None,
             listen: "127.0.0.1:0".into(),
             listener: None,
+            max_descriptors: None,
             join: Vec::new(),
             roles: None,
             labels: Vec::new(),
@@ -143,6 +148,8 @@ impl Node {
     }
 
     fn begin_stop(&self) {
+        // Before anything stops: those who watch turn to other nodes while calls still end well.
+        self.health.stop();
         self.shutdown.send_replace(true);
         self.traffic.clear();
         self.store_service.close();
@@ -206,8 +213,19 @@ impl NodeBuilder {
         self
     }
 
+    /// How many file descriptors this node may use. A node bounds its connections and the files
+    /// that its engines hold open by it, so that they cannot take each other's.
+    ///
+    /// Without it, a node reckons with all that this process may have at the start (the soft
+    /// limit, `RLIMIT_NOFILE`), which it never changes. Give less where the process has other uses
+    /// for descriptors, or other nodes; raise the process's limit where it is the usual 1,024.
+    pub fn max_descriptors(mut self, descriptors: u64) -> Self {
+        self.max_descriptors = Some(descriptors);
+        self
+    }
+
     /// Serves on a socket that is bound already.
-    pub(crate) fn listener(mut self, listener: std::net::TcpListener) -> Self {
+    pub(crate) fn listener(mut self, listener: TcpListener) -> Self {
         self.listener = Some(listener);
         self
     }
@@ -230,11 +248,8 @@ impl NodeBuilder {
     async fn bind(&mut self) -> Result<TcpListener, Error> {
         let failed = |source| Error::Listen { address: self.listen.clone(), source };
         match self.listener.take() {
-            Some(bound) => {
-                bound.set_nonblocking(true).map_err(failed)?;
-                TcpListener::from_std(bound).map_err(failed)
-            }
-            None => TcpListener::bind(&self.listen).await.map_err(failed),
+            Some(bound) => Ok(bound),
+            None => esker_rpc::server::listen(&self.listen).await.map_err(failed),
         }
     }
 
@@ -290,6 +305,7 @@ pub fn run(options: NodeOptions) -> Result<(), Error> {
         Some(path) => NodeConfig::read(path)?,
         None => NodeConfig::default(),
     };
+    descriptors::raise(1)?;
     block_on(async {
         let mut builder = Node::builder()
             .data_dir(&options.data_dir)

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::Error;
 use crate::cluster::{Cluster, ClusterOptions};
-use crate::node::{block_on, interrupted};
+use crate::node::{block_on, descriptors, interrupted};
 
 /// `esker playground`, as typed.
 #[derive(Debug, Clone)]
@@ -21,6 +21,7 @@ pub struct PlaygroundOptions {
 /// # Errors
 /// Why it did not start.
 pub fn run(options: PlaygroundOptions) -> Result<(), Error> {
+    descriptors::raise(options.stores.into())?;
     block_on(async {
         let cluster_options = ClusterOptions {
             stores: options.stores,

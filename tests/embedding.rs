@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use common::eventually;
@@ -88,5 +89,40 @@ async fn a_replica_that_missed_more_than_the_log_keeps_comes_back_by_snapshot() 
         .expect("the node again");
     assert_eq!(operator.replicas_are_equal(3, PATIENCE).await, 121);
     again.stop().await;
+    cluster.stop().await;
+}
+
+/// What a directory takes of the disk, with what is taken in advance.
+fn allocated(path: &std::path::Path) -> u64 {
+    const BLOCK: u64 = 512;
+    let metadata = std::fs::symlink_metadata(path).expect("it is there");
+    let below: u64 = match metadata.is_dir() {
+        true => std::fs::read_dir(path)
+            .expect("a directory")
+            .map(|entry| allocated(&entry.expect("an entry").path()))
+            .sum(),
+        false => 0,
+    };
+    metadata.blocks() * BLOCK + below
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_store_and_an_empty_member_take_a_few_megabytes() {
+    const A_FEW: u64 = 8 << 20;
+    let folder = tempfile::tempdir().expect("a folder");
+    let cluster = Cluster::start(ClusterOptions {
+        stores: 1,
+        data_dir: Some(folder.path().to_owned()),
+        ..ClusterOptions::default()
+    })
+    .await
+    .expect("a cluster");
+    let client = cluster.client().await.expect("a client");
+    client.put("one", "write").await.expect("a write");
+    for part in ["store", "placement"] {
+        let bytes = allocated(&folder.path().join("node-1").join(part));
+        println!("{part}: {} KiB", bytes >> 10);
+        assert!(bytes <= A_FEW, "{part} takes {bytes} bytes");
+    }
     cluster.stop().await;
 }

@@ -1,7 +1,7 @@
 //! What a node does when the data of one of its stores is found damaged.
 //!
-//! The store has begun to hand its regions over by itself. The node writes the finding
-//! down, so that the directory does not open again, gives the regions a moment, and stops
+//! The store has begun to hand its regions over by itself. The node says that it does not
+//! serve, writes the finding down, so that the directory does not open again, gives the regions a moment, and stops
 //! the store. It lives on: placement and the operator hear from it what is damaged, and a
 //! placement member beside the store goes on.
 
@@ -11,6 +11,8 @@ use std::time::Duration;
 use esker_engine::DataDir;
 use esker_raftstore::StoreHandle;
 
+use crate::server::health::{Health, Part};
+
 /// How long a damaged store may take to hand its regions over; those that are left then
 /// elect a leader by themselves.
 const HANDOVER: Duration = Duration::from_secs(2);
@@ -19,9 +21,11 @@ const HANDOVER: Duration = Duration::from_secs(2);
 pub(super) async fn watch(
     store: StoreHandle,
     directory: PathBuf,
+    (health, part): (Health, Part),
     stop: impl FnOnce() + Send + 'static,
 ) {
     let what = store.damaged().await;
+    health.fail(part);
     let name = store.store_id();
     eprintln!("esker: store {name} stops serving, its data is damaged: {what}");
     let condemned = tokio::task::spawn_blocking(move || DataDir::condemn(&directory, &what)).await;

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use esker_engine::{DataDir, Engines, Kind};
-use esker_placement::{PlacementConfig, PlacementServer, ReplicatedState, SystemClock};
+use esker_engine::{DataDir, EngineOptions, Engines, Kind};
+use esker_placement::{Leadership, PlacementConfig, PlacementServer, ReplicatedState, SystemClock};
 use esker_raftstore::{MonotonicClock, Parts, RunningStore, Store, StoreHandle, StoreId};
 use esker_rpc::error::ClientError;
 use esker_rpc::placement::PlacementClient;
@@ -13,6 +13,7 @@ use esker_rpc::proto::esker::admin_server::AdminServer;
 use esker_rpc::proto::esker::founding_server::FoundingServer;
 use esker_rpc::proto::metapb;
 use esker_rpc::proto::pdpb::ErrorType;
+use esker_rpc::repeat::Repeated;
 use esker_rpc::server::{self, TikvService};
 use esker_rpc::transport::{RaftTransport, TransportService};
 use parking_lot::Mutex;
@@ -21,10 +22,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tonic::service::Routes;
 
+use super::descriptors::{self, Share};
 use super::{Node, NodeBuilder, NodeConfig, Roles, damage};
 use crate::Error;
 use crate::server::admin::AdminService;
 use crate::server::founding::{self, Adoption};
+use crate::server::health::{Health, Part};
 use crate::server::late::LateStore;
 use crate::server::member::{MemberDirectory, MemberStore, Members};
 use crate::server::newcomer::{FoundingService, LateMember};
@@ -51,6 +54,7 @@ struct Starting {
     address: String,
     traffic: Arc<Traffic>,
     store_service: Arc<LateStore>,
+    health: Health,
     shutdown: watch::Sender<bool>,
     tasks: Vec<JoinHandle<()>>,
     server: Option<JoinHandle<()>>,
@@ -74,10 +78,14 @@ pub(super) async fn start(mut builder: NodeBuilder) -> Result<Node, Error> {
     if members.is_none() && !runs_store {
         return Err(Error::NoRole);
     }
+    let share = Share::of(builder.max_descriptors.unwrap_or_else(descriptors::current));
     // Both are locked before anything is made in either.
     let data = runs_store.then(|| DataDir::open(&directory.join(STORE_FOLDER), Kind::Store));
     let member = match &members {
-        Some(members) => Some(MemberDirectory::open(&directory.join(PLACEMENT_FOLDER), members)?),
+        Some(members) => {
+            let folder = directory.join(PLACEMENT_FOLDER);
+            Some(MemberDirectory::open(&folder, members, share)?)
+        }
         None => None,
     };
     // A member that is in use, or one of several, goes on without the store beside it: the
@@ -95,13 +103,14 @@ pub(super) async fn start(mut builder: NodeBuilder) -> Result<Node, Error> {
         address: address.clone(),
         traffic: Arc::default(),
         store_service: Arc::default(),
+        health: Health::new(runs_store, members.is_some()),
         shutdown,
         tasks: Vec::new(),
         server: None,
         member: MemberSlot::default(),
     };
     let late = members.clone().map(|members| Arc::new(LateMember::new(members)));
-    serve(&mut starting, &directory, listener, late.clone(), &builder.config);
+    serve(&mut starting, &directory, listener, share, late.clone(), &builder.config);
     let (failed, member_failed) = oneshot::channel();
     if let (Some(members), Some(member), Some(late)) = (members, member, late) {
         // A store that is in use has belonged to a group: the member's empty directory is then
@@ -125,6 +134,7 @@ pub(super) async fn start(mut builder: NodeBuilder) -> Result<Node, Error> {
         store_id: None,
         placement,
         store_service: starting.store_service.clone(),
+        health: starting.health.clone(),
         traffic: starting.traffic.clone(),
         shutdown: starting.shutdown.clone(),
         server: starting.server.take(),
@@ -135,7 +145,7 @@ pub(super) async fn start(mut builder: NodeBuilder) -> Result<Node, Error> {
         store_failure,
     };
     if let Some(data) = data {
-        match open_store(&mut node, data, &builder).await {
+        match open_store(&mut node, data, &builder, share).await {
             Ok(()) => {}
             Err(error) if goes_on && error.concerns_one_store() => {
                 node.store_failure = Some(error);
@@ -166,6 +176,7 @@ impl Newcomer {
         let Newcomer { members, member, late, may_found, failed } = self;
         let (slot, traffic) = (starting.member.clone(), starting.traffic.clone());
         let announced = late.clone();
+        let health = starting.health.clone();
         let open = move |member: MemberDirectory, members: &Members, adoption: &Adoption| {
             let folder = member.data().path().to_owned();
             let (store, state) = member.start(members, adoption, &traffic)?;
@@ -173,7 +184,7 @@ impl Newcomer {
             *slot.lock() = Some(store);
             late.open(state);
             let id = handle.store_id().0;
-            tokio::spawn(damage::watch(handle, folder, move || {
+            tokio::spawn(damage::watch(handle, folder, (health, Part::Placement), move || {
                 traffic.remove(id);
                 if let Some(store) = slot.lock().take() {
                     store.stop();
@@ -216,6 +227,7 @@ fn serve(
     starting: &mut Starting,
     directory: &Path,
     listener: TcpListener,
+    share: Share,
     member: Option<Arc<LateMember>>,
     config: &NodeConfig,
 ) {
@@ -224,13 +236,15 @@ fn serve(
     let mut routes = Routes::new(TikvService::new(store.clone()).into_server())
         .add_service(TransportService::new(starting.traffic.clone()).into_server())
         .add_service(AdminServer::new(admin))
-        .add_service(FoundingServer::new(FoundingService(member.clone())));
+        .add_service(FoundingServer::new(FoundingService(member.clone())))
+        .add_service(starting.health.clone().into_server());
     let mut http = pages::router(starting.address.clone(), store, pages::collected_metrics());
     if let Some(state) = member {
         let mut placement = PlacementConfig::new(state.configured().name());
         if let Some(interval) = config.schedule_interval() {
             placement.schedule_interval = interval;
         }
+        starting.tasks.push(tokio::spawn(follow(state.leadership(), starting.health.clone())));
         let clock = Arc::new(SystemClock::new());
         let placement = PlacementServer::new(placement, state as Arc<dyn ReplicatedState>, clock);
         routes = routes
@@ -254,19 +268,37 @@ fn serve(
         let shutdown = async move {
             let _ = stopped.wait_for(|stop| *stop).await;
         };
-        if let Err(error) = server::serve(listener, routes, http, shutdown).await {
+        let limits = server::ConnectionLimits {
+            connections: share.connections,
+            ..server::ConnectionLimits::default()
+        };
+        if let Err(error) = server::serve(listener, limits, routes, http, shutdown).await {
             tracing::error!("{error}");
         }
     }));
 }
 
+/// A placement member serves while it leads, or knows who does.
+async fn follow(mut leadership: watch::Receiver<Leadership>, health: Health) {
+    loop {
+        let known = leadership.borrow_and_update().leader.is_some();
+        health.set(Part::Placement, known);
+        if leadership.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
 async fn find_placement(endpoints: &[String]) -> Result<PlacementClient, Error> {
+    let mut waiting = Repeated::new();
     loop {
         match PlacementClient::connect_within(endpoints.to_vec(), PLACEMENT_SEARCH).await {
             Ok(client) => return Ok(client),
             // The others may not be up yet.
             Err(error @ ClientError::PlacementUnreachable { .. }) => {
-                tracing::warn!("waiting for placement: {error}");
+                if let Some(times) = waiting.failed(Instant::now()) {
+                    tracing::warn!(times, "waiting for placement: {error}");
+                }
             }
             Err(error) => return Err(error.into()),
         }
@@ -299,9 +331,10 @@ async fn open_store(
     node: &mut Node,
     mut data: DataDir,
     builder: &NodeBuilder,
+    share: Share,
 ) -> Result<(), Error> {
     let placement = node.placement.clone();
-    let options = builder.config.engine();
+    let options = EngineOptions { max_open_files: share.engine_files, ..builder.config.engine() };
     // What is there is looked at first: without IDENT it may be a memory in use all the same.
     // What is not there is not made before it is known that the store may come.
     let found = match data.holds_engines() {
@@ -372,12 +405,14 @@ async fn open_store(
         waiting_reports,
         data.path().to_owned(),
     )));
+    node.health.set(Part::Store, true);
     node.store_id = Some(ident.store_id);
     *node.store.lock() = Some(running);
     let (slot, traffic, service) =
         (node.store.clone(), node.traffic.clone(), node.store_service.clone());
     let directory = data.path().to_owned();
-    node.tasks.push(tokio::spawn(damage::watch(handle, directory, move || {
+    let health = (node.health.clone(), Part::Store);
+    node.tasks.push(tokio::spawn(damage::watch(handle, directory, health, move || {
         traffic.remove(ident.store_id);
         service.close();
         if let Some(running) = slot.lock().take() {

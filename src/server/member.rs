@@ -6,7 +6,7 @@
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use esker_engine::{Cf, DataDir, EngineOptions, Engines, Ident, Kind, KvSnapshot};
 use esker_placement::{
@@ -20,8 +20,10 @@ use esker_raftstore::{
 use esker_rpc::proto::esker::GroupMember;
 use esker_rpc::proto::esker::command::{Delete, Mutation, Put, mutation::Kind as Change};
 use esker_rpc::proto::metapb::{Peer, Region, RegionEpoch};
+use esker_rpc::repeat::Repeated;
 use esker_rpc::transport::RaftTransport;
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::sync::watch;
 
@@ -29,6 +31,7 @@ use super::founding::{Adoption, Record};
 use super::outbox::{Audience, Events, MemberAddresses, NodeOutbox, RegionLeader};
 use super::traffic::Traffic;
 use crate::Error;
+use crate::node::descriptors::Share;
 
 /// The one region.
 pub const REGION: RegionId = RegionId(1);
@@ -90,12 +93,13 @@ pub struct MemberDirectory {
 impl MemberDirectory {
     /// # Errors
     /// When the directory cannot be used, is not whole, or is of another list of members.
-    pub fn open(directory: &Path, members: &Members) -> Result<Self, Error> {
+    pub fn open(directory: &Path, members: &Members, share: Share) -> Result<Self, Error> {
         let data = DataDir::open(directory, Kind::Member)?;
         let options = EngineOptions {
             block_cache_bytes: 16 << 20,
             write_buffer_bytes: 8 << 20,
             log_write_buffer_bytes: 16 << 20,
+            max_open_files: share.engine_files,
             ..EngineOptions::default()
         };
         let engines = data.open_engines(&options)?;
@@ -348,6 +352,14 @@ impl MemberState {
     }
 }
 
+/// Every call of the placement driver may meet the same fault.
+fn complain(fault: &dyn std::fmt::Display) {
+    static FAULTS: Mutex<Repeated> = Mutex::new(Repeated::new());
+    if let Some(times) = FAULTS.lock().failed(Instant::now()) {
+        tracing::error!(times, "placement state: {fault}");
+    }
+}
+
 fn refused(error: RequestError) -> StateError {
     match error {
         // What is refused for the moment only may be tried again: an unknown
@@ -360,7 +372,7 @@ fn refused(error: RequestError) -> StateError {
         }
         other => {
             // No other refusal leaves an effect, and all of them end a term of office.
-            tracing::warn!("placement state: {other}");
+            complain(&other);
             StateError::NotLeader { leader: None }
         }
     }
@@ -368,7 +380,7 @@ fn refused(error: RequestError) -> StateError {
 
 fn with_prefix(kv: &KvSnapshot, prefix: &[u8]) -> Result<Pairs, StateError> {
     let failed = |error: esker_engine::EngineError| {
-        tracing::error!("placement state: {error}");
+        complain(&error);
         StateError::Unknown
     };
     let mut iter = kv.iter(Cf::Default, prefix, None);

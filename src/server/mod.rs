@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod bootstrap;
 pub mod founding;
+pub mod health;
 pub mod heartbeats;
 pub mod keys;
 pub mod late;

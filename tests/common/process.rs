@@ -26,7 +26,11 @@ pub fn free_address() -> String {
 }
 
 fn command(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_esker"));
+    program_with(env!("CARGO_BIN_EXE_esker"), arguments)
+}
+
+fn program_with(program: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.env_remove("ESKER_PLACEMENT").kill_on_drop(true);
     command
@@ -42,8 +46,21 @@ pub struct Process {
 
 impl Process {
     pub fn spawn(arguments: &[&str]) -> Self {
-        let mut child = command(arguments)
-            .env("ESKER_LOG", "warn")
+        Process::started(&mut command(arguments))
+    }
+
+    /// The same with limits of open files, as `ulimit` takes them.
+    pub fn spawn_limited(ulimit: &str, arguments: &[&str]) -> Self {
+        let script = format!("ulimit {ulimit} && exec \"$0\" \"$@\"");
+        let program = env!("CARGO_BIN_EXE_esker");
+        let arguments = [&["-c", &script, program], arguments].concat();
+        Process::started(&mut program_with("sh", &arguments))
+    }
+
+    fn started(command: &mut Command) -> Self {
+        // What an operator sees, whatever the variable is here.
+        let mut child = command
+            .env("ESKER_LOG", "info")
             .spawn()
             .expect("the program that was built for this test starts");
         let output = child.stdout.take().expect("it is piped");
@@ -128,6 +145,10 @@ impl Process {
         let ended = timeout(PATIENCE, self.child.wait()).await.expect("it ends");
         let status = ended.expect("it is our child");
         assert!(status.success(), "{status}: {}", self.log());
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("it is still running")
     }
 
     /// Whether it still runs.

@@ -2,21 +2,33 @@
 //!
 //! A listener, the gRPC services and an HTTP router flow in; [`serve`] runs until told to stop. It
 //! promises to return soon after that, however long-lived the streams of its clients are: they get
-//! [`SHUTDOWN_GRACE`] to end, and are then cut.
+//! [`SHUTDOWN_GRACE`] to end, and are then cut. And it promises that connections which only sit
+//! there cost a client that works neither its place nor its time: see `connections`.
 
 mod batch;
+mod calls;
+mod connections;
+mod greeting;
 mod socket;
 mod tikv;
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic::service::Routes;
 
+use connections::Connections;
+
 pub use batch::{MAX_IN_FLIGHT_PER_STREAM, MAX_RESPONSE_BATCH_BYTES, MAX_RESPONSES_PER_BATCH};
+pub use connections::{
+    ConnectionLimits, DEFAULT_CONNECTIONS, GREETING_TIMEOUT, HTTP1_CALL_TIMEOUT,
+    HTTP1_IDLE_TIMEOUT, MAX_ENDING,
+};
+pub use socket::{LISTEN_BACKLOG, listen};
 pub use tikv::TikvService;
 
 /// The largest message in either direction. Above every limit that the layers behind it set, so
@@ -39,6 +51,9 @@ pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// How long the answer to that may take before the connection is closed.
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How often connections are looked at that may have to go.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
 /// How long open calls may take to end after the shutdown signal.
 pub const SHUTDOWN_GRACE: Duration = Duration::from_millis(500);
 
@@ -56,6 +71,7 @@ pub struct ServeError {
 /// side knows gets the fallback of `http`, by default 404, which gRPC clients read as UNIMPLEMENTED.
 pub async fn serve(
     listener: TcpListener,
+    limits: ConnectionLimits,
     services: Routes,
     http: axum::Router,
     shutdown: impl Future<Output = ()> + Send,
@@ -64,8 +80,9 @@ pub async fn serve(
         .local_addr()
         .map_or_else(|error| format!("an unknown address ({error})"), |a| a.to_string());
     // Two routers that both have a fallback cannot be merged.
-    let routes = Routes::from(http.merge(services.into_axum_router().reset_fallback()));
-    let (cut, cut_seen) = watch::channel(false);
+    let http = http.merge(services.into_axum_router().reset_fallback());
+    let routes = Routes::from(http.layer(axum::middleware::from_fn(calls::counted)));
+    let connections = Ending(Connections::new(limits));
     let (stop, mut stop_seen) = watch::channel(false);
     let server = tonic::transport::Server::builder()
         .accept_http1(true)
@@ -75,20 +92,40 @@ pub async fn serve(
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .add_routes(routes)
-        .serve_with_incoming_shutdown(socket::incoming(listener, cut_seen), async move {
-            // An error means that the sender is gone, which only happens when `serve` itself is.
-            let _ = stop_seen.wait_for(|stop| *stop).await;
-        });
+        .serve_with_incoming_shutdown(
+            socket::incoming(listener, Arc::clone(&connections.0)),
+            async move {
+                // An error means that the sender is gone, which only happens when `serve` itself is.
+                let _ = stop_seen.wait_for(|stop| *stop).await;
+            },
+        );
     let stopping = async {
         shutdown.await;
         let _ = stop.send(true);
         tokio::time::sleep(SHUTDOWN_GRACE).await;
-        let _ = cut.send(true);
+        connections.0.close();
         // The server's own future ends the race, once the last connection has noticed.
         std::future::pending::<Infallible>().await
+    };
+    let sweeping = async {
+        let mut looks = tokio::time::interval(SWEEP_INTERVAL);
+        loop {
+            looks.tick().await;
+            connections.0.sweep(Instant::now());
+        }
     };
     tokio::select! {
         result = server => result.map_err(|source| ServeError { address, source }),
         never = stopping => match never {},
+        () = sweeping => Ok(()),
+    }
+}
+
+/// Connections are tasks of their own, and end with the server also when it is dropped.
+struct Ending(Arc<Connections>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.close();
     }
 }

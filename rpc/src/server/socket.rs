@@ -1,68 +1,174 @@
-//! Accepted sockets that the server can cut.
+//! Listening, accepting, and sockets that the server can cut.
 //!
 //! HTTP/2's own graceful end waits for open streams, and a store's streams are open for as long as
-//! its peers live. So every socket also watches a signal at which it fails its next read or write.
+//! its peers live. So every socket also watches a signal at which its reads and writes fail.
 
-use std::future::Future;
+use std::fs::File;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
-use futures_util::{Stream, StreamExt};
+use futures_util::{FutureExt, Stream, stream};
+use rustix::io::Errno;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tonic::transport::server::Connected;
 
-/// The sockets that a listener accepts, each of which ends when `cut` turns true.
+use super::connections::{Admission, Connection, Connections};
+use super::greeting::Greeting;
+use crate::repeat::Repeated;
+
+/// Connections that the system completes before they are accepted. A burst larger than this would
+/// have to connect again, which takes clients a second and more. The system may allow less
+/// (`net.core.somaxconn`).
+pub const LISTEN_BACKLOG: u32 = 4096;
+
+/// How long to wait after a failure to accept that may last, instead of failing again at once.
+const ACCEPT_RETRY: Duration = Duration::from_millis(20);
+
+/// Listens on `host:port`, port 0 being any that is free.
+///
+/// # Errors
+/// When the host has no address, or none that can be listened on.
+pub async fn listen(address: &str) -> io::Result<TcpListener> {
+    let mut failed = None;
+    for address in tokio::net::lookup_host(address).await? {
+        match listen_at(address) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => failed = Some(error),
+        }
+    }
+    Err(failed.unwrap_or_else(|| {
+        io::Error::new(io::ErrorKind::AddrNotAvailable, "the host has no address")
+    }))
+}
+
+fn listen_at(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // A node that starts again takes its port although old connections linger.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(LISTEN_BACKLOG)
+}
+
+/// The sockets that a listener accepts and `connections` admits. It never ends.
 pub(super) fn incoming(
     listener: TcpListener,
-    cut: watch::Receiver<bool>,
+    connections: Arc<Connections>,
 ) -> impl Stream<Item = io::Result<Severable>> {
-    TcpListenerStream::new(listener).map(move |accepted| {
-        let stream = accepted?;
-        // Small replies must not wait for the acknowledgement of the ones before them.
-        stream.set_nodelay(true)?;
-        let mut cut = cut.clone();
-        Ok(Severable {
-            stream,
-            cut: Box::pin(async move {
-                // The sender's end going away counts as the signal.
-                let _ = cut.wait_for(|cut| *cut).await;
-            }),
-            severed: false,
-        })
+    let acceptor =
+        Acceptor { listener, connections, reserve: Acceptor::reserve(), refused: Repeated::new() };
+    stream::unfold(acceptor, |mut acceptor| async move {
+        let accepted = acceptor.accept().await;
+        Some((Ok(accepted), acceptor))
     })
 }
 
-/// A socket that fails once the signal has come.
-pub(super) struct Severable {
-    stream: TcpStream,
-    cut: Pin<Box<dyn Future<Output = ()> + Send>>,
-    severed: bool,
+struct Acceptor {
+    listener: TcpListener,
+    connections: Arc<Connections>,
+    /// A descriptor to let go of when there is no other, so that a client can be accepted and
+    /// closed. Otherwise it would wait in the queue until its own deadline.
+    reserve: Option<File>,
+    refused: Repeated,
 }
 
-impl Severable {
-    fn check(&mut self, context: &mut Context<'_>) -> io::Result<()> {
-        if !self.severed && self.cut.as_mut().poll(context).is_ready() {
-            self.severed = true;
+impl Acceptor {
+    fn reserve() -> Option<File> {
+        File::open("/dev/null").ok()
+    }
+
+    /// The next connection that there is room for.
+    async fn accept(&mut self) -> Severable {
+        loop {
+            self.connections.room().await;
+            let stream = match self.listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    self.recover(&error).await;
+                    continue;
+                }
+            };
+            metrics::counter!("esker_connections_accepted_total").increment(1);
+            // Small replies must not wait for the acknowledgement of the ones before them. Fails
+            // where the client is gone already.
+            if stream.set_nodelay(true).is_err() {
+                continue;
+            }
+            let now = Instant::now();
+            match self.connections.admit(now) {
+                Some(admission) => {
+                    if let Some(over) = self.refused.recovered(now) {
+                        tracing::info!(refused = over.times, lasted = ?over.lasted, "connections are accepted again");
+                    }
+                    return Severable { stream, admission, greeting: Greeting::default() };
+                }
+                None => self.refuse("full", "as many as are allowed have calls open"),
+            }
         }
-        if self.severed {
-            return Err(io::Error::new(
-                io::ErrorKind::ConnectionAborted,
-                "this server is stopping",
-            ));
+    }
+
+    fn refuse(&mut self, reason: &'static str, why: &str) {
+        metrics::counter!("esker_connections_refused_total", "reason" => reason).increment(1);
+        if let Some(times) = self.refused.failed(Instant::now()) {
+            tracing::warn!(times, why, "a connection was refused");
         }
-        Ok(())
+    }
+
+    async fn recover(&mut self, error: &io::Error) {
+        use io::ErrorKind;
+        match error.kind() {
+            // Of this one client, who hung up.
+            ErrorKind::ConnectionAborted
+            | ErrorKind::ConnectionReset
+            | ErrorKind::Interrupted
+            | ErrorKind::TimedOut => return,
+            _ => {}
+        }
+        match Errno::from_io_error(error) {
+            Some(Errno::MFILE | Errno::NFILE) => {
+                self.refuse(
+                    "descriptors",
+                    "no file descriptor is free; raise the limit of open files",
+                );
+                self.reserve = None;
+                let closed = matches!(self.listener.accept().now_or_never(), Some(Ok(_)));
+                self.reserve = Acceptor::reserve();
+                // Somebody else may have been quicker to take the descriptor.
+                let patience = if closed { Duration::ZERO } else { ACCEPT_RETRY };
+                self.connections.free_one(patience).await;
+            }
+            _ => {
+                self.refuse("error", &error.to_string());
+                tokio::time::sleep(ACCEPT_RETRY).await;
+            }
+        }
     }
 }
 
+/// A socket that fails once it was told to end.
+pub(super) struct Severable {
+    stream: TcpStream,
+    admission: Admission,
+    greeting: Greeting,
+}
+
+fn ended() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, "this server ended the connection")
+}
+
 impl Connected for Severable {
-    type ConnectInfo = <TcpStream as Connected>::ConnectInfo;
+    /// What a call needs in order to say that it is open.
+    type ConnectInfo = Arc<Connection>;
 
     fn connect_info(&self) -> Self::ConnectInfo {
-        self.stream.connect_info()
+        Arc::clone(&self.admission.connection)
     }
 }
 
@@ -72,19 +178,27 @@ impl AsyncRead for Severable {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.check(context)?;
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        if self.admission.connection.is_severed_for_reader(context) {
+            return Poll::Ready(Err(ended()));
+        }
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if self.greeting != Greeting::Over && self.greeting.hear(&buffer.filled()[before..]) {
+            self.admission.connection.greeted(Instant::now());
+        }
+        read
     }
 }
 
-// Only reads watch for the signal: a connection always has one pending, and the wakers of a read
-// and of a write may belong to different tasks.
 impl AsyncWrite for Severable {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if self.admission.connection.is_severed_for_writer(context) {
+            return Poll::Ready(Err(ended()));
+        }
         Pin::new(&mut self.stream).poll_write(context, buffer)
     }
 
@@ -93,6 +207,9 @@ impl AsyncWrite for Severable {
         context: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.admission.connection.is_severed_for_writer(context) {
+            return Poll::Ready(Err(ended()));
+        }
         Pin::new(&mut self.stream).poll_write_vectored(context, buffers)
     }
 

@@ -1,6 +1,7 @@
 //! The crate over real sockets on loopback, with small fakes behind its traits.
 
 mod batch_commands;
+mod connections;
 mod kv;
 mod placement;
 mod serve;

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use esker_rpc::server::{ServeError, serve};
+use esker_rpc::server::{ConnectionLimits, ServeError, serve};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -40,12 +40,21 @@ impl Server {
     }
 
     pub fn start_on(listener: TcpListener, routes: Routes, http: axum::Router) -> Self {
+        Self::start_limited(listener, ConnectionLimits::default(), routes, http)
+    }
+
+    pub fn start_limited(
+        listener: TcpListener,
+        limits: ConnectionLimits,
+        routes: Routes,
+        http: axum::Router,
+    ) -> Self {
         let address = listener.local_addr().expect("a bound address");
         let (stop, stopped) = oneshot::channel();
         let shutdown = async {
             let _ = stopped.await;
         };
-        let running = tokio::spawn(serve(listener, routes, http, shutdown));
+        let running = tokio::spawn(serve(listener, limits, routes, http, shutdown));
         Server { address, stop, running }
     }
 
