@@ -408,7 +408,8 @@ mod tests {
             let third = port.admit(now).expect("in the place of one of them");
             assert_eq!(port.register.lock().staying, 2);
             drop((one, other, third));
-            assert_eq!((port.register.lock().staying, port.register.lock().open.len()), (0, 0));
+            let register = port.register.lock();
+            assert_eq!((register.staying, register.open.len()), (0, 0));
         }
     }
 }
