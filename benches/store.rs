@@ -3,6 +3,7 @@
 
 use std::hint::black_box;
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -10,8 +11,8 @@ use esker_engine::{EngineOptions, KvEngine, LogBatch, LogEngine};
 use esker_raftstore::raw_value::RawValue;
 use esker_raftstore::state::bootstrap_region;
 use esker_raftstore::{
-    MonotonicClock, Outbox, Parts, PeerId, RegionExt, RegionId, RegionReport, RegionSnapshotSource,
-    RequestContext, Store, StoreConfig, StoreId,
+    LogIndex, MonotonicClock, Outbox, Parts, PeerId, RegionExt, RegionId, RegionReport,
+    RegionSnapshotSource, RequestContext, Store, StoreConfig, StoreId, WriteTag,
 };
 use esker_rpc::proto::esker::RaftMessage;
 use esker_rpc::proto::esker::command::{Mutation, Put, mutation::Kind};
@@ -85,11 +86,23 @@ fn region(c: &mut Criterion) {
     let context = RequestContext { epoch: descriptor.epoch(), ..RequestContext::default() };
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let value = RawValue::new(Bytes::from(vec![7; 1000]), None).encode();
-    let write_all = |keys: std::ops::Range<u64>| {
+    let write_all = |keys: std::ops::Range<u64>, tag: &mut Option<WriteTag>| {
         runtime.block_on(async {
-            let writes = keys.map(|key| handle.write(RegionId(1), context, vec![put(key, &value)]));
-            for outcome in futures_util::future::join_all(writes).await {
-                outcome.expect("a write");
+            let writes = keys.map(|key| {
+                // As our client does: no two writes have the same.
+                let tag = tag.as_mut().map(|tag| {
+                    tag.sequence += 1;
+                    *tag
+                });
+                let context = RequestContext { tag, ..context };
+                handle.write(RegionId(1), context, vec![put(key, &value)])
+            });
+            let outcomes = futures_util::future::join_all(writes).await;
+            for outcome in outcomes {
+                let done = outcome.expect("a write");
+                if let Some(tag) = tag {
+                    tag.horizon = done.index;
+                }
             }
         });
     };
@@ -98,7 +111,7 @@ fn region(c: &mut Criterion) {
         std::thread::yield_now();
     }
     for first in (0..KEYS).step_by(500) {
-        write_all(first..first + 500);
+        write_all(first..first + 500, &mut None);
     }
 
     let mut group = c.benchmark_group("region_1000B");
@@ -112,7 +125,13 @@ fn region(c: &mut Criterion) {
     });
     group.throughput(Throughput::Elements(WRITERS));
     group.bench_function("64_writes_at_once", |b| {
-        b.iter(|| write_all(0..WRITERS));
+        b.iter(|| write_all(0..WRITERS, &mut None));
+    });
+    let now_s = UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
+    let first = WriteTag { client: 1, sequence: 0, horizon: LogIndex(0), now_s };
+    let mut tag = Some(first);
+    group.bench_function("64_tagged_writes_at_once", |b| {
+        b.iter(|| write_all(0..WRITERS, &mut tag));
     });
     group.finish();
     running.stop();

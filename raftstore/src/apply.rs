@@ -7,8 +7,11 @@
 //! command is checked again against the region as it is at this entry.
 
 mod admin;
+mod remembered;
 
 pub(crate) use admin::{bury, complete_installation};
+pub use remembered::records as remembered_records;
+pub(crate) use remembered::{check_tagged, decode_snapshot};
 
 use std::collections::HashMap;
 
@@ -16,7 +19,9 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
 use esker_engine::{Cf, KvBatch, KvEngine};
 use esker_raft::{ConfChange, Entries, Payload, PeerId, SnapshotMeta};
-use esker_rpc::proto::esker::command::{CompareAndSwap, Mutation, RaftCommand, mutation::Kind};
+use esker_rpc::proto::esker::command::{
+    CompareAndSwap, Mutation, RaftCommand, TaggedCommand, mutation::Kind,
+};
 use esker_rpc::proto::metapb::Region;
 use prost::Message as _;
 
@@ -24,14 +29,16 @@ use crate::config::{APPLY_BATCH_BYTES, APPLY_TURN};
 use crate::error::{RequestError, StoreError};
 use crate::ids::RegionId;
 use crate::message::{
-    AdminResult, AppliedNotice, ApplyTask, Notice, Proposal, Reply, SwapResult, Waiters,
+    AdminResult, AppliedNotice, ApplyTask, Notice, Proposal, Reply, SwapResult, Waiter, Waiters,
     WriteResult,
 };
+use crate::peer::{COMMAND_FORMAT, TAGGED_FORMAT};
 use crate::raw_value::RawValue;
 use crate::region::{RegionExt, same_range};
 use crate::router::worker_of;
 use crate::snapshot::RegionSnapshotSource;
 use crate::state::{self, Applied};
+use remembered::{Remembered, Verdict};
 
 /// A region as far as its entries are applied.
 struct Progress {
@@ -40,6 +47,10 @@ struct Progress {
     applied: Applied,
     /// The applied index is behind what the batch holds.
     dirty: bool,
+    /// The tagged commands that were applied; read when the next one comes.
+    remembered: Option<Remembered>,
+    /// The turn in which that was last needed.
+    remembered_in: u64,
 }
 
 /// Answers that wait for the batch to be written.
@@ -57,10 +68,22 @@ pub struct Applier {
     answers: Vec<Answer>,
     /// Regions with entries in the batch whose workers have not been told.
     touched: Vec<AppliedNotice>,
+    /// See [`crate::config::MAX_REMEMBERED_WRITES`].
+    remembered_writes: usize,
+    /// See [`crate::config::MAX_REMEMBERED_IN_MEMORY`].
+    remembered_in_memory: usize,
+    /// Tagged commands that all regions together hold in memory.
+    in_memory: usize,
+    turns: u64,
 }
 
 impl Applier {
-    pub fn new(kv: KvEngine, tasks: Receiver<ApplyTask>, notices: Vec<Sender<Notice>>) -> Self {
+    pub fn new(
+        kv: KvEngine,
+        tasks: Receiver<ApplyTask>,
+        notices: Vec<Sender<Notice>>,
+        (remembered_writes, remembered_in_memory): (usize, usize),
+    ) -> Self {
         Applier {
             kv,
             tasks,
@@ -69,6 +92,10 @@ impl Applier {
             batch: KvBatch::new(),
             answers: Vec::new(),
             touched: Vec::new(),
+            remembered_writes,
+            remembered_in_memory,
+            in_memory: 0,
+            turns: 0,
         }
     }
 
@@ -101,18 +128,27 @@ impl Applier {
         match task {
             ApplyTask::Register { region, generation, applied } => {
                 let id = region.region_id();
-                self.regions.insert(id, Progress { region, generation, applied, dirty: false });
+                let progress = Progress {
+                    region,
+                    generation,
+                    applied,
+                    dirty: false,
+                    remembered: None,
+                    remembered_in: 0,
+                };
+                let former = self.regions.insert(id, progress).and_then(|p| p.remembered);
+                self.in_memory -= former.map_or(0, |known| known.len());
             }
             ApplyTask::Entries { region, generation, entries, proposals } => {
                 self.apply_entries(region, generation, entries, proposals)?;
             }
             ApplyTask::TakeSnapshot { region, generation, to } => {
                 self.flush()?;
-                self.take_snapshot(region, generation, to);
+                self.take_snapshot(region, generation, to)?;
             }
-            ApplyTask::Install { region, generation, meta, descriptor, files } => {
+            ApplyTask::Install { region, generation, meta, descriptor, remembered, files } => {
                 self.flush()?;
-                self.install(region, generation, meta, descriptor, &files)?;
+                self.install(region, generation, meta, descriptor, &remembered, &files)?;
             }
             ApplyTask::Destroy { region, generation, peer, tombstone_conf_ver } => {
                 self.flush()?;
@@ -144,7 +180,44 @@ impl Applier {
         for notice in std::mem::take(&mut self.touched) {
             self.tell(notice.region, Notice::Applied(notice));
         }
+        self.turns += 1;
+        if self.in_memory > self.remembered_in_memory {
+            self.unload();
+        }
         Ok(())
+    }
+
+    /// Lets go of what regions remember that have had no tagged command for longest. All of it is
+    /// in the engine: the batch was just written.
+    fn unload(&mut self) {
+        let mut loaded: Vec<&mut Progress> =
+            self.regions.values_mut().filter(|progress| progress.remembered.is_some()).collect();
+        loaded.sort_unstable_by_key(|progress| progress.remembered_in);
+        for progress in loaded {
+            // Some more than needed, so that the next turns need not do the same.
+            if self.in_memory <= self.remembered_in_memory / 4 * 3 {
+                break;
+            }
+            self.in_memory -= progress.remembered.take().map_or(0, |known| known.len());
+        }
+    }
+
+    /// What a region remembers, to be put back; from the engine where it is not in memory.
+    fn take_remembered(&mut self, progress: &mut Progress) -> Result<Remembered, StoreError> {
+        progress.remembered_in = self.turns;
+        let known = match progress.remembered.take() {
+            Some(known) => {
+                self.in_memory -= known.len();
+                known
+            }
+            None => Remembered::load(&self.kv.snapshot(), progress.region.region_id())?,
+        };
+        Ok(known)
+    }
+
+    fn put_remembered(&mut self, progress: &mut Progress, known: Remembered) {
+        self.in_memory += known.len();
+        progress.remembered = Some(known);
     }
 
     fn write_batch(&mut self) -> Result<(), StoreError> {
@@ -250,8 +323,11 @@ impl Applier {
                 region: progress.region.region_id(),
                 current: vec![progress.region.clone()],
             };
-            self.answer_writes(waiters, &mut || Err(error.clone()));
+            self.answer_writes(waiters, &mut |_| Err(error.clone()));
             return Ok(());
+        }
+        if !command.tagged.is_empty() {
+            return self.apply_tagged(progress, at, &command, waiters, notice);
         }
         let mut swap = None;
         if let [Mutation { kind: Some(Kind::Cas(cas)) }] = &command.mutations[..] {
@@ -261,17 +337,84 @@ impl Applier {
                 self.apply_mutation(progress, at, mutation, notice)?;
             }
         }
-        self.answer_writes(waiters, &mut || Ok(WriteResult { swap: swap.clone() }));
+        let index = at.index;
+        self.answer_writes(waiters, &mut |_| Ok(WriteResult { swap: swap.clone(), index }));
+        Ok(())
+    }
+
+    /// As the rest of [`Self::apply_command`], for an entry with commands that must not take
+    /// effect twice: see [`remembered`].
+    fn apply_tagged(
+        &mut self,
+        progress: &mut Progress,
+        at: Applied,
+        command: &RaftCommand,
+        waiters: Option<Waiters>,
+        notice: &mut AppliedNotice,
+    ) -> Result<(), StoreError> {
+        let id = progress.region.region_id();
+        let mut known = self.take_remembered(progress)?;
+        let mut swap = None;
+        let mut verdicts = Vec::with_capacity(command.tagged.len());
+        let mut next = 0;
+        for tagged in &command.tagged {
+            let first = tagged.first as usize;
+            for mutation in &command.mutations[next..first] {
+                self.apply_mutation(progress, at, mutation, notice)?;
+            }
+            next = first + tagged.count as usize;
+            let verdict = known.judge(tagged);
+            if verdict == Verdict::New {
+                match &command.mutations[first..next] {
+                    [Mutation { kind: Some(Kind::Cas(cas)) }] => {
+                        swap = Some(self.compare_and_swap(progress, at, cas, notice)?);
+                    }
+                    mutations => {
+                        for mutation in mutations {
+                            self.apply_mutation(progress, at, mutation, notice)?;
+                        }
+                    }
+                }
+                known.add(at.index, command.now_s, tagged);
+            }
+            count_verdict(verdict);
+            verdicts.push(verdict);
+        }
+        for mutation in &command.mutations[next..] {
+            self.apply_mutation(progress, at, mutation, notice)?;
+        }
+        known.finish(&mut self.batch, id, at.index, self.remembered_writes);
+        self.put_remembered(progress, known);
+        let is_swap = |tagged: &TaggedCommand| {
+            matches!(command.mutations[tagged.first as usize].kind, Some(Kind::Cas(_)))
+        };
+        let index = at.index;
+        self.answer_writes(waiters, &mut |waiter| {
+            let verdict = waiter.tagged.map(|number| (verdicts[number], &command.tagged[number]));
+            match verdict {
+                Some((Verdict::Forgotten, _)) => {
+                    Err(RequestError::Forgotten { region: id, applied: index })
+                }
+                // It has happened, but what it found is not remembered.
+                Some((Verdict::Duplicate, tagged)) if is_swap(tagged) => {
+                    Err(RequestError::Undetermined(id))
+                }
+                _ => Ok(WriteResult { swap: swap.clone(), index }),
+            }
+        });
         Ok(())
     }
 
     fn answer_writes(
         &mut self,
         waiters: Option<Waiters>,
-        result: &mut dyn FnMut() -> Result<WriteResult, RequestError>,
+        result: &mut dyn FnMut(&Waiter) -> Result<WriteResult, RequestError>,
     ) {
         let Some(Waiters::Write(waiters)) = waiters else { return };
-        self.answers.extend(waiters.into_iter().map(|reply| Answer::Write(reply, result())));
+        self.answers.extend(waiters.into_iter().map(|waiter| {
+            let result = result(&waiter);
+            Answer::Write(waiter.reply, result)
+        }));
     }
 
     fn apply_mutation(
@@ -356,18 +499,42 @@ impl Applier {
         self.write_batch()
     }
 
-    fn take_snapshot(&mut self, region: RegionId, generation: u64, to: PeerId) {
+    fn take_snapshot(
+        &mut self,
+        region: RegionId,
+        generation: u64,
+        to: PeerId,
+    ) -> Result<(), StoreError> {
         let Some(progress) = self.regions.get(&region).filter(|p| p.generation == generation)
         else {
-            return;
+            return Ok(());
+        };
+        let view = self.kv.snapshot();
+        let data = match &progress.remembered {
+            Some(known) => known.snapshot_data(&progress.region),
+            None => Remembered::load(&view, region)?.snapshot_data(&progress.region),
         };
         let meta = SnapshotMeta {
             index: progress.applied.index,
             term: progress.applied.term,
             configuration: progress.region.configuration(),
         };
-        let taken = RegionSnapshotSource::new(progress.region.clone(), meta, self.kv.snapshot());
+        let data = data.encode_to_vec().into();
+        let taken = RegionSnapshotSource::new(progress.region.clone(), meta, data, view);
         self.tell(region, Notice::SnapshotTaken { region, generation, to, taken: Box::new(taken) });
+        Ok(())
+    }
+}
+
+fn count_verdict(verdict: Verdict) {
+    match verdict {
+        Verdict::New => {}
+        Verdict::Duplicate => {
+            metrics::counter!("esker_apply_duplicate_writes_total").increment(1);
+        }
+        Verdict::Forgotten => {
+            metrics::counter!("esker_apply_forgotten_writes_total").increment(1);
+        }
     }
 }
 
@@ -382,9 +549,12 @@ fn decode(region: RegionId, at: Applied, command: Bytes) -> Result<RaftCommand, 
     let what = || format!("entry {} of region {region}", at.index);
     let command = RaftCommand::decode(command)
         .map_err(|e| StoreError::Corrupt { what: what(), why: e.to_string() })?;
-    if command.format != crate::peer::COMMAND_FORMAT {
-        let known = crate::peer::COMMAND_FORMAT;
+    let expected = if command.tagged.is_empty() { COMMAND_FORMAT } else { TAGGED_FORMAT };
+    if command.format != expected {
+        let known = TAGGED_FORMAT;
         return Err(StoreError::Format { what: what(), found: command.format, known });
     }
+    check_tagged(&command)
+        .map_err(|why| StoreError::Corrupt { what: what(), why: why.to_owned() })?;
     Ok(command)
 }

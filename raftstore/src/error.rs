@@ -1,6 +1,7 @@
 //! Why a request was not carried out, in the terms that clients act on.
 
 use bytes::Bytes;
+use esker_raft::LogIndex;
 use esker_rpc::proto::errorpb;
 use esker_rpc::proto::metapb::{Peer, Region};
 
@@ -35,6 +36,10 @@ pub enum RequestError {
     ReadIndexNotReady(RegionId),
     #[error("region {0} stopped before the outcome of the command was known")]
     Undetermined(RegionId),
+    #[error(
+        "region {region} has forgotten whether it applied this write before; nothing was changed"
+    )]
+    Forgotten { region: RegionId, applied: LogIndex },
     #[error("key of {size} bytes is longer than {limit} bytes")]
     KeyTooLarge { size: usize, limit: usize },
     #[error("empty key")]
@@ -105,6 +110,10 @@ impl RequestError {
             RequestError::Undetermined(_) => {
                 error.undetermined_result =
                     Some(errorpb::UndeterminedResult { message: self.to_string() });
+            }
+            RequestError::Forgotten { region, applied } => {
+                error.forgotten =
+                    Some(errorpb::Forgotten { region_id: region.0, applied_index: applied.0 });
             }
             // Not busy, which some clients take as final: another store leads soon, and a client
             // that is told of no leader looks for it.

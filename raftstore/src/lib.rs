@@ -43,13 +43,14 @@ pub mod state;
 pub mod store;
 mod worker;
 
+pub use apply::remembered_records;
 pub use config::StoreConfig;
 pub use error::{RequestError, StoreError};
 pub use esker_raft::{LogIndex, PeerId, Term, Time};
 pub use ids::{RegionId, StoreId};
 pub use message::{
     Admin, AdminResult, NewRegion, PeerProgress, RegionStatus, RequestContext, SwapResult,
-    WriteResult,
+    WriteResult, WriteTag,
 };
 pub use outbox::{Outbox, RegionReport};
 pub use read::{ReadDelegates, RegionSnapshot};

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use esker_engine::LogBatch;
 use esker_raft::{Entries, LogIndex, PeerId, ReadyNumber, SnapshotMeta, Term};
 use esker_rpc::proto::esker::RaftMessage;
-use esker_rpc::proto::esker::command::Mutation;
+use esker_rpc::proto::esker::command::{Mutation, RegionSnapshot as SnapshotData};
 use esker_rpc::proto::metapb::{Peer, Region, RegionEpoch};
 use tokio::sync::oneshot;
 
@@ -31,6 +31,20 @@ pub struct RequestContext {
     pub term: Option<Term>,
     /// A follower may answer too, after asking the leader for the index to wait for.
     pub replica_read: bool,
+    /// For a write that may be sent again: what the region shall know it by.
+    pub tag: Option<WriteTag>,
+}
+
+/// What a region knows a write by, so that it takes effect once however often it is sent. All
+/// attempts of one write have the same client, sequence and horizon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WriteTag {
+    pub client: u64,
+    pub sequence: u64,
+    /// An index that this region had applied before the first attempt was sent, or 0.
+    pub horizon: LogIndex,
+    /// The time at the store that is asked, in seconds since 1970.
+    pub now_s: u64,
 }
 
 /// What became of a write.
@@ -38,6 +52,8 @@ pub struct RequestContext {
 pub struct WriteResult {
     /// For a compare-and-swap.
     pub swap: Option<SwapResult>,
+    /// The entry in which the write was, which is applied: a horizon for later ones.
+    pub index: LogIndex,
 }
 
 /// What became of one compare-and-swap.
@@ -249,8 +265,16 @@ pub struct Persisted {
 /// Who waits for an entry.
 #[derive(Debug)]
 pub enum Waiters {
-    Write(Vec<Reply<WriteResult>>),
+    Write(Vec<Waiter>),
     Admin(Reply<AdminResult>),
+}
+
+/// Who waits for one of an entry's commands.
+#[derive(Debug)]
+pub struct Waiter {
+    pub reply: Reply<WriteResult>,
+    /// Which of the entry's tagged commands it is.
+    pub tagged: Option<usize>,
 }
 
 /// A proposal whose outcome somebody waits for.
@@ -267,7 +291,7 @@ impl Proposal {
             // A caller who is gone needs no answer.
             Waiters::Write(waiters) => {
                 for waiter in waiters {
-                    let _ = waiter.send(Err(error.clone()));
+                    let _ = waiter.reply.send(Err(error.clone()));
                 }
             }
             Waiters::Admin(reply) => {
@@ -302,6 +326,8 @@ pub enum ApplyTask {
         generation: u64,
         meta: SnapshotMeta,
         descriptor: Region,
+        /// The tagged commands that the region remembers.
+        remembered: Box<SnapshotData>,
         files: ReceivedSnapshot,
     },
     /// The tombstone refuses messages of this membership and all before it.

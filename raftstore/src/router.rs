@@ -248,7 +248,12 @@ impl StoreHandle {
         context: RequestContext,
         mutations: Vec<Mutation>,
     ) -> Result<oneshot::Receiver<Result<WriteResult, RequestError>>, RequestError> {
-        let bytes = check_mutations(region, &mutations)?;
+        /// What a tag adds to its entry.
+        const TAG_BYTES: usize = 40;
+        let mut bytes = check_mutations(region, &mutations)?;
+        if context.tag.is_some() {
+            bytes += TAG_BYTES;
+        }
         let (reply, answer) = oneshot::channel();
         self.deliver(
             region,

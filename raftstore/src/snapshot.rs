@@ -31,6 +31,9 @@ pub struct SnapshotBlock {
 pub struct RegionSnapshotSource {
     pub descriptor: Region,
     pub meta: SnapshotMeta,
+    /// What the message that goes with the pairs carries: the descriptor, and the tagged commands
+    /// that the region remembers.
+    pub data: Bytes,
     kv: KvSnapshot,
     /// Column families still to be sent, and where in the first of them the stream is.
     remaining: &'static [Cf],
@@ -44,8 +47,8 @@ impl std::fmt::Debug for RegionSnapshotSource {
 }
 
 impl RegionSnapshotSource {
-    pub fn new(descriptor: Region, meta: SnapshotMeta, kv: KvSnapshot) -> Self {
-        RegionSnapshotSource { descriptor, meta, kv, remaining: &Cf::DATA, iter: None }
+    pub fn new(descriptor: Region, meta: SnapshotMeta, data: Bytes, kv: KvSnapshot) -> Self {
+        RegionSnapshotSource { descriptor, meta, data, kv, remaining: &Cf::DATA, iter: None }
     }
 
     /// The next sorted run of pairs, at most about [`SNAPSHOT_BLOCK_BYTES`] and never

@@ -108,7 +108,10 @@ impl Store {
         };
         let appliers = apply_queues
             .into_iter()
-            .map(|queue| Applier::new(kv.clone(), queue, notice_senders.clone()))
+            .map(|queue| {
+                let limits = (config.remembered_writes, config.remembered_in_memory);
+                Applier::new(kv.clone(), queue, notice_senders.clone(), limits)
+            })
             .collect();
         let shared = Arc::new(Shared {
             store,

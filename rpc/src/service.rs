@@ -48,6 +48,13 @@ pub trait StoreService: Send + Sync + 'static {
     /// The store that answers.
     fn store_id(&self) -> u64;
 
+    /// Whether the store's regions remember tagged writes (`kvrpcpb.WriteTag`), so that one which
+    /// is sent twice takes effect once. Clients that share a process ask here, others by the
+    /// command `Empty`.
+    fn remembers_writes(&self) -> bool {
+        false
+    }
+
     /// Answers one command with the reply of the same name.
     fn handle(&self, command: Command) -> Answer<Reply>;
 

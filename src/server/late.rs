@@ -56,6 +56,10 @@ impl StoreService for LateStore {
         self.service.load().as_ref().map_or(0, |service| service.store_id())
     }
 
+    fn remembers_writes(&self) -> bool {
+        true
+    }
+
     fn handle(&self, command: Command) -> Answer<Reply> {
         self.ask(|service| service.handle(command))
     }

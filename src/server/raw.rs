@@ -11,8 +11,8 @@ use bytes::Bytes;
 use esker_engine::{Cf, EngineError};
 use esker_raftstore::raw_value::RawValue;
 use esker_raftstore::{
-    PeerId, RegionExt, RegionId, RegionSnapshot, RequestContext, RequestError, StoreHandle,
-    StoreId, Term, WriteResult,
+    LogIndex, PeerId, RegionExt, RegionId, RegionSnapshot, RequestContext, RequestError,
+    StoreHandle, StoreId, Term, WriteResult, WriteTag,
 };
 use esker_rpc::proto::errorpb;
 use esker_rpc::proto::esker::command::{
@@ -168,6 +168,12 @@ impl RawStore {
                 peer: peer.map(|peer| PeerId(peer.id)),
                 term: (context.term != 0).then_some(Term(context.term)),
                 replica_read: context.replica_read,
+                tag: context.write_tag.map(|tag| WriteTag {
+                    client: tag.client,
+                    sequence: tag.sequence,
+                    horizon: LogIndex(tag.horizon),
+                    now_s: now_seconds(),
+                }),
             },
         })
     }
@@ -182,6 +188,13 @@ impl RawStore {
         mutations: Vec<Mutation>,
     ) -> Result<WriteResult, RawError> {
         Ok(self.store.write(target.region, target.context, mutations).await?)
+    }
+
+    /// As [`Self::write`]; returns where in the log it was decided, for who sent a tag.
+    async fn decided(&self, target: Target, mutations: Vec<Mutation>) -> Result<u64, RawError> {
+        let tagged = target.context.tag.is_some();
+        let result = self.write(target, mutations).await?;
+        Ok(if tagged { result.index.0 } else { 0 })
     }
 
     pub async fn get(
@@ -233,7 +246,7 @@ impl RawStore {
         context: Option<&Context>,
         cf: &str,
         pairs: Vec<(Bytes, Bytes, u64)>,
-    ) -> Result<(), RawError> {
+    ) -> Result<u64, RawError> {
         let target = self.target(context)?;
         let cf = u32::from(family(cf)?.number());
         let (layout, now) = (KeyLayout::of(context), now_seconds());
@@ -246,8 +259,7 @@ impl RawStore {
                 Ok(Mutation { kind: Some(Kind::Put(Put { cf, key, value })) })
             })
             .collect::<Result<_, RequestError>>()?;
-        self.write(target, mutations).await?;
-        Ok(())
+        self.decided(target, mutations).await
     }
 
     pub async fn delete(
@@ -255,7 +267,7 @@ impl RawStore {
         context: Option<&Context>,
         cf: &str,
         keys: Vec<Bytes>,
-    ) -> Result<(), RawError> {
+    ) -> Result<u64, RawError> {
         let target = self.target(context)?;
         let cf = u32::from(family(cf)?.number());
         let layout = KeyLayout::of(context);
@@ -266,8 +278,7 @@ impl RawStore {
                 Ok(Mutation { kind: Some(Kind::Delete(Delete { cf, key })) })
             })
             .collect::<Result<_, RequestError>>()?;
-        self.write(target, mutations).await?;
-        Ok(())
+        self.decided(target, mutations).await
     }
 
     pub async fn delete_range(
@@ -276,19 +287,18 @@ impl RawStore {
         cf: &str,
         start: Bytes,
         end: Bytes,
-    ) -> Result<(), RawError> {
+    ) -> Result<u64, RawError> {
         let target = self.target(context)?;
         let cf = u32::from(family(cf)?.number());
         if !end.is_empty() && start >= end {
             return match start == end {
-                true => Ok(()),
+                true => Ok(0),
                 false => Err(RawError::Refused("the start of the range is after its end".into())),
             };
         }
         let layout = KeyLayout::of(context);
         let range = DeleteRange { cf, start: layout.bound(&start), end: layout.bound(&end) };
-        self.write(target, vec![Mutation { kind: Some(Kind::DeleteRange(range)) }]).await?;
-        Ok(())
+        self.decided(target, vec![Mutation { kind: Some(Kind::DeleteRange(range)) }]).await
     }
 
     pub async fn compare_and_swap(

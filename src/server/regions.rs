@@ -138,7 +138,7 @@ async fn batch_get(
 async fn put(raw: RawStore, request: RawPutRequest) -> Result<RawPutResponse, Status> {
     let pairs = vec![(request.key, request.value, request.ttl)];
     match raw.put(request.context.as_ref(), &request.cf, pairs).await {
-        Ok(()) => Ok(RawPutResponse::default()),
+        Ok(applied_index) => Ok(RawPutResponse { applied_index, ..Default::default() }),
         Err(error) => refuse!(raw, RawPutResponse, error),
     }
 }
@@ -164,14 +164,14 @@ async fn batch_put(
         .map(|(at, pair)| (pair.key.clone(), pair.value.clone(), ttl_of(at)))
         .collect();
     match raw.put(request.context.as_ref(), &request.cf, pairs).await {
-        Ok(()) => Ok(RawBatchPutResponse::default()),
+        Ok(applied_index) => Ok(RawBatchPutResponse { applied_index, ..Default::default() }),
         Err(error) => refuse!(raw, RawBatchPutResponse, error),
     }
 }
 
 async fn delete(raw: RawStore, request: RawDeleteRequest) -> Result<RawDeleteResponse, Status> {
     match raw.delete(request.context.as_ref(), &request.cf, vec![request.key]).await {
-        Ok(()) => Ok(RawDeleteResponse::default()),
+        Ok(applied_index) => Ok(RawDeleteResponse { applied_index, ..Default::default() }),
         Err(error) => refuse!(raw, RawDeleteResponse, error),
     }
 }
@@ -181,7 +181,7 @@ async fn batch_delete(
     request: RawBatchDeleteRequest,
 ) -> Result<RawBatchDeleteResponse, Status> {
     match raw.delete(request.context.as_ref(), &request.cf, request.keys).await {
-        Ok(()) => Ok(RawBatchDeleteResponse::default()),
+        Ok(applied_index) => Ok(RawBatchDeleteResponse { applied_index, ..Default::default() }),
         Err(error) => refuse!(raw, RawBatchDeleteResponse, error),
     }
 }
@@ -192,7 +192,7 @@ async fn delete_range(
 ) -> Result<RawDeleteRangeResponse, Status> {
     let RawDeleteRangeRequest { context, cf, start_key, end_key } = request;
     match raw.delete_range(context.as_ref(), &cf, start_key, end_key).await {
-        Ok(()) => Ok(RawDeleteRangeResponse::default()),
+        Ok(applied_index) => Ok(RawDeleteRangeResponse { applied_index, ..Default::default() }),
         Err(error) => refuse!(raw, RawDeleteRangeResponse, error),
     }
 }
@@ -327,6 +327,10 @@ impl StoreService for RegionService {
         self.raw.store.store_id().0
     }
 
+    fn remembers_writes(&self) -> bool {
+        true
+    }
+
     fn handle(&self, command: Command) -> Answer<Reply> {
         let raw = self.raw.clone();
         match command {
@@ -352,7 +356,10 @@ impl StoreService for RegionService {
                 Box::pin(async { batch_scan(raw, r).await.map(Reply::RawBatchScan) })
             }
             Command::Empty(r) => {
-                let reply = BatchCommandsEmptyResponse { test_id: r.test_id };
+                let reply = BatchCommandsEmptyResponse {
+                    test_id: r.test_id,
+                    remembers_writes: self.remembers_writes(),
+                };
                 Box::pin(async move { Ok(Reply::Empty(reply)) })
             }
             other => unimplemented(name(&other)),

@@ -4,10 +4,13 @@
 
 use esker_engine::{Cf, KvBatch, KvEngine};
 use esker_raft::{ConfChange, LogIndex, PeerId, SnapshotMeta, Term};
-use esker_rpc::proto::esker::command::{AdminCommand, RaftCommand, Split, admin_command::Kind};
+use esker_rpc::proto::esker::command::{
+    AdminCommand, RaftCommand, RegionSnapshot as SnapshotData, Split, admin_command::Kind,
+};
 use esker_rpc::proto::metapb::{Peer, Region, RegionEpoch};
 use prost::Message as _;
 
+use super::remembered::{self, Remembered};
 use super::{Answer, Applier, Progress};
 use crate::error::{RequestError, StoreError};
 use crate::ids::RegionId;
@@ -61,6 +64,7 @@ pub(crate) fn bury(
     delete_data(&mut batch, range);
     state::put_region(&mut batch, id, &RegionState::Tombstone { region: tombstone, peer, applied });
     state::delete_applied(&mut batch, id);
+    remembered::delete(&mut batch, id);
     kv.write(&batch)?;
     kv.persist()?;
     Ok(())
@@ -187,6 +191,7 @@ impl Applier {
         generation: u64,
         meta: SnapshotMeta,
         descriptor: Region,
+        data: &SnapshotData,
         files: &ReceivedSnapshot,
     ) -> Result<(), StoreError> {
         let Some(progress) = self.regions.get_mut(&region).filter(|p| p.generation == generation)
@@ -205,6 +210,9 @@ impl Applier {
             files: files.record(),
         };
         state::put_region(&mut batch, region, &installing);
+        // With the intent, so that a restart that completes it needs nothing but the files.
+        remembered::replace(&mut batch, region, data);
+        self.in_memory -= progress.remembered.take().map_or(0, |known| known.len());
         delete_data(&mut batch, &progress.region);
         self.kv.write(&batch)?;
         self.kv.persist()?;
@@ -226,6 +234,7 @@ impl Applier {
         let Some(progress) = self.regions.remove(&region) else {
             panic!("region {region} is destroyed but was never registered");
         };
+        self.in_memory -= progress.remembered.as_ref().map_or(0, Remembered::len);
         assert_eq!(
             progress.generation, generation,
             "region {region} is destroyed by the peer that is there"

@@ -22,9 +22,7 @@ use esker_rpc::proto::esker::RaftMessage;
 use esker_rpc::proto::metapb::{Peer as PeerMeta, Region};
 
 pub use outputs::Outputs;
-pub use requests::COMMAND_FORMAT;
-
-use prost::Message as _;
+pub use requests::{COMMAND_FORMAT, TAGGED_FORMAT};
 
 use crate::error::{RequestError, StoreError};
 use crate::ids::{RegionId, StoreId};
@@ -413,7 +411,7 @@ impl Peer {
             term: self.group.term(),
             body: MessageBody::InstallSnapshot {
                 meta: Box::new(taken.meta.clone()),
-                data: taken.descriptor.encode_to_vec().into(),
+                data: taken.data.clone(),
             },
         };
         let mut encoded = Vec::new();

@@ -2,14 +2,8 @@
 
 use std::time::Duration;
 
-use esker_raft::{
-    ConfChange, Entries, Message, MessageBody, PeerId, Ready, ReadyNumber, SnapshotMeta, Time,
-};
-use esker_rpc::proto::esker::RaftMessage;
-use esker_rpc::proto::metapb::Region;
-use prost::Message as _;
-
 use super::{Outputs, Peer, QUESTION_AFTER};
+use crate::apply::decode_snapshot;
 use crate::config::StoreConfig;
 use crate::error::{RequestError, StoreError};
 use crate::ids::StoreId;
@@ -18,7 +12,13 @@ use crate::outbox::{Outbox, RegionReport};
 use crate::read::RegionSnapshot;
 use crate::region::{RegionExt, same_range};
 use crate::state::{Applied, applied_in, durable_applied, encode_entry};
+use bytes::Bytes;
 use esker_engine::KvEngine;
+use esker_raft::{
+    ConfChange, Entries, Message, MessageBody, PeerId, Ready, ReadyNumber, SnapshotMeta, Time,
+};
+use esker_rpc::proto::esker::RaftMessage;
+use esker_rpc::proto::metapb::Region;
 
 /// How soon a leader looks again whether its pending peers have caught up.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -274,9 +274,9 @@ impl Peer {
         data: &[u8],
         out: &mut Outputs,
     ) -> Result<(), StoreError> {
-        let descriptor = Region::decode(data).map_err(|e| StoreError::Corrupt {
-            what: format!("a snapshot of region {}", self.id),
-            why: e.to_string(),
+        let data = Bytes::copy_from_slice(data);
+        let (descriptor, remembered) = decode_snapshot(data).map_err(|why| {
+            StoreError::Corrupt { what: format!("a snapshot of region {}", self.id), why }
         })?;
         let files = self.received.take().ok_or_else(|| StoreError::Corrupt {
             what: format!("a snapshot of region {}", self.id),
@@ -296,6 +296,7 @@ impl Peer {
                 generation: self.generation,
                 meta,
                 descriptor,
+                remembered: Box::new(remembered),
                 files,
             },
         ));

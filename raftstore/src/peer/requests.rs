@@ -6,7 +6,7 @@ use esker_raft::{
 };
 use esker_rpc::proto::esker::command::{
     AdminCommand, ChangePeer, ChangePeers, CompactLog, Mutation, NewRegion as NewRegionCommand,
-    RaftCommand, Split, admin_command, mutation,
+    RaftCommand, Split, TaggedCommand, admin_command, mutation,
 };
 use esker_rpc::proto::metapb::RegionEpoch;
 use prost::Message as _;
@@ -18,18 +18,25 @@ use crate::config::{
 };
 use crate::error::RequestError;
 use crate::message::{
-    Admin, AdminRequest, AdminResult, NewRegion, Proposal, ReadRequest, RequestContext, Waiters,
-    WriteRequest,
+    Admin, AdminRequest, AdminResult, NewRegion, Proposal, ReadRequest, RequestContext, Waiter,
+    Waiters, WriteRequest,
 };
 use crate::region::{self, PeerChange, RegionExt, same_range};
 use crate::router::keys_of;
 
 /// The format of what entries hold.
 pub const COMMAND_FORMAT: u32 = 1;
+/// The format of entries with tagged commands: who does not know tags must not apply them.
+pub const TAGGED_FORMAT: u32 = 2;
 
 /// Whether the request decides on what it finds: it is alone in its entry.
 fn is_swap(request: &WriteRequest) -> bool {
     matches!(&request.mutations[..], [Mutation { kind: Some(mutation::Kind::Cas(_)) }])
+}
+
+/// A place among the mutations of one entry, of which there are as many as its size allows.
+fn position(of: usize) -> u32 {
+    u32::try_from(of).expect("an entry has fewer than 2^32 mutations")
 }
 
 impl PeerChange {
@@ -160,10 +167,23 @@ impl Peer {
             // The term decides for a whole entry, so only commands that agree share one.
             let term = first.context.term;
             let mut bytes = first.bytes;
-            let mut mutations = Vec::new();
+            let mut mutations: Vec<Mutation> = Vec::new();
             let mut waiters = Vec::new();
+            let mut tagged: Vec<TaggedCommand> = Vec::new();
+            let mut now_s = 0;
             let mut take = |request: WriteRequest| {
-                waiters.push(request.reply);
+                let number = request.context.tag.map(|tag| {
+                    now_s = tag.now_s.max(now_s);
+                    tagged.push(TaggedCommand {
+                        client: tag.client,
+                        sequence: tag.sequence,
+                        horizon: tag.horizon.0,
+                        first: position(mutations.len()),
+                        count: position(request.mutations.len()),
+                    });
+                    tagged.len() - 1
+                });
+                waiters.push(Waiter { reply: request.reply, tagged: number });
                 mutations.extend(request.mutations);
             };
             let alone = is_swap(&first);
@@ -179,10 +199,12 @@ impl Peer {
                 take(next);
             }
             let command = RaftCommand {
-                format: COMMAND_FORMAT,
+                format: if tagged.is_empty() { COMMAND_FORMAT } else { TAGGED_FORMAT },
                 epoch: Some(self.descriptor.epoch()),
                 mutations,
                 admin: None,
+                tagged,
+                now_s,
             };
             metrics::histogram!("esker_commands_per_entry").record(waiters.len() as f64);
             self.propose(now, command, Waiters::Write(waiters));
@@ -276,8 +298,8 @@ impl Peer {
         RaftCommand {
             format: COMMAND_FORMAT,
             epoch: Some(self.descriptor.epoch()),
-            mutations: Vec::new(),
             admin: Some(AdminCommand { kind: Some(kind) }),
+            ..RaftCommand::default()
         }
     }
 

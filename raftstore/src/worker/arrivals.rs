@@ -6,9 +6,9 @@ use bytes::Bytes;
 use esker_raft::{CommitPoint, Message, MessageBody, PeerId, Time};
 use esker_rpc::proto::esker::RaftMessage;
 use esker_rpc::proto::metapb::Region;
-use prost::Message as _;
 
 use super::Worker;
+use crate::apply::decode_snapshot;
 use crate::error::{RequestError, StoreError};
 use crate::ids::{RegionId, StoreId};
 use crate::message::Input;
@@ -304,7 +304,7 @@ impl Worker {
         let region = RegionId(envelope.region_id);
         let parsed = self.decode(now, &envelope).and_then(|message| match &message.body {
             MessageBody::InstallSnapshot { data, .. } => {
-                let descriptor = Region::decode(data.clone()).ok()?;
+                let (descriptor, _) = decode_snapshot(data.clone()).ok()?;
                 Some((message, descriptor))
             }
             _ => None,

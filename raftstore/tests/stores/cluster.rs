@@ -10,9 +10,9 @@ use bytes::Bytes;
 use esker_engine::{Cf, EngineOptions, Environment, KvEngine, LogEngine, MemoryEnv};
 use esker_raftstore::state::bootstrap_region;
 use esker_raftstore::{
-    Admin, AdminResult, Clock, NewRegion, Outbox, Parts, PeerChange, PeerId, RegionExt, RegionId,
-    RegionReport, RegionSnapshot, RegionSnapshotSource, RegionStatus, RequestContext, RequestError,
-    SnapshotReceiver, Store, StoreConfig, StoreId, Time, WriteResult,
+    Admin, AdminResult, Clock, LogIndex, NewRegion, Outbox, Parts, PeerChange, PeerId, RegionExt,
+    RegionId, RegionReport, RegionSnapshot, RegionSnapshotSource, RegionStatus, RequestContext,
+    RequestError, SnapshotReceiver, Store, StoreConfig, StoreId, Time, WriteResult, WriteTag,
 };
 use esker_rpc::proto::esker::RaftMessage;
 use esker_rpc::proto::esker::command::{Delete, Mutation, Put, mutation::Kind};
@@ -415,9 +415,26 @@ impl Cluster {
         key: &str,
         value: &str,
     ) -> Result<oneshot::Receiver<Result<WriteResult, RequestError>>, RequestError> {
+        self.start_put_with(store, region, Self::context(region), key, value)
+    }
+
+    pub fn start_put_with(
+        &self,
+        store: u64,
+        region: &Region,
+        context: RequestContext,
+        key: &str,
+        value: &str,
+    ) -> Result<oneshot::Receiver<Result<WriteResult, RequestError>>, RequestError> {
         let put = Put { cf: 0, key: bytes(key), value: bytes(value) };
         let mutations = vec![Mutation { kind: Some(Kind::Put(put)) }];
-        self.store(store).handle.start_write(region.region_id(), Self::context(region), mutations)
+        self.store(store).handle.start_write(region.region_id(), context, mutations)
+    }
+
+    /// A tag of the only client there is.
+    pub fn tag(&self, sequence: u64, horizon: LogIndex) -> WriteTag {
+        let now_s = self.clock.now().0 / 1_000_000_000;
+        WriteTag { client: 1, sequence, horizon, now_s }
     }
 
     /// Puts through whoever leads, as a client would, until it is acknowledged.

@@ -99,7 +99,8 @@ where
         };
         if let Command::Empty(request) = command {
             let reply = |reply| Response { cmd: Some(Reply::Empty(reply)) };
-            return empty(request).map(move |answer| Ok((id, reply(answer)))).boxed();
+            let remembers = self.service.remembers_writes();
+            return empty(request, remembers).map(move |answer| Ok((id, reply(answer)))).boxed();
         }
         let long = may_take_long(&command);
         let refused = refusal_of(&command);
@@ -178,12 +179,15 @@ fn may_take_long(command: &Command) -> bool {
     )
 }
 
-async fn empty(request: BatchCommandsEmptyRequest) -> BatchCommandsEmptyResponse {
+async fn empty(
+    request: BatchCommandsEmptyRequest,
+    remembers_writes: bool,
+) -> BatchCommandsEmptyResponse {
     let delay = Duration::from_millis(request.delay_time).min(MAX_EMPTY_DELAY);
     if !delay.is_zero() {
         tokio::time::sleep(delay).await;
     }
-    BatchCommandsEmptyResponse { test_id: request.test_id }
+    BatchCommandsEmptyResponse { test_id: request.test_id, remembers_writes }
 }
 
 /// Of all streams: what fails one command may fail any.
