@@ -1,14 +1,17 @@
 //! One attempt of one request on one region, and what its failure means for the next.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 use tonic::Status;
 
 use super::cache::Route;
-use super::request::{Incoming, Outgoing, RegionRequest};
-use super::stores::SendError;
+use super::fence::Fence;
+use super::request::{Effect, Incoming, Outgoing, RegionRequest};
+use super::stores::{Connection, SendError};
 use super::{Attempts, Failure, KvClient, Retry, Wait};
 use crate::channel;
 use crate::error::{ClientError, display_key};
@@ -16,7 +19,7 @@ use crate::placement::RegionInfo;
 use crate::proto::errorpb;
 use crate::proto::kvrpcpb::{ApiVersion, Context};
 use crate::proto::metapb::Region;
-use crate::service::is_refusal;
+use crate::service::{StoreService, is_refusal};
 
 impl KvClient {
     /// Asks the region that holds `key`, until it answers.
@@ -26,20 +29,22 @@ impl KvClient {
         request: R,
     ) -> Result<R::Response, ClientError> {
         let mut attempts = Attempts::new(R::CALL, key.clone(), self.deadline);
+        let mut fence = self.shared.tags.fence();
         loop {
-            let failure = match self.route(key).await {
-                Ok(route) => {
-                    match self.attempt(&route, key, request.clone(), attempts.timeout()).await {
-                        Ok(response) => return Ok(response),
-                        Err(failure) => failure,
-                    }
-                }
-                Err(failure) => failure,
+            let asked = async {
+                let route = self.route(key).await?;
+                let timeout = attempts.timeout();
+                self.attempt(&route, key, request.clone(), timeout, &mut fence).await
             };
-            match failure {
-                Failure::Again(retry) => attempts.next(retry).await?,
-                Failure::Final(error) => return Err(error),
-            }
+            let ended = match asked.await {
+                Ok(response) => return Ok(response),
+                Err(Failure::Final(error)) => error,
+                Err(Failure::Again(retry)) => match attempts.next(retry).await {
+                    Ok(()) => continue,
+                    Err(error) => error,
+                },
+            };
+            return Err(fence.conclude(R::CALL, key, ended));
         }
     }
 
@@ -92,54 +97,103 @@ impl KvClient {
         Ok(self.shared.cache.insert(Route { region: found.region, leader, failures: 0 }))
     }
 
-    /// Sends one request to where `route` says, once.
+    /// Sends one request to where `route` says, once. All attempts of one write share its `fence`.
     pub(super) async fn attempt<R: RegionRequest>(
         &self,
         route: &Arc<Route>,
         key: &[u8],
         request: R,
         timeout: Duration,
+        fence: &mut Fence,
     ) -> Result<R::Response, Failure> {
+        let until = Instant::now() + timeout;
+        let (region, store) = (route.region.id, route.leader.store_id);
+        let refused = |message: String| {
+            let key = display_key(key);
+            Failure::Final(ClientError::Refused { call: R::CALL, key, region, store, message })
+        };
+        let door = match tokio::time::timeout_at(until, self.door(store)).await {
+            Ok(Ok(door)) => door,
+            Ok(Err(SendError::Final(error))) => return Err(Failure::Final(error)),
+            Ok(Err(SendError::Refused(message))) => return Err(refused(message)),
+            Ok(Err(SendError::NotSent(reason) | SendError::Unknown(reason))) => {
+                return Err(self.elsewhere(route, reason));
+            }
+            Err(_) => {
+                let reason = format!("no connection to store {store} within {timeout:?}");
+                return Err(self.elsewhere(route, reason));
+            }
+        };
+        let mut tag = None;
+        if R::EFFECT == Effect::Write {
+            if door.remembers_writes() {
+                tag = fence.tag(&self.shared.tags, region);
+            }
+            if tag.is_none()
+                && let Some(reason) = fence.unknown()
+            {
+                // Here it could happen a second time.
+                return Err(lost::<R>(key, reason.to_owned()));
+            }
+        }
         let context = Context {
-            region_id: route.region.id,
+            region_id: region,
             region_epoch: route.region.region_epoch,
             peer: Some(route.leader),
             api_version: ApiVersion::V1.into(),
             cluster_id: self.shared.placement.cluster_id(),
+            write_tag: tag,
             ..Default::default()
         };
-        let sending = self.send(route.leader.store_id, request.outgoing(context));
-        let sent = match tokio::time::timeout(timeout, sending).await {
-            Ok(sent) => sent,
-            Err(_) => Err(SendError::Unknown(format!("no answer within {timeout:?}"))),
+        let may_repeat = match R::EFFECT {
+            Effect::Read | Effect::Settle => true,
+            Effect::Write => tag.is_some(),
+            Effect::Swap => false,
         };
-        let refused = |message: String| {
-            Failure::Final(ClientError::Refused {
-                call: R::CALL,
-                key: display_key(key),
-                region: route.region.id,
-                store: route.leader.store_id,
-                message,
+        let seen = AtomicBool::new(false);
+        let sent =
+            tokio::time::timeout_at(until, door.send(request.outgoing(context), &seen)).await;
+        let sent = sent.unwrap_or_else(|_| {
+            let reason = format!("store {store}: no answer within {timeout:?}");
+            Err(match seen.load(Ordering::Relaxed) {
+                true => SendError::Unknown(reason),
+                false => SendError::NotSent(reason),
             })
-        };
+        });
         let incoming = match sent {
             Ok(incoming) => incoming,
             Err(SendError::Refused(message)) => return Err(refused(message)),
             Err(SendError::Final(error)) => return Err(Failure::Final(error)),
-            Err(SendError::Unknown(reason)) if !R::REPEATABLE => {
-                return Err(unknown::<R>(key, reason));
+            Err(SendError::Unknown(reason)) if !may_repeat => return Err(lost::<R>(key, reason)),
+            Err(SendError::Unknown(reason)) => {
+                lose_sight::<R>(fence, &reason);
+                return Err(self.elsewhere(route, reason));
             }
-            Err(SendError::NotSent(reason) | SendError::Unknown(reason)) => {
-                // Its leader has probably gone elsewhere, and its peers know that before placement.
-                self.shared.cache.try_next_peer(route);
-                return Err(Failure::Again(Retry { wait: Wait::Backoff, reason }));
-            }
+            Err(SendError::NotSent(reason)) => return Err(self.elsewhere(route, reason)),
         };
-        let mut response = R::response(incoming)
-            .ok_or_else(|| refused("the store answered another kind of request".into()))?;
+        let Some(mut response) = R::response(incoming) else {
+            let strange = refused("the store answered another kind of request".into());
+            lose_sight::<R>(fence, "the store answered another kind of request");
+            return Err(strange);
+        };
         if let Some(error) = R::region_error(&mut response) {
-            if error.undetermined_result.is_some() && !R::REPEATABLE {
-                return Err(unknown::<R>(key, error.message));
+            if let Some(forgotten) = error.forgotten {
+                self.shared.tags.learn(region, forgotten.applied_index);
+                if fence.unknown().is_some() {
+                    return Err(lost::<R>(key, error.message));
+                }
+                fence.renew();
+                let reason = format!("region {region} remembers fewer writes than were made");
+                return Err(Failure::Again(Retry { wait: Wait::None, reason }));
+            }
+            if let Some(undetermined) = &error.undetermined_result {
+                let said =
+                    if error.message.is_empty() { &undetermined.message } else { &error.message };
+                let reason = format!("store {store}: {said}");
+                if !may_repeat {
+                    return Err(lost::<R>(key, reason));
+                }
+                lose_sight::<R>(fence, &reason);
             }
             // A refusal of this request in a batch, which has no other place for it.
             if error.raft_entry_too_large.is_some_and(|error| error.entry_size == 0) {
@@ -147,38 +201,24 @@ impl KvClient {
             }
             return Err(self.judge(R::CALL, route, error));
         }
+        self.shared.tags.learn(region, R::applied_index(&response));
         let complaint = R::complaint(&response);
         if complaint.is_empty() { Ok(response) } else { Err(refused(complaint)) }
     }
 
-    /// Hands a request to a store, by a function call where that is here.
-    async fn send(&self, store: u64, request: Outgoing) -> Result<Incoming, SendError> {
-        let Some(service) = self.shared.local.get(&store) else {
-            return self.shared.remote.send(store, request).await;
-        };
-        let answered = match request {
-            Outgoing::Batched(command) => {
-                service.handle(*command).await.map(Box::new).map(Incoming::Batched)
-            }
-            Outgoing::CompareAndSwap(request) => {
-                let answer = service.compare_and_swap(*request).await;
-                answer.map(Box::new).map(Incoming::CompareAndSwap)
-            }
-            Outgoing::KeyTtl(request) => {
-                service.key_ttl(*request).await.map(Box::new).map(Incoming::KeyTtl)
-            }
-            Outgoing::Split(request) => {
-                service.split_region(*request).await.map(Box::new).map(Incoming::Split)
-            }
-        };
-        answered.map_err(|status: Status| {
-            let reason = format!("store {store}: {}", channel::describe(&status));
-            if is_refusal(&status) {
-                SendError::Refused(reason)
-            } else {
-                SendError::Unknown(reason)
-            }
-        })
+    /// A store could not be asked: its leader has probably gone elsewhere, and its peers know that
+    /// before placement.
+    fn elsewhere(&self, route: &Arc<Route>, reason: String) -> Failure {
+        self.shared.cache.try_next_peer(route);
+        Failure::Again(Retry { wait: Wait::Backoff, reason })
+    }
+
+    /// The way to a store: into this process, or out of it.
+    async fn door(&self, store: u64) -> Result<Door<'_>, SendError> {
+        match self.shared.local.get(&store) {
+            Some(service) => Ok(Door::Local(store, service)),
+            None => self.shared.remote.connection(store).await.map(Door::Remote),
+        }
     }
 
     /// Corrects what is believed about a region, and says how to go on.
@@ -248,11 +288,66 @@ impl KvClient {
     }
 }
 
+/// The way to one store.
+enum Door<'a> {
+    Local(u64, &'a Arc<dyn StoreService>),
+    Remote(Connection),
+}
+
+impl Door<'_> {
+    fn remembers_writes(&self) -> bool {
+        match self {
+            Door::Local(_, service) => service.remembers_writes(),
+            Door::Remote(connection) => connection.remembers_writes(),
+        }
+    }
+
+    /// Hands a request over, by a function call where the store is here. See [`Connection::send`].
+    async fn send(&self, request: Outgoing, seen: &AtomicBool) -> Result<Incoming, SendError> {
+        let (store, service) = match self {
+            Door::Local(store, service) => (store, service),
+            Door::Remote(connection) => return connection.send(request, seen).await,
+        };
+        seen.store(true, Ordering::Relaxed);
+        let answered = match request {
+            Outgoing::Batched(command) => {
+                service.handle(*command).await.map(Box::new).map(Incoming::Batched)
+            }
+            Outgoing::CompareAndSwap(request) => {
+                let answer = service.compare_and_swap(*request).await;
+                answer.map(Box::new).map(Incoming::CompareAndSwap)
+            }
+            Outgoing::KeyTtl(request) => {
+                service.key_ttl(*request).await.map(Box::new).map(Incoming::KeyTtl)
+            }
+            Outgoing::Split(request) => {
+                service.split_region(*request).await.map(Box::new).map(Incoming::Split)
+            }
+        };
+        answered.map_err(|status: Status| {
+            let reason = format!("store {store}: {}", channel::describe(&status));
+            if is_refusal(&status) {
+                SendError::Refused(reason)
+            } else {
+                SendError::Unknown(reason)
+            }
+        })
+    }
+}
+
 fn is_newer(a: &Region, b: &Region) -> bool {
     let (a, b) = (a.region_epoch.unwrap_or_default(), b.region_epoch.unwrap_or_default());
     a.version > b.version || a.conf_ver > b.conf_ver
 }
 
-fn unknown<R: RegionRequest>(key: &[u8], reason: String) -> Failure {
+/// An attempt of something that changes a region may have been applied.
+fn lose_sight<R: RegionRequest>(fence: &mut Fence, reason: &str) {
+    if R::EFFECT != Effect::Read {
+        fence.lost_sight(reason.to_owned());
+    }
+}
+
+/// The end of a request that may have been applied and is not sent again.
+fn lost<R: RegionRequest>(key: &[u8], reason: String) -> Failure {
     Failure::Final(ClientError::OutcomeUnknown { call: R::CALL, key: display_key(key), reason })
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt, stream};
@@ -72,8 +72,12 @@ impl BatchStream {
     }
 
     /// Sends a request and waits for its reply. A caller that stops waiting takes its request
-    /// back, if it is not on its way yet.
-    pub(super) async fn send(&self, command: Box<Command>) -> Result<Reply, SendError> {
+    /// back, if it is not on its way yet; if it is, `seen` is set then.
+    pub(super) async fn send(
+        &self,
+        command: Box<Command>,
+        seen: &AtomicBool,
+    ) -> Result<Reply, SendError> {
         let not_sent = |reason: &dyn ToString| SendError::NotSent(reason.to_string());
         let _room = self.pending.room.acquire().await.map_err(|closed| not_sent(&closed))?;
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
@@ -85,7 +89,7 @@ impl BatchStream {
             }
             callers.by_id.insert(id, Caller { answer, sent: false });
         }
-        let _listed = Listed { id, pending: &self.pending };
+        let _listed = Listed { id, pending: &self.pending, seen };
         self.waiting.send((id, command)).await.map_err(|_| not_sent(&"the stream has ended"))?;
         answered.await.map_err(|_| not_sent(&"the stream has ended"))?
     }
@@ -95,11 +99,14 @@ impl BatchStream {
 struct Listed<'a> {
     id: u64,
     pending: &'a Pending,
+    seen: &'a AtomicBool,
 }
 
 impl Drop for Listed<'_> {
     fn drop(&mut self) {
-        self.pending.callers.lock().by_id.remove(&self.id);
+        if let Some(caller) = self.pending.callers.lock().by_id.remove(&self.id) {
+            self.seen.store(caller.sent, Ordering::Relaxed);
+        }
     }
 }
 

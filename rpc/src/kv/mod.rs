@@ -7,14 +7,17 @@
 //! `BatchCommands` stream for each store.
 //!
 //! It promises that an operation ends within the deadline, with one of three outcomes: it
-//! happened, it did not and will not, or [`ClientError::OutcomeUnknown`]. Reads, puts and deletes
-//! are repeated until they succeed, also where an attempt's outcome is unknown: such a write may
-//! be applied more than once before the operation returns, and reads of others may see that. A
-//! compare-and-swap is never repeated once it may have been applied.
+//! happened, it did not and will not, or [`ClientError::OutcomeUnknown`], which is also what an
+//! operation on many keys ends with after a part of it. Reads, puts and deletes are repeated until
+//! they succeed. A write whose outcome is unknown is repeated under a tag that its region knows it
+//! by, so that it happens once however often it arrives, and in whatever order ([`fence`]);
+//! where a store gives no such promise, it is not repeated. A compare-and-swap is never repeated
+//! once it may have been applied.
 
 mod attempt;
 mod batch;
 mod cache;
+mod fence;
 mod ops;
 mod request;
 mod stores;
@@ -62,6 +65,7 @@ pub struct KvClient {
 struct Shared {
     placement: PlacementClient,
     cache: cache::RegionCache,
+    tags: fence::Tags,
     /// Stores in this process, by id.
     local: HashMap<u64, Arc<dyn StoreService>>,
     remote: stores::Stores,
@@ -78,7 +82,13 @@ impl KvClient {
         let remote = stores::Stores::new(placement.clone());
         let cache = cache::RegionCache::default();
         KvClient {
-            shared: Arc::new(Shared { placement, cache, local, remote }),
+            shared: Arc::new(Shared {
+                placement,
+                cache,
+                tags: fence::Tags::default(),
+                local,
+                remote,
+            }),
             deadline: DEFAULT_DEADLINE,
         }
     }

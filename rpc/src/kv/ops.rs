@@ -1,13 +1,16 @@
 //! The operations.
 
+use std::future::ready;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 
 use super::cache::Route;
-use super::request::RegionRequest;
+use super::fence::{Fence, unknown};
+use super::request::{Effect, RegionRequest};
 use super::{Attempts, Failure, KvClient, MAX_CONCURRENT_REGIONS};
 use crate::error::ClientError;
 use crate::proto::kvrpcpb::*;
@@ -122,7 +125,8 @@ impl KvClient {
     }
 
     /// Writes pairs; of two with the same key, the later one. All or none only within a region,
-    /// and only up to what fits in one request: on an error some may have been written.
+    /// and only up to what fits in one request: [`ClientError::OutcomeUnknown`] may also mean that
+    /// some were written. Any other error means that none was.
     pub async fn batch_put(&self, mut pairs: Vec<Pair>) -> Result<(), ClientError> {
         // The parts of a batch are sent at the same time: none may hold an earlier value of a key.
         pairs.reverse();
@@ -178,7 +182,8 @@ impl KvClient {
                     ..Default::default()
                 };
                 let timeout = attempts.timeout();
-                let answer = self.attempt(&route, &cursor, request, timeout).await?;
+                let mut fence = self.shared.tags.fence();
+                let answer = self.attempt(&route, &cursor, request, timeout, &mut fence).await?;
                 Ok::<_, Failure>((route, answer.kvs))
             };
             let (route, found) = match asked.await {
@@ -228,7 +233,8 @@ impl KvClient {
                     ..Default::default()
                 };
                 let timeout = attempts.timeout();
-                let answer = self.attempt(&route, &cursor, request, timeout).await?;
+                let mut fence = self.shared.tags.fence();
+                let answer = self.attempt(&route, &cursor, request, timeout, &mut fence).await?;
                 Ok::<_, Failure>((route, answer.kvs))
             };
             let (route, found) = match asked.await {
@@ -258,7 +264,7 @@ impl KvClient {
     }
 
     /// Removes every key from `start` up to `end` (exclusive; empty means the last), one region
-    /// after another: on an error a part may be gone.
+    /// after another: after [`ClientError::OutcomeUnknown`] a part may be gone.
     pub async fn delete_range(
         &self,
         start: impl Into<Bytes>,
@@ -267,6 +273,8 @@ impl KvClient {
         let (mut cursor, end) = (start.into(), end.into());
         let call = RawDeleteRangeRequest::CALL;
         let mut attempts = Attempts::new(call, cursor.clone(), self.deadline);
+        let mut fence = self.shared.tags.fence();
+        let mut begun = false;
         while end.is_empty() || cursor < end {
             let asked = async {
                 let route = self.route(&cursor).await?;
@@ -275,18 +283,28 @@ impl KvClient {
                     end_key: lower_end(&end, &route.region.end_key),
                     ..Default::default()
                 };
-                self.attempt(&route, &cursor, request, attempts.timeout()).await?;
+                self.attempt(&route, &cursor, request, attempts.timeout(), &mut fence).await?;
                 Ok::<_, Failure>(route)
             };
-            match asked.await {
+            let ended = match asked.await {
                 Ok(route) if route.region.end_key.is_empty() => break,
                 Ok(route) => {
+                    begun = true;
                     cursor = route.region.end_key.clone();
                     attempts = Attempts::new(call, cursor.clone(), self.deadline);
+                    fence = self.shared.tags.fence();
+                    continue;
                 }
-                Err(Failure::Final(error)) => return Err(error),
-                Err(Failure::Again(retry)) => attempts.next(retry).await?,
-            }
+                Err(Failure::Final(error)) => error,
+                Err(Failure::Again(retry)) => match attempts.next(retry).await {
+                    Ok(()) => continue,
+                    Err(error) => error,
+                },
+            };
+            return Err(match begun {
+                true => unknown(call, &cursor, ended),
+                false => fence.conclude(call, &cursor, ended),
+            });
         }
         Ok(())
     }
@@ -303,7 +321,10 @@ impl KvClient {
         let Some(first) = left.first().cloned() else {
             return Ok(regions);
         };
-        let mut attempts = Attempts::new(SplitRegionRequest::CALL, first, self.deadline);
+        let call = SplitRegionRequest::CALL;
+        let mut attempts = Attempts::new(call, first, self.deadline);
+        let mut fence = self.shared.tags.fence();
+        let mut begun = false;
         while let Some(key) = left.first().cloned() {
             let asked = async {
                 let route = self.route(&key).await?;
@@ -318,26 +339,38 @@ impl KvClient {
                 }
                 let request =
                     SplitRegionRequest { split_keys, is_raw_kv: true, ..Default::default() };
-                let answer = self.attempt(&route, &key, request, attempts.timeout()).await?;
+                let timeout = attempts.timeout();
+                let answer = self.attempt(&route, &key, request, timeout, &mut fence).await?;
                 self.shared.cache.remove(&route);
                 Ok::<_, Failure>((inside, answer.regions))
             };
-            match asked.await {
+            let ended = match asked.await {
                 Ok((inside, made)) => {
+                    begun |= !made.is_empty() || fence.unknown().is_some();
                     left.drain(..inside);
                     regions.extend(made);
                     let next = left.first().cloned().unwrap_or_default();
-                    attempts = Attempts::new(SplitRegionRequest::CALL, next, self.deadline);
+                    attempts = Attempts::new(call, next, self.deadline);
+                    fence = self.shared.tags.fence();
+                    continue;
                 }
-                Err(Failure::Final(error)) => return Err(error),
-                Err(Failure::Again(retry)) => attempts.next(retry).await?,
-            }
+                Err(Failure::Final(error)) => error,
+                Err(Failure::Again(retry)) => match attempts.next(retry).await {
+                    Ok(()) => continue,
+                    Err(error) => error,
+                },
+            };
+            return Err(match begun {
+                true => unknown(call, &key, ended),
+                false => fence.conclude(call, &key, ended),
+            });
         }
         Ok(regions)
     }
 
     /// Sends items to the regions that their keys belong to, several at a time, until all have
-    /// been answered. What a region refuses because it has changed is divided up again.
+    /// been answered. What a region refuses because it has changed is divided up again; a part
+    /// that may have been written is sent again as it was.
     async fn by_region<T, R>(
         &self,
         mut left: Vec<T>,
@@ -354,56 +387,86 @@ impl KvClient {
         let Some(first) = left.first().map(|item| key(item).clone()) else {
             return Ok(answers);
         };
-        let mut attempts = Attempts::new(R::CALL, first, self.deadline);
-        while !left.is_empty() {
-            let parts = match self.divide(std::mem::take(&mut left), key, size).await {
-                Ok(parts) => parts,
-                Err((items, Failure::Again(retry))) => {
-                    left = items;
-                    attempts.next(retry).await?;
-                    continue;
-                }
-                Err((_, Failure::Final(error))) => return Err(error),
-            };
+        let mut attempts = Attempts::new(R::CALL, first.clone(), self.deadline);
+        // Parts whose outcome is unknown.
+        let mut lost: Vec<Part<T>> = Vec::new();
+        // Whether the call ends with the rest of what is under way.
+        let ending = AtomicBool::new(false);
+        while !left.is_empty() || !lost.is_empty() {
+            let parts = self.divide(&mut left, &mut lost, key, size).await;
             let timeout = attempts.timeout();
-            let mut asked = stream::iter(parts)
-                .map(|(route, items)| async move {
-                    let request = make(items.clone());
-                    let answer = self.attempt(&route, key(&items[0]), request, timeout).await;
-                    (items, answer)
-                })
-                .buffer_unordered(MAX_CONCURRENT_REGIONS);
-            let mut again = None;
-            while let Some((items, answer)) = asked.next().await {
-                match answer {
-                    Ok(answer) => answers.push(answer),
-                    Err(Failure::Final(error)) => return Err(error),
-                    Err(Failure::Again(retry)) => {
-                        left.extend(items);
-                        again = Some(retry);
+            let (mut again, mut failed) = (None, None);
+            match parts {
+                Err(Failure::Again(retry)) => again = Some(retry),
+                Err(Failure::Final(error)) => failed = Some(error),
+                Ok(parts) => {
+                    let mut asked = stream::iter(parts)
+                        .take_while(|_| ready(!ending.load(Ordering::Relaxed)))
+                        .map(|(route, mut part)| async move {
+                            let first = key(&part.items[0]);
+                            let request = make(part.items.clone());
+                            let fence = &mut part.fence;
+                            let answer = self.attempt(&route, first, request, timeout, fence).await;
+                            (part, answer)
+                        })
+                        .buffer_unordered(MAX_CONCURRENT_REGIONS);
+                    while let Some((part, answer)) = asked.next().await {
+                        match answer {
+                            Ok(answer) => answers.push(answer),
+                            Err(Failure::Final(error)) if R::EFFECT == Effect::Read => {
+                                return Err(error);
+                            }
+                            Err(Failure::Final(error)) => {
+                                // What is under way is waited for: nothing may be written after
+                                // an error that says that nothing was.
+                                ending.store(true, Ordering::Relaxed);
+                                failed.get_or_insert(error);
+                                lost.extend(part.fence.unknown().is_some().then_some(part));
+                            }
+                            Err(Failure::Again(retry)) => {
+                                again = Some(retry);
+                                match part.fence.unknown() {
+                                    Some(_) => lost.push(part),
+                                    None => left.extend(part.items),
+                                }
+                            }
+                        }
                     }
                 }
             }
-            if let Some(retry) = again {
+            if failed.is_none()
+                && let Some(retry) = again
+            {
                 left.sort_by(|a, b| key(a).cmp(key(b)));
-                attempts.next(retry).await?;
+                failed = attempts.next(retry).await.err();
+            }
+            if let Some(error) = failed {
+                let begun = !answers.is_empty() || !lost.is_empty();
+                return Err(match R::EFFECT != Effect::Read && begun {
+                    true => unknown(R::CALL, &first, error),
+                    false => error,
+                });
             }
         }
         Ok(answers)
     }
 
-    /// Cuts sorted items into parts, each of one region and of a bounded size. On failure all
-    /// items come back.
-    #[allow(clippy::type_complexity)]
+    /// Cuts sorted items into parts, each of one region and of a bounded size, and finds where the
+    /// parts are now that may have been written. On failure all stay where they were.
     async fn divide<T: Clone>(
         &self,
-        items: Vec<T>,
+        left: &mut Vec<T>,
+        lost: &mut Vec<Part<T>>,
         key: fn(&T) -> &Bytes,
         size: fn(&T) -> usize,
-    ) -> Result<Vec<(Arc<Route>, Vec<T>)>, (Vec<T>, Failure)> {
+    ) -> Result<Vec<(Arc<Route>, Part<T>)>, Failure> {
+        let mut routes = Vec::with_capacity(lost.len());
+        for part in &*lost {
+            routes.push(self.route(key(&part.items[0])).await?);
+        }
         let mut parts: Vec<(Arc<Route>, Vec<T>)> = Vec::new();
         let mut bytes = 0;
-        for item in &items {
+        for item in &*left {
             let item_size = size(item);
             if let Some((route, part)) = parts.last_mut()
                 && route.contains(key(item))
@@ -413,14 +476,19 @@ impl KvClient {
                 part.push(item.clone());
                 continue;
             }
-            match self.route(key(item)).await {
-                Ok(route) => parts.push((route, vec![item.clone()])),
-                Err(failure) => return Err((items, failure)),
-            }
+            parts.push((self.route(key(item)).await?, vec![item.clone()]));
             bytes = item_size;
         }
-        Ok(parts)
+        left.clear();
+        let new = |(route, items)| (route, Part { items, fence: self.shared.tags.fence() });
+        Ok(routes.into_iter().zip(lost.drain(..)).chain(parts.into_iter().map(new)).collect())
     }
+}
+
+/// Items that go to one region together.
+struct Part<T> {
+    items: Vec<T>,
+    fence: Fence,
 }
 
 /// The lower of two ends, where an empty one means no bound.

@@ -22,6 +22,19 @@ pub(super) enum Incoming {
     Split(Box<SplitRegionResponse>),
 }
 
+/// What a request does to a region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// Nothing: it is repeated as it is.
+    Read,
+    /// It changes keys to what it says: repeated under its tag, or not at all.
+    Write,
+    /// A second time it changes nothing: repeated as it is.
+    Settle,
+    /// What it does depends on what it finds: never repeated.
+    Swap,
+}
+
 /// A request for one region.
 pub(super) trait RegionRequest: Clone + Send + Sync {
     type Response: Send;
@@ -29,8 +42,8 @@ pub(super) trait RegionRequest: Clone + Send + Sync {
     /// For errors and logs.
     const CALL: &'static str;
 
-    /// Whether it may be repeated when an attempt may have been applied.
-    const REPEATABLE: bool;
+    /// What it does, and so what is to be done when an attempt may have been applied.
+    const EFFECT: Effect;
 
     fn outgoing(self, context: Context) -> Outgoing;
 
@@ -38,6 +51,11 @@ pub(super) trait RegionRequest: Clone + Send + Sync {
     fn response(incoming: Incoming) -> Option<Self::Response>;
 
     fn region_error(response: &mut Self::Response) -> Option<errorpb::Error>;
+
+    /// How far the region's log had been applied, from one that remembers writes; otherwise 0.
+    fn applied_index(_: &Self::Response) -> u64 {
+        0
+    }
 
     /// The store's own complaint about the request; empty if it has none.
     fn complaint(response: &Self::Response) -> String;
@@ -52,11 +70,19 @@ fn first_pair_error(pairs: &[KvPair]) -> String {
 }
 
 macro_rules! batched {
-    ($request:ident -> $response:ident, $variant:ident, $call:literal, $complaint:expr) => {
+    (
+        $request:ident -> $response:ident, $variant:ident, $call:literal, $effect:ident,
+        $applied:expr, $complaint:expr
+    ) => {
         impl RegionRequest for $request {
             type Response = $response;
             const CALL: &'static str = $call;
-            const REPEATABLE: bool = true;
+            const EFFECT: Effect = Effect::$effect;
+
+            fn applied_index(response: &$response) -> u64 {
+                let applied: fn(&$response) -> u64 = $applied;
+                applied(response)
+            }
 
             fn outgoing(mut self, context: Context) -> Outgoing {
                 self.context = Some(context);
@@ -86,11 +112,11 @@ macro_rules! batched {
 }
 
 macro_rules! alone {
-    ($request:ident -> $response:ident, $variant:ident, $call:literal, $repeatable:literal, $complaint:expr) => {
+    ($request:ident -> $response:ident, $variant:ident, $call:literal, $effect:ident, $complaint:expr) => {
         impl RegionRequest for $request {
             type Response = $response;
             const CALL: &'static str = $call;
-            const REPEATABLE: bool = $repeatable;
+            const EFFECT: Effect = Effect::$effect;
 
             fn outgoing(mut self, context: Context) -> Outgoing {
                 self.context = Some(context);
@@ -116,28 +142,37 @@ macro_rules! alone {
     };
 }
 
-batched!(RawGetRequest -> RawGetResponse, RawGet, "get", |r| r.error.clone());
-batched!(RawBatchGetRequest -> RawBatchGetResponse, RawBatchGet, "batch get", |r| {
+macro_rules! read {
+    ($request:ident -> $response:ident, $variant:ident, $call:literal, $complaint:expr) => {
+        batched!($request -> $response, $variant, $call, Read, |_| 0, $complaint);
+    };
+}
+
+macro_rules! write {
+    ($request:ident -> $response:ident, $variant:ident, $call:literal) => {
+        batched!(
+            $request -> $response, $variant, $call, Write,
+            |r| r.applied_index, |r| r.error.clone()
+        );
+    };
+}
+
+read!(RawGetRequest -> RawGetResponse, RawGet, "get", |r| r.error.clone());
+read!(RawBatchGetRequest -> RawBatchGetResponse, RawBatchGet, "batch get", |r| {
     first_pair_error(&r.pairs)
 });
-batched!(RawPutRequest -> RawPutResponse, RawPut, "put", |r| r.error.clone());
-batched!(RawBatchPutRequest -> RawBatchPutResponse, RawBatchPut, "batch put", |r| r.error.clone());
-batched!(RawDeleteRequest -> RawDeleteResponse, RawDelete, "delete", |r| r.error.clone());
-batched!(
-    RawBatchDeleteRequest -> RawBatchDeleteResponse, RawBatchDelete, "batch delete",
-    |r| r.error.clone()
-);
-batched!(RawScanRequest -> RawScanResponse, RawScan, "scan", |r| first_pair_error(&r.kvs));
-batched!(
-    RawDeleteRangeRequest -> RawDeleteRangeResponse, RawDeleteRange, "delete range",
-    |r| r.error.clone()
-);
+read!(RawScanRequest -> RawScanResponse, RawScan, "scan", |r| first_pair_error(&r.kvs));
+write!(RawPutRequest -> RawPutResponse, RawPut, "put");
+write!(RawBatchPutRequest -> RawBatchPutResponse, RawBatchPut, "batch put");
+write!(RawDeleteRequest -> RawDeleteResponse, RawDelete, "delete");
+write!(RawBatchDeleteRequest -> RawBatchDeleteResponse, RawBatchDelete, "batch delete");
+write!(RawDeleteRangeRequest -> RawDeleteRangeResponse, RawDeleteRange, "delete range");
 alone!(
-    RawCasRequest -> RawCasResponse, CompareAndSwap, "compare and swap", false,
+    RawCasRequest -> RawCasResponse, CompareAndSwap, "compare and swap", Swap,
     |r| r.error.clone()
 );
-alone!(RawGetKeyTtlRequest -> RawGetKeyTtlResponse, KeyTtl, "get ttl", true, |r| r.error.clone());
+alone!(RawGetKeyTtlRequest -> RawGetKeyTtlResponse, KeyTtl, "get ttl", Read, |r| r.error.clone());
 // Splitting again at a key that is a boundary already changes nothing.
-alone!(SplitRegionRequest -> SplitRegionResponse, Split, "split", true, |r| {
+alone!(SplitRegionRequest -> SplitRegionResponse, Split, "split", Settle, |r| {
     r.errors.first().map(|error| format!("{error:?}")).unwrap_or_default()
 });

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::RwLock;
 use tonic::transport::Channel;
@@ -13,9 +14,10 @@ use crate::channel;
 use crate::error::ClientError;
 use crate::placement::PlacementClient;
 use crate::proto::metapb::StoreState;
+use crate::proto::tikvpb::BatchCommandsEmptyRequest;
 use crate::proto::tikvpb::tikv_client::TikvClient;
 use crate::server::MAX_MESSAGE_BYTES;
-use crate::service::is_refusal;
+use crate::service::{Command, Reply, is_refusal};
 
 /// Why there is no response.
 #[derive(Clone, Debug)]
@@ -32,10 +34,52 @@ pub(super) enum SendError {
 
 /// A connection and the stream on it.
 #[derive(Clone)]
-struct Connection {
+pub(super) struct Connection {
     address: String,
     channel: Channel,
     batch: BatchStream,
+    remembers_writes: bool,
+}
+
+impl Connection {
+    /// Whether the store said that its regions remember tagged writes.
+    pub(super) fn remembers_writes(&self) -> bool {
+        self.remembers_writes
+    }
+
+    /// Sends a request and waits for its answer. `seen` is set once the store may have seen it,
+    /// for a caller who stops waiting.
+    pub(super) async fn send(
+        &self,
+        request: Outgoing,
+        seen: &AtomicBool,
+    ) -> Result<Incoming, SendError> {
+        let mut client = TikvClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        seen.store(!matches!(request, Outgoing::Batched(_)), Ordering::Relaxed);
+        let answered = match request {
+            Outgoing::Batched(command) => {
+                let reply = self.batch.send(command, seen).await?;
+                return Ok(Incoming::Batched(Box::new(reply)));
+            }
+            Outgoing::CompareAndSwap(request) => {
+                alone(client.raw_compare_and_swap(*request).await, Incoming::CompareAndSwap)
+            }
+            Outgoing::KeyTtl(request) => {
+                alone(client.raw_get_key_ttl(*request).await, Incoming::KeyTtl)
+            }
+            Outgoing::Split(request) => alone(client.split_region(*request).await, Incoming::Split),
+        };
+        answered.map_err(|status| {
+            let reason = format!("{}: {}", self.address, channel::describe(&status));
+            if is_refusal(&status) {
+                SendError::Refused(reason)
+            } else {
+                SendError::Unknown(reason)
+            }
+        })
+    }
 }
 
 /// The connections, opened when first needed and again when they break.
@@ -51,36 +95,8 @@ impl Stores {
         Stores { placement, connections: RwLock::default(), connecting: Default::default() }
     }
 
-    /// Sends a request to a store and waits for its answer.
-    pub(super) async fn send(&self, store: u64, request: Outgoing) -> Result<Incoming, SendError> {
-        let connection = self.connection(store).await?;
-        let mut client = TikvClient::new(connection.channel.clone())
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        let answered = match request {
-            Outgoing::Batched(command) => {
-                let reply = connection.batch.send(command).await?;
-                return Ok(Incoming::Batched(Box::new(reply)));
-            }
-            Outgoing::CompareAndSwap(request) => {
-                alone(client.raw_compare_and_swap(*request).await, Incoming::CompareAndSwap)
-            }
-            Outgoing::KeyTtl(request) => {
-                alone(client.raw_get_key_ttl(*request).await, Incoming::KeyTtl)
-            }
-            Outgoing::Split(request) => alone(client.split_region(*request).await, Incoming::Split),
-        };
-        answered.map_err(|status| {
-            let reason = format!("{}: {}", connection.address, channel::describe(&status));
-            if is_refusal(&status) {
-                SendError::Refused(reason)
-            } else {
-                SendError::Unknown(reason)
-            }
-        })
-    }
-
-    async fn connection(&self, store: u64) -> Result<Connection, SendError> {
+    /// The way to a store.
+    pub(super) async fn connection(&self, store: u64) -> Result<Connection, SendError> {
         if let Some(connection) = self.open(store) {
             return Ok(connection);
         }
@@ -106,7 +122,10 @@ impl Stores {
             .await
             .map_err(|reason| SendError::NotSent(format!("store {store} at {reason}")))?;
         let batch = BatchStream::open(address.clone(), channel.clone());
-        let connection = Connection { address, channel, batch };
+        let remembers_writes = remembers_writes(&batch).await.map_err(|reason| {
+            SendError::NotSent(format!("store {store} at {address}: {reason}"))
+        })?;
+        let connection = Connection { address, channel, batch, remembers_writes };
         self.connections.write().insert(store, connection.clone());
         Ok(connection)
     }
@@ -114,6 +133,18 @@ impl Stores {
     fn open(&self, store: u64) -> Option<Connection> {
         // The stream ends when the connection does, and says so for both.
         self.connections.read().get(&store).filter(|known| !known.batch.has_ended()).cloned()
+    }
+}
+
+/// Asks a store whether its regions remember tagged writes. Every TiKV answers the command, and
+/// those that know no more of it than TiKV does leave the field out.
+async fn remembers_writes(batch: &BatchStream) -> Result<bool, String> {
+    let question = Command::Empty(BatchCommandsEmptyRequest::default());
+    match batch.send(Box::new(question), &AtomicBool::new(false)).await {
+        Ok(Reply::Empty(answer)) => Ok(answer.remembers_writes),
+        Ok(_) | Err(SendError::Refused(_)) => Ok(false),
+        Err(SendError::NotSent(reason) | SendError::Unknown(reason)) => Err(reason),
+        Err(SendError::Final(error)) => Err(error.to_string()),
     }
 }
 

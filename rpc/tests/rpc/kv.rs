@@ -304,6 +304,147 @@ async fn a_put_whose_outcome_is_unknown_is_repeated() {
     soon("the put ends", putting).await.expect("no panic").expect("written");
     let puts = cluster.world.take_calls().into_iter().filter(|call| *call == (1, "put")).count();
     assert!(puts >= 3, "the first, the one that was cut off, and its repetition: {puts}");
+    let tags = cluster.world.take_tags();
+    assert_ne!(tags[0], tags[1], "two writes");
+    assert!(tags[2..].iter().all(|tag| *tag == tags[1]), "one write, sent again: {tags:?}");
+}
+
+#[tokio::test]
+async fn the_second_of_two_attempts_that_both_arrive_changes_nothing() {
+    let mut cluster = Cluster::start().await;
+    cluster.client.put("a", "0").await.expect("written");
+    cluster.world.mute.send_replace(true);
+    let client = cluster.client.clone();
+    let putting = tokio::spawn(async move { client.put("a", "1").await });
+    let mut acted = cluster.world.acted.subscribe();
+    soon("the store acts", acted.wait_for(|now| *now > 1)).await.expect("alive");
+    // Another's write comes in between.
+    cluster.world.set_value("a", "2");
+    cluster.world.mute.send_replace(false);
+    let address = cluster.stores.remove(0).stop().await;
+    let _back = Server::start_at(address, cluster.world.routes(1)).await;
+    soon("the put ends", putting).await.expect("no panic").expect("written");
+    assert_eq!(cluster.world.value("a").as_deref(), Some(&b"2"[..]), "A, B, and not A again");
+}
+
+#[tokio::test]
+async fn a_put_whose_outcome_is_unknown_is_not_repeated_where_nobody_would_know_it_again() {
+    for oblivious in [true, false] {
+        let mut cluster = Cluster::start().await;
+        if oblivious {
+            cluster.world.forget_about_tags();
+        }
+        cluster.client.put("a", "0").await.expect("written");
+        cluster.world.take_tags();
+        cluster.world.mute.send_replace(true);
+        let client = cluster.client.clone();
+        let putting = tokio::spawn(async move { client.put("a", "1").await });
+        let mut acted = cluster.world.acted.subscribe();
+        soon("the store acts", acted.wait_for(|now| *now > 1)).await.expect("alive");
+        // A store that does remember, but not for so long.
+        cluster.world.forget_writes();
+        cluster.world.mute.send_replace(false);
+        let address = cluster.stores.remove(0).stop().await;
+        let _back = Server::start_at(address, cluster.world.routes(1)).await;
+        let error = soon("the put ends", putting).await.expect("no panic").expect_err("unknown");
+        assert!(matches!(error, ClientError::OutcomeUnknown { .. }), "{error}");
+        let tags = cluster.world.take_tags();
+        assert_eq!(tags.len(), if oblivious { 1 } else { 2 }, "{tags:?}");
+        assert_eq!(tags[0].is_none(), oblivious, "{tags:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_the_store_lost_track_of_is_not_sent_to_a_region_with_another_log() {
+    let cluster = Cluster::start().await;
+    cluster.client.put("a", "0").await.expect("written");
+    let undetermined_result = Some(UndeterminedResult { message: "lost track".into() });
+    cluster.world.fail_next(errorpb::Error { undetermined_result, ..Default::default() });
+    // The left part keeps the id here, so "c" comes to be in a new region.
+    cluster.world.split("b", 1);
+    cluster.world.take_calls();
+    let error = cluster.client.put("c", "1").await.expect_err("unknown");
+    assert!(matches!(error, ClientError::OutcomeUnknown { .. }), "{error}");
+    assert!(error.to_string().contains("lost track"), "{error}");
+    assert_eq!(cluster.world.value("c"), None, "the new region was not asked");
+    cluster.client.put("c", "2").await.expect("another write, with nothing unknown");
+}
+
+#[tokio::test]
+async fn a_client_that_was_silent_for_long_learns_how_far_a_region_is_and_goes_on() {
+    let cluster = Cluster::start().await;
+    cluster.client.put("a", "0").await.expect("written");
+    cluster.world.forget_writes();
+    let other = KvClient::new(cluster.placement.connect().await, NO_LOCAL);
+    other.put("a", "1").await.expect("a client that knows nothing");
+    cluster.world.forget_writes();
+    cluster.world.take_calls();
+    let batch = vec![pair("b", "1"), pair("e", "2")];
+    cluster.client.batch_put(batch.clone()).await.expect("written");
+    assert_eq!(cluster.client.scan("b", "f", 9).await.expect("read"), batch);
+    let puts = cluster.world.take_calls().into_iter().filter(|call| call.1 == "batch put");
+    assert_eq!(puts.count(), 4, "each region refused once");
+}
+
+#[tokio::test]
+async fn a_deadline_says_that_the_outcome_is_unknown_where_it_is_and_only_there() {
+    let cluster = Cluster::start().await;
+    let client = &cluster.client.clone().with_deadline(Duration::from_millis(300));
+    cluster.client.batch_put(six()).await.expect("written");
+    let fail = |times: usize, first_is_unknown: bool| {
+        let undetermined_result = Some(UndeterminedResult { message: "lost track".into() });
+        if first_is_unknown {
+            cluster.world.fail_next(errorpb::Error { undetermined_result, ..Default::default() });
+        }
+        for _ in 0..times {
+            let busy = Some(ServerIsBusy { backoff_ms: 100, ..Default::default() });
+            cluster.world.fail_next(errorpb::Error { server_is_busy: busy, ..Default::default() });
+        }
+    };
+    for unknown in [false, true] {
+        let pairs = || vec![pair("a", "2"), pair("b", "2")];
+        let calls: [(&str, futures_util::future::BoxFuture<'_, Result<(), ClientError>>); 6] = [
+            ("put", Box::pin(client.put("a", "2"))),
+            ("delete", Box::pin(client.delete("a"))),
+            ("batch put", Box::pin(client.batch_put(pairs()))),
+            ("batch delete", Box::pin(client.batch_delete(vec!["a".into()]))),
+            ("delete range", Box::pin(client.delete_range("a", "b"))),
+            ("split", Box::pin(async { client.split_region(vec!["b".into()]).await.map(|_| ()) })),
+        ];
+        for (name, call) in calls {
+            fail(50, unknown);
+            let error = call.await.expect_err("busy for longer than the deadline");
+            cluster.world.stop_failing();
+            assert_eq!(matches!(error, ClientError::OutcomeUnknown { .. }), unknown, "{error}");
+            assert_eq!(matches!(error, ClientError::Deadline { .. }), !unknown, "{error}");
+            let text = error.to_string();
+            assert!(text.starts_with(name) && text.contains("is busy"), "{text}");
+        }
+        fail(50, unknown);
+        let error = client.get("a").await.expect_err("busy for longer than the deadline");
+        cluster.world.stop_failing();
+        assert!(matches!(error, ClientError::Deadline { .. }), "a read changes nothing: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_batch_of_which_a_part_was_written_does_not_end_as_if_nothing_was() {
+    let cluster = Cluster::start().await;
+    cluster.client.batch_put(six()).await.expect("written");
+    // A key that its store refuses, and one in another region.
+    let error = cluster.client.batch_put(vec![pair("b", "7"), pair("e", "7")]);
+    let raft_entry_too_large = Some(RaftEntryTooLarge { region_id: 1, entry_size: 9_000_000 });
+    cluster.world.fail_next(errorpb::Error { raft_entry_too_large, ..Default::default() });
+    let error = error.await.expect_err("a part was refused");
+    assert!(matches!(error, ClientError::OutcomeUnknown { .. }), "{error}");
+    assert!(error.to_string().contains("too large"), "{error}");
+    let written = [cluster.world.value("b"), cluster.world.value("e")];
+    assert_eq!(written.iter().filter(|value| value.as_deref() == Some(b"7")).count(), 1);
+    // Alone, it is what it is.
+    let raft_entry_too_large = Some(RaftEntryTooLarge { region_id: 1, entry_size: 9_000_000 });
+    cluster.world.fail_next(errorpb::Error { raft_entry_too_large, ..Default::default() });
+    let error = cluster.client.batch_put(vec![pair("b", "8")]).await.expect_err("refused");
+    assert!(matches!(error, ClientError::TooLarge { .. }), "{error}");
 }
 
 #[tokio::test]

@@ -1,12 +1,14 @@
 //! A cluster without consensus: all stores share one map of keys, and each answers for the regions
 //! that it leads, with the region errors that a real store would give.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use esker_rpc::proto::errorpb::{self, EpochNotMatch, KeyNotInRegion, NotLeader, RegionNotFound};
+use esker_rpc::proto::errorpb::{
+    self, EpochNotMatch, Forgotten, KeyNotInRegion, NotLeader, RegionNotFound,
+};
 use esker_rpc::proto::kvrpcpb::*;
 use esker_rpc::proto::metapb::{Peer, Region, RegionEpoch};
 use esker_rpc::server::TikvService;
@@ -16,6 +18,9 @@ use tokio::sync::watch;
 use tonic::service::Routes;
 
 use crate::support::Server;
+
+/// The calls that our client tags.
+const WRITES: [&str; 5] = ["put", "delete", "batch put", "batch delete", "delete range"];
 
 /// A region and the store that leads it.
 pub type Led = (Region, u64);
@@ -42,6 +47,17 @@ struct State {
     /// Given to the next requests, whatever they are.
     errors: VecDeque<errorpb::Error>,
     calls: Vec<(u64, &'static str)>,
+    /// Entries of the log that all regions share.
+    index: u64,
+    /// Tagged writes that were carried out, unless the stores are of another kind.
+    remembered: BTreeSet<(u64, u64)>,
+    /// Those up to this index are forgotten.
+    forgotten: u64,
+    oblivious: bool,
+    /// The tags of the writes that came, each in its order.
+    tags: Vec<Option<WriteTag>>,
+    /// Whether the request in hand changes anything, or was carried out before.
+    is_new: bool,
 }
 
 impl World {
@@ -110,6 +126,32 @@ impl World {
 
     pub fn fail_next(&self, error: errorpb::Error) {
         self.state.lock().errors.push_back(error);
+    }
+
+    /// The next requests are served again.
+    pub fn stop_failing(&self) {
+        self.state.lock().errors.clear();
+    }
+
+    pub fn set_value(&self, key: &'static str, value: &'static str) {
+        self.state.lock().data.insert(key.into(), (value.into(), 0));
+    }
+
+    /// From now on the stores know nothing of tags, as those of other makers.
+    pub fn forget_about_tags(&self) {
+        self.state.lock().oblivious = true;
+    }
+
+    /// Forgets every write so far.
+    pub fn forget_writes(&self) {
+        let mut state = self.state.lock();
+        state.remembered.clear();
+        state.forgotten = state.index;
+    }
+
+    /// The tags of the writes since this was last asked.
+    pub fn take_tags(&self) -> Vec<Option<WriteTag>> {
+        std::mem::take(&mut self.state.lock().tags)
     }
 
     /// The calls since this was last asked, with the stores that got them.
@@ -194,7 +236,29 @@ impl State {
                 return Err(Box::new(errorpb::Error { key_not_in_region, ..Default::default() }));
             }
         }
+        self.is_new = true;
+        if !WRITES.contains(&call) {
+            return Ok(region);
+        }
+        self.index += 1;
+        self.tags.push(context.write_tag);
+        if let Some(tag) = context.write_tag.filter(|_| !self.oblivious) {
+            let id = (tag.client, tag.sequence);
+            if self.remembered.contains(&id) {
+                self.is_new = false;
+            } else if tag.horizon < self.forgotten {
+                let forgotten = Some(Forgotten { region_id, applied_index: self.index });
+                return Err(Box::new(errorpb::Error { forgotten, ..Default::default() }));
+            } else {
+                self.remembered.insert(id);
+            }
+        }
         Ok(region)
+    }
+
+    /// What a store that remembers writes says with the answer to one.
+    fn applied_index(&self) -> u64 {
+        if self.oblivious { 0 } else { self.index }
     }
 
     fn range(&self, region: &Region, low: &Bytes, high: &Bytes) -> Vec<KvPair> {
@@ -243,6 +307,10 @@ impl StoreService for FakeStore {
         self.id
     }
 
+    fn remembers_writes(&self) -> bool {
+        !self.world.state.lock().oblivious
+    }
+
     fn handle(&self, command: Command) -> Answer<Reply> {
         let store = self.id;
         let mut guard = self.world.state.lock();
@@ -276,8 +344,11 @@ impl StoreService for FakeStore {
                         let error = "a key must not be empty".into();
                         RawPutResponse { error, ..Default::default() }
                     } else {
-                        state.data.insert(r.key.clone(), (r.value.clone(), r.ttl));
-                        RawPutResponse::default()
+                        if state.is_new {
+                            state.data.insert(r.key.clone(), (r.value.clone(), r.ttl));
+                        }
+                        let applied_index = state.applied_index();
+                        RawPutResponse { applied_index, ..Default::default() }
                     }
                 }
             )),
@@ -289,8 +360,11 @@ impl StoreService for FakeStore {
                 &[&r.key],
                 RawDeleteResponse,
                 |_region| {
-                    state.data.remove(&r.key);
-                    RawDeleteResponse::default()
+                    if state.is_new {
+                        state.data.remove(&r.key);
+                    }
+                    let applied_index = state.applied_index();
+                    RawDeleteResponse { applied_index, ..Default::default() }
                 }
             )),
             Command::RawBatchGet(r) => Reply::RawBatchGet(served!(
@@ -318,10 +392,11 @@ impl StoreService for FakeStore {
                 &r.pairs.iter().map(|p| &p.key).collect::<Vec<_>>(),
                 RawBatchPutResponse,
                 |_region| {
-                    for pair in &r.pairs {
+                    for pair in r.pairs.iter().filter(|_| state.is_new) {
                         state.data.insert(pair.key.clone(), (pair.value.clone(), 0));
                     }
-                    RawBatchPutResponse::default()
+                    let applied_index = state.applied_index();
+                    RawBatchPutResponse { applied_index, ..Default::default() }
                 }
             )),
             Command::RawBatchDelete(r) => Reply::RawBatchDelete(served!(
@@ -332,10 +407,11 @@ impl StoreService for FakeStore {
                 &r.keys.iter().collect::<Vec<_>>(),
                 RawBatchDeleteResponse,
                 |_region| {
-                    for key in &r.keys {
+                    for key in r.keys.iter().filter(|_| state.is_new) {
                         state.data.remove(key);
                     }
-                    RawBatchDeleteResponse::default()
+                    let applied_index = state.applied_index();
+                    RawBatchDeleteResponse { applied_index, ..Default::default() }
                 }
             )),
             Command::RawScan(r) => {
@@ -359,10 +435,13 @@ impl StoreService for FakeStore {
                 &[&r.start_key],
                 RawDeleteRangeResponse,
                 |region| {
-                    for pair in state.range(&region, &r.start_key, &r.end_key) {
-                        state.data.remove(&pair.key);
+                    if state.is_new {
+                        for pair in state.range(&region, &r.start_key, &r.end_key) {
+                            state.data.remove(&pair.key);
+                        }
                     }
-                    RawDeleteRangeResponse::default()
+                    let applied_index = state.applied_index();
+                    RawDeleteRangeResponse { applied_index, ..Default::default() }
                 }
             )),
             _ => return unimplemented("this command"),

@@ -1,0 +1,186 @@
+//! What makes it safe to send a write again, and what is known of one that was sent.
+//!
+//! An attempt whose outcome is unknown may be applied at any time: before the next attempt, after
+//! it, or after other writes that came later. So all attempts of one write carry one tag, and the
+//! region that applies it remembers the tags of what it applied. It carries out the first that it
+//! meets and no other; and where it no longer remembers everything that was applied since the
+//! tag's *horizon*, it refuses. The horizon is an index of the region's log that had been applied
+//! before the first attempt was sent: behind it, and only there, the write can be.
+//!
+//! Horizons come with the answers to tagged writes and with that refusal, so that a client that
+//! writes to a region knows a fresh one. Without one, 0 will do until the region has forgotten
+//! something.
+//!
+//! Three things end a write with [`ClientError::OutcomeUnknown`] instead of another attempt: a
+//! store that does not remember writes, a region that has forgotten too much, and a split that put
+//! the key into a region with a log of its own, whose indexes are not comparable and which does
+//! not know what its parent applied.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::RwLock;
+
+use super::cache::MAX_CACHED_REGIONS;
+use crate::error::{ClientError, display_key};
+use crate::proto::kvrpcpb::WriteTag;
+
+/// Where a client's tags come from.
+pub(super) struct Tags {
+    client: u64,
+    next: AtomicU64,
+    /// By region: an index that its log has applied. A region's log goes on through its splits, and
+    /// its id is never given to another.
+    horizons: RwLock<HashMap<u64, AtomicU64>>,
+}
+
+impl Default for Tags {
+    fn default() -> Self {
+        Tags { client: rand::random(), next: AtomicU64::new(1), horizons: RwLock::default() }
+    }
+}
+
+impl Tags {
+    /// For a write that was not sent yet.
+    pub(super) fn fence(&self) -> Fence {
+        let sequence = self.next.fetch_add(1, Ordering::Relaxed);
+        Fence { sequence, first: None, unknown: None }
+    }
+
+    fn horizon(&self, region: u64) -> u64 {
+        self.horizons.read().get(&region).map_or(0, |known| known.load(Ordering::Relaxed))
+    }
+
+    /// A region said that its log has been applied up to there.
+    pub(super) fn learn(&self, region: u64, index: u64) {
+        if index == 0 {
+            return;
+        }
+        if let Some(known) = self.horizons.read().get(&region) {
+            known.fetch_max(index, Ordering::Relaxed);
+            return;
+        }
+        let mut horizons = self.horizons.write();
+        if horizons.len() >= MAX_CACHED_REGIONS {
+            // What is needed comes back, at the cost of a refusal for each region.
+            horizons.clear();
+        }
+        horizons.entry(region).or_default().fetch_max(index, Ordering::Relaxed);
+    }
+}
+
+/// One write, however often it is sent: to one region, the same changes each time.
+#[derive(Debug)]
+pub(super) struct Fence {
+    sequence: u64,
+    /// The region that it was sent to, and the horizon that went with it.
+    first: Option<(u64, u64)>,
+    /// Why it is not known what became of an attempt.
+    unknown: Option<String>,
+}
+
+impl Fence {
+    /// The tag for the next attempt; nothing where that would not be recognised as the same write.
+    pub(super) fn tag(&mut self, tags: &Tags, region: u64) -> Option<WriteTag> {
+        let (_, horizon) = match self.first {
+            Some(first) if first.0 == region => first,
+            Some(_) if self.unknown.is_some() => return None,
+            // Earlier attempts had no effect and never will.
+            _ => *self.first.insert((region, tags.horizon(region))),
+        };
+        Some(WriteTag { client: tags.client, sequence: self.sequence, horizon })
+    }
+
+    /// An attempt may have been applied, or may be yet.
+    pub(super) fn lost_sight(&mut self, reason: String) {
+        self.unknown = Some(reason);
+    }
+
+    /// The region did not apply it, and wants a fresher horizon.
+    pub(super) fn renew(&mut self) {
+        self.first = None;
+    }
+
+    /// Why it is not known whether the write happened, if it is not.
+    pub(super) fn unknown(&self) -> Option<&str> {
+        self.unknown.as_deref()
+    }
+
+    /// What a call says that ends with `error`: that is its outcome only if nothing can have
+    /// happened.
+    pub(super) fn conclude(
+        &self,
+        call: &'static str,
+        key: &[u8],
+        error: ClientError,
+    ) -> ClientError {
+        match self.unknown {
+            Some(_) => unknown(call, key, error),
+            None => error,
+        }
+    }
+}
+
+/// The outcome of a call that ends with `error` after something may have happened.
+pub(super) fn unknown(call: &'static str, key: &[u8], error: ClientError) -> ClientError {
+    let reason = match error {
+        ClientError::OutcomeUnknown { .. } => return error,
+        ClientError::Deadline { waited, reason, .. } => {
+            format!("gave up after {waited:?}: {reason}")
+        }
+        other => other.to_string(),
+    };
+    ClientError::OutcomeUnknown { call, key: display_key(key), reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repetition_keeps_its_tag_and_its_horizon_whatever_was_learnt_meanwhile() {
+        let tags = Tags::default();
+        tags.learn(7, 40);
+        let mut fence = tags.fence();
+        let first = fence.tag(&tags, 7).expect("a tag");
+        assert_eq!(first.horizon, 40);
+        tags.learn(7, 90);
+        tags.learn(7, 60);
+        fence.lost_sight("cut off".into());
+        assert_eq!(fence.tag(&tags, 7), Some(first));
+        let next = tags.fence().tag(&tags, 7).expect("a tag");
+        assert_eq!((next.client, next.horizon), (first.client, 90), "horizons only grow");
+        assert_ne!(next.sequence, first.sequence);
+    }
+
+    #[test]
+    fn a_horizon_is_never_used_for_another_region() {
+        let tags = Tags::default();
+        tags.learn(7, 40);
+        let mut fence = tags.fence();
+        assert_eq!(fence.tag(&tags, 7).map(|tag| tag.horizon), Some(40));
+        assert_eq!(fence.tag(&tags, 8).map(|tag| tag.horizon), Some(0), "nothing is known of it");
+        fence.lost_sight("cut off".into());
+        assert_eq!(fence.tag(&tags, 7), None, "region 8 may have applied it");
+        assert!(fence.tag(&tags, 8).is_some());
+    }
+
+    #[test]
+    fn a_call_that_may_have_happened_does_not_end_as_if_it_had_not() {
+        let deadline = || ClientError::Deadline {
+            call: "put",
+            key: "a".into(),
+            waited: std::time::Duration::from_millis(300),
+            reason: "region 1: it has no leader".into(),
+        };
+        let mut fence = Tags::default().fence();
+        let error = fence.conclude("put", b"a", deadline());
+        assert!(matches!(error, ClientError::Deadline { .. }), "{error}");
+        fence.lost_sight("cut off".into());
+        assert_eq!(
+            fence.conclude("put", b"a", deadline()).to_string(),
+            "put of key a may or may not have happened (gave up after 300ms: region 1: it has no \
+             leader): read the key before trying again"
+        );
+    }
+}
