@@ -2,6 +2,14 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+use esker_engine::KvEngine;
+use esker_raft::{
+    ConfChange, Entries, Message, MessageBody, PeerId, Ready, ReadyNumber, SnapshotMeta, Time,
+};
+use esker_rpc::proto::esker::RaftMessage;
+use esker_rpc::proto::metapb::Region;
+
 use super::{Outputs, Peer, QUESTION_AFTER};
 use crate::apply::decode_snapshot;
 use crate::config::StoreConfig;
@@ -12,13 +20,6 @@ use crate::outbox::{Outbox, RegionReport};
 use crate::read::RegionSnapshot;
 use crate::region::{RegionExt, same_range};
 use crate::state::{Applied, applied_in, durable_applied, encode_entry};
-use bytes::Bytes;
-use esker_engine::KvEngine;
-use esker_raft::{
-    ConfChange, Entries, Message, MessageBody, PeerId, Ready, ReadyNumber, SnapshotMeta, Time,
-};
-use esker_rpc::proto::esker::RaftMessage;
-use esker_rpc::proto::metapb::Region;
 
 /// How soon a leader looks again whether its pending peers have caught up.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(50);

@@ -172,7 +172,9 @@ impl Peer {
             let mut tagged: Vec<TaggedCommand> = Vec::new();
             let mut now_s = 0;
             let mut take = |request: WriteRequest| {
-                let number = request.context.tag.map(|tag| {
+                // A write of nothing may happen twice.
+                let tag = request.context.tag.filter(|_| !request.mutations.is_empty());
+                let number = tag.map(|tag| {
                     now_s = tag.now_s.max(now_s);
                     tagged.push(TaggedCommand {
                         client: tag.client,

@@ -266,6 +266,22 @@ fn after_a_split_the_part_that_keeps_the_log_knows_and_the_other_refuses_what_wa
 }
 
 #[test]
+fn a_write_of_nothing_is_one_with_a_tag_too() {
+    let mut cluster = Cluster::replicated();
+    let region = cluster.region_of(b"k");
+    let tag = Some(cluster.tag(1, LogIndex(0)));
+    let context = RequestContext { tag, ..Cluster::context(&region) };
+    for _ in 0..2 {
+        let leader = cluster.await_leader(1);
+        let handle = cluster.store(leader).handle.clone();
+        let answer = handle.start_write(region.region_id(), context, Vec::new()).unwrap();
+        await_answer(&mut cluster, answer).expect("nothing was written");
+    }
+    cluster.put("k", "served");
+    cluster.await_agreement(&[1, 2, 3]);
+}
+
+#[test]
 fn a_range_is_deleted_once() {
     let mut cluster = Cluster::replicated();
     let region = cluster.region_of(b"k");
