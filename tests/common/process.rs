@@ -139,9 +139,7 @@ impl Process {
 
     /// SIGTERM, and waits until it has ended well.
     pub async fn terminate(mut self) {
-        let id = self.child.id().expect("it runs").to_string();
-        let told = Command::new("kill").args(["-TERM", &id]).status().await;
-        assert!(told.expect("`kill` is there").success());
+        self.signal("-TERM").await;
         let ended = timeout(PATIENCE, self.child.wait()).await.expect("it ends");
         let status = ended.expect("it is our child");
         assert!(status.success(), "{status}: {}", self.log());
@@ -149,6 +147,23 @@ impl Process {
 
     pub fn id(&self) -> u32 {
         self.child.id().expect("it is still running")
+    }
+
+    /// SIGSTOP: it does nothing from now on, but its sockets stay open, and the system
+    /// accepts connections for it.
+    pub async fn freeze(&self) {
+        self.signal("-STOP").await;
+    }
+
+    /// SIGCONT: it goes on as if nothing had happened.
+    pub async fn thaw(&self) {
+        self.signal("-CONT").await;
+    }
+
+    async fn signal(&self, signal: &str) {
+        let id = self.child.id().expect("it has not ended").to_string();
+        let sent = Command::new("kill").args([signal, &id]).status().await;
+        assert!(sent.expect("there is a `kill`").success(), "{signal} was not sent to {id}");
     }
 
     /// Whether it still runs.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use esker_placement::timestamp::WINDOW_MS;
+use esker_rpc::placement::BEAT_INTERVAL;
 use esker_rpc::proto::eraftpb::ConfChangeType;
 use esker_rpc::proto::{keyspacepb, metapb, pdpb};
 use tokio::sync::mpsc;
@@ -536,7 +537,7 @@ async fn a_key_space_is_loaded_once_the_regions_are_cut_at_its_bounds() {
     let mut keyspaces = pd.keyspaces.clone();
     let request = load_key_space(&pd, "DEFAULT");
     let loading = tokio::spawn(async move { keyspaces.load_keyspace(request).await });
-    let order = orders.message().await.unwrap().expect("an order");
+    let order = next_order(&mut orders).await.unwrap();
     assert_eq!((order.region_id, order.region_epoch), (2, whole.region_epoch));
     assert_eq!(order.target_peer.unwrap().id, 3);
     let split = order.split_region.expect("a split");
@@ -550,7 +551,7 @@ async fn a_key_space_is_loaded_once_the_regions_are_cut_at_its_bounds() {
         reports.send(heartbeat(&pd, part, 0)).await.unwrap();
     }
     let rest = loop {
-        let order = orders.message().await.unwrap().expect("an order");
+        let order = next_order(&mut orders).await.unwrap();
         let keys = order.split_region.expect("a split").keys;
         if order.region_epoch == parts[2].region_epoch {
             break keys;
@@ -620,4 +621,114 @@ async fn the_pages_show_regions_stores_members_and_health() {
     assert_eq!(members["leader"]["name"], "pd-1");
     assert_eq!(members["header"]["cluster_id"], pd.header().unwrap().cluster_id);
     assert_eq!(pd.json("/pd/api/v1/health").await[0]["health"], true);
+}
+
+async fn get_members(pd: &mut Served) -> pdpb::GetMembersResponse {
+    loop {
+        match pd.client.get_members(pdpb::GetMembersRequest::default()).await {
+            Ok(answer) => return answer.into_inner(),
+            // The cluster's id is learned in a moment.
+            Err(status) => assert_eq!(status.code(), Code::Unavailable),
+        }
+    }
+}
+
+fn names(answer: &pdpb::GetMembersResponse) -> Vec<&str> {
+    answer.members.iter().map(|member| member.name.as_str()).collect()
+}
+
+/// Three members, of which the second is frozen: the system accepts connections for it,
+/// and nobody answers.
+async fn with_a_frozen_one() -> (Group, Served, tokio::net::TcpListener, Served) {
+    let group = Group::default();
+    let clock = TestClock::new(NOON);
+    let (mut listening, members) = listeners(3).await;
+    group.introduce(members);
+    let (third, frozen, first) = (listening.remove(2), listening.remove(1), listening.remove(0));
+    let first = Served::start(first, 1, group.member(1), clock.clone()).await;
+    let third = Served::start(third, 3, group.member(3), clock.clone()).await;
+    (group, first, frozen, third)
+}
+
+#[tokio::test]
+async fn the_leader_is_listed_first_and_a_frozen_member_last() {
+    let (group, mut first, _frozen, mut third) = with_a_frozen_one().await;
+    group.elect(3);
+    third.server.serving().await;
+    for pd in [&mut first, &mut third] {
+        let answer = get_members(pd).await;
+        assert_eq!(names(&answer), ["pd-3", "pd-1", "pd-2"]);
+        assert_eq!(answer.leader.expect("a leader").name, "pd-3");
+    }
+    let health = first.json("/pd/api/v1/health").await;
+    let healths = health.as_array().expect("a list").iter();
+    let healthy: Vec<_> =
+        healths.map(|member| (member["name"].as_str().unwrap(), &member["health"])).collect();
+    assert_eq!(healthy.iter().filter(|(_, health)| *health == &true).count(), 2, "{healthy:?}");
+    assert!(healthy.iter().any(|(name, health)| *name == "pd-2" && *health == &false));
+}
+
+#[tokio::test]
+async fn a_leader_that_is_silent_is_not_named_and_the_next_one_is_waited_for() {
+    let (group, mut first, frozen, _third) = with_a_frozen_one().await;
+    // So that the cluster has an id.
+    group.elect(1);
+    first.server.serving().await;
+    group.elect(2);
+    let asked = tokio::select! {
+        biased;
+        answer = get_members(&mut first) => panic!("pd-2 says nothing: {answer:?}"),
+        asked = frozen.accept() => asked,
+    };
+    assert!(asked.is_ok(), "the silent leader was asked");
+    group.elect(3);
+    let answer = get_members(&mut first).await;
+    assert_eq!(names(&answer), ["pd-3", "pd-1", "pd-2"]);
+}
+
+#[tokio::test]
+async fn a_leader_that_has_slept_does_not_name_itself_before_its_lease_is_back() {
+    let (group, mut first, frozen, _third) = with_a_frozen_one().await;
+    group.elect(1);
+    first.server.serving().await;
+    group.set_lease(false);
+    let asked = tokio::select! {
+        biased;
+        answer = get_members(&mut first) => panic!("who knows who leads by now: {answer:?}"),
+        asked = frozen.accept() => asked,
+    };
+    assert!(asked.is_ok(), "the others were asked");
+    group.set_lease(true);
+    assert_eq!(get_members(&mut first).await.leader.expect("a leader").name, "pd-1");
+}
+
+#[tokio::test]
+async fn without_a_leader_that_answers_none_is_named() {
+    let (group, mut first, _frozen, _third) = with_a_frozen_one().await;
+    group.elect(1);
+    first.server.serving().await;
+    group.elect(2);
+    let answer = get_members(&mut first).await;
+    assert_eq!(answer.leader, None);
+    assert_eq!(answer.members.last().expect("three members").name, "pd-2");
+}
+
+#[tokio::test]
+async fn a_leader_says_on_every_stream_that_it_leads_while_its_lease_holds() {
+    let (group, _, mut pd) = bootstrapped().await;
+    let (_reports, mut orders) = report(&mut pd, &region_message(2, &[(3, 1)], 1)).await;
+    for _ in 0..3 {
+        let beat = orders.message().await.unwrap().expect("a beat");
+        assert_eq!(error_of(&beat.header), None);
+        assert_eq!(beat.region_id, 0);
+    }
+    group.set_lease(false);
+    // One may be on its way.
+    let mut late = 0;
+    while tokio::time::timeout(3 * BEAT_INTERVAL, orders.message()).await.is_ok() {
+        late += 1;
+    }
+    assert!(late <= 1, "{late} beats without a lease");
+    group.set_lease(true);
+    assert_eq!(orders.message().await.unwrap().expect("a beat").region_id, 0);
 }

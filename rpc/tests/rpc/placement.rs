@@ -1,17 +1,19 @@
 //! The placement client against members that lead, do not lead, and change their minds.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use esker_rpc::ClientError;
-use esker_rpc::placement::{NOT_LEADER, PlacementClient};
+use esker_rpc::placement::{BEAT_INTERVAL, NOT_LEADER, PlacementClient};
 use esker_rpc::proto::metapb::{Region, Store};
 use esker_rpc::proto::pdpb::pd_server::{Pd, PdServer};
 use esker_rpc::proto::pdpb::{self, *};
 use esker_rpc::server::MAX_MESSAGE_BYTES;
 use parking_lot::Mutex;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
@@ -24,11 +26,16 @@ use crate::world::{Led, World, peer_on};
 
 pub const CLUSTER: u64 = 4242;
 
+/// How long anything may take while a member is silent and another one leads.
+const WITHIN: Duration = Duration::from_secs(3);
+
 /// What the members of one placement driver agree on.
 pub struct Members {
     world: World,
     addresses: Mutex<Vec<SocketAddr>>,
     leader: watch::Sender<usize>,
+    /// Members that are frozen: they take in everything, and answer nothing.
+    frozen: watch::Sender<BTreeSet<usize>>,
     next_id: Mutex<u64>,
     clock: Mutex<i64>,
     /// Requests for timestamps, as they came in.
@@ -65,6 +72,12 @@ impl FakeMember {
         GetRegionResponse { header: self.header(), region, leader, ..Default::default() }
     }
 
+    /// Waits while this member is frozen.
+    async fn thawed(&self) {
+        let mut frozen = self.members.frozen.subscribe();
+        let _ = frozen.wait_for(|frozen| !frozen.contains(&self.index)).await;
+    }
+
     /// Ends a stream when this member no longer leads.
     async fn deposed(&self) -> Status {
         let mut leader = self.members.leader.subscribe();
@@ -79,6 +92,7 @@ impl Pd for FakeMember {
         &self,
         _: Request<GetMembersRequest>,
     ) -> Result<Response<GetMembersResponse>, Status> {
+        self.thawed().await;
         let member = |(index, address): (usize, &SocketAddr)| Member {
             name: format!("m{index}"),
             member_id: index as u64 + 1,
@@ -96,6 +110,7 @@ impl Pd for FakeMember {
         &self,
         request: Request<AllocIdRequest>,
     ) -> Result<Response<AllocIdResponse>, Status> {
+        self.thawed().await;
         let request = request.into_inner();
         self.lead(request.header.as_ref())?;
         let mut next = self.members.next_id.lock();
@@ -179,11 +194,13 @@ impl Pd for FakeMember {
                 let request = tokio::select! {
                     request = requests.next() => request,
                     status = member.deposed() => {
+                        member.thawed().await;
                         let _ = responses.send(Err(status)).await;
                         return;
                     }
                 };
                 let Some(Ok(request)) = request else { return };
+                member.thawed().await;
                 if let Err(status) = member.lead(request.header.as_ref()) {
                     let _ = responses.send(Err(status)).await;
                     return;
@@ -213,15 +230,27 @@ impl Pd for FakeMember {
         let (responses, outgoing) = mpsc::channel(16);
         let member = FakeMember { index: self.index, members: Arc::clone(&self.members) };
         tokio::spawn(async move {
+            let mut beats = tokio::time::interval(BEAT_INTERVAL);
             loop {
                 let request = tokio::select! {
                     request = requests.next() => request,
                     status = member.deposed() => {
+                        member.thawed().await;
                         let _ = responses.send(Err(status)).await;
                         return;
                     }
+                    _ = beats.tick() => {
+                        member.thawed().await;
+                        let header = member.header();
+                        let beat = RegionHeartbeatResponse { header, ..Default::default() };
+                        if responses.send(Ok(beat)).await.is_err() {
+                            return;
+                        }
+                        continue;
+                    }
                 };
                 let Some(Ok(request)) = request else { return };
+                member.thawed().await;
                 if let Err(status) = member.lead(request.header.as_ref()) {
                     let _ = responses.send(Err(status)).await;
                     return;
@@ -253,6 +282,7 @@ impl Placement {
             world: world.clone(),
             addresses: Mutex::default(),
             leader: watch::Sender::new(0),
+            frozen: watch::Sender::default(),
             next_id: Mutex::new(100),
             clock: Mutex::default(),
             tso_requests: Mutex::default(),
@@ -280,6 +310,18 @@ impl Placement {
 
     fn elect(&self, index: usize) {
         self.members.leader.send_replace(index);
+    }
+
+    fn freeze(&self, index: usize) {
+        self.members.frozen.send_modify(|frozen| {
+            frozen.insert(index);
+        });
+    }
+
+    fn thaw(&self, index: usize) {
+        self.members.frozen.send_modify(|frozen| {
+            frozen.remove(&index);
+        });
     }
 
     pub fn regions_asked(&self) -> usize {
@@ -434,4 +476,175 @@ async fn a_store_is_no_placement_driver() {
     let message = error.err().expect("not placement").to_string();
     assert!(message.contains("Unimplemented"), "{message}");
     server.stop().await;
+}
+
+/// An address at which the system accepts connections for a process that is frozen.
+async fn frozen_address() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("a bound address").to_string();
+    (listener, address)
+}
+
+/// What something took; it must have come in time.
+async fn in_time<T>(what: &str, event: impl Future<Output = T>) -> T {
+    let started = Instant::now();
+    let value = soon(what, event).await;
+    let took = started.elapsed();
+    assert!(took < WITHIN, "{what}: {took:?}");
+    value
+}
+
+#[tokio::test]
+async fn an_address_that_accepts_and_never_answers_does_not_delay_the_search() {
+    let placement = Placement::start(&World::new(1), 3).await;
+    placement.elect(2);
+    placement.freeze(1);
+    let (_frozen, address) = frozen_address().await;
+    let endpoints = vec![address, placement.endpoint(1), placement.endpoint(0)];
+    let connecting = PlacementClient::connect(endpoints);
+    let client = in_time("it connects", connecting).await.expect("one of them answers");
+    assert_eq!(client.leader_address(), placement.endpoint(2));
+}
+
+#[tokio::test]
+async fn without_an_answer_the_search_ends_in_time_and_says_why() {
+    let (_frozen, address) = frozen_address().await;
+    let within = Duration::from_millis(300);
+    let searching = PlacementClient::connect_within(vec![address.clone()], within);
+    let error = in_time("it gives up", searching).await.err().expect("nobody answers");
+    let message = error.to_string();
+    assert!(message.contains(&address) && message.contains("no answer within"), "{message}");
+}
+
+#[tokio::test]
+async fn everything_leaves_a_leader_that_is_silent_for_the_one_that_took_its_place() {
+    let mut placement = Placement::start(&World::new(1), 3).await;
+    let client = placement.connect().await;
+    let (heartbeats, outgoing) = mpsc::channel(8);
+    let (opened, mut opens) = mpsc::unbounded_channel();
+    let _steps = client.region_heartbeats(outgoing, move || {
+        let _ = opened.send(());
+    });
+    let region = Some(Region { id: 7, ..Default::default() });
+    heartbeats.send(RegionHeartbeatRequest { region, ..Default::default() }).await.expect("open");
+    assert_eq!(placement.heartbeats.recv().await, Some((0, 7)));
+    assert_eq!(opens.recv().await, Some(()));
+    assert!(client.tso(1).await.expect("a timestamp").logical > 0);
+
+    placement.freeze(0);
+    let asked = async {
+        let ids = tokio::spawn({
+            let client = client.clone();
+            async move { client.alloc_id(1).await }
+        });
+        let timestamp = tokio::spawn({
+            let client = client.clone();
+            async move { client.tso(1).await }
+        });
+        placement.elect(1);
+        (ids.await.expect("no panic"), timestamp.await.expect("no panic"))
+    };
+    let (ids, timestamp) = in_time("calls are answered", asked).await;
+    assert_eq!(ids.expect("of the next leader"), 101..102);
+    assert!(timestamp.expect("of the next leader").logical > 1);
+    assert_eq!(client.leader_address(), placement.endpoint(1));
+    in_time("the next leader is to hear of all regions", opens.recv()).await;
+
+    // One that comes back leads nobody any more.
+    placement.thaw(0);
+    for _ in 0..10 {
+        client.alloc_id(1).await.expect("ids");
+        assert_eq!(client.leader_address(), placement.endpoint(1));
+    }
+}
+
+#[tokio::test]
+async fn a_leader_that_was_silent_for_a_moment_keeps_its_clients() {
+    let placement = Placement::start(&World::new(1), 3).await;
+    let client = placement.connect().await;
+    let (heartbeats, outgoing) = mpsc::channel(8);
+    let (opened, mut opens) = mpsc::unbounded_channel();
+    let mut steps = client.region_heartbeats(outgoing, move || {
+        let _ = opened.send(());
+    });
+    let heartbeat = || RegionHeartbeatRequest {
+        region: Some(Region { id: 7, ..Default::default() }),
+        ..Default::default()
+    };
+    heartbeats.send(heartbeat()).await.expect("open");
+    assert_eq!(soon("a step", steps.recv()).await.map(|step| step.region_id), Some(7));
+    placement.freeze(0);
+    // Long enough that others are asked who leads.
+    let waiting = async {
+        let answered = client.alloc_id(1);
+        let thawing = async {
+            tokio::time::sleep(Duration::from_millis(1_200)).await;
+            placement.thaw(0);
+        };
+        tokio::join!(answered, thawing).0
+    };
+    assert_eq!(in_time("it answers late", waiting).await.expect("ids"), 101..102);
+    heartbeats.send(heartbeat()).await.expect("open");
+    assert_eq!(soon("a step", steps.recv()).await.map(|step| step.region_id), Some(7));
+    assert_eq!(opens.recv().await, Some(()));
+    assert!(opens.try_recv().is_err(), "the stream is the same");
+}
+
+/// Passes connections on, until they are to hang: then the ones there are stay open, and
+/// nothing goes through them, as when a router has forgotten them.
+struct Relay {
+    address: SocketAddr,
+    hung: watch::Sender<u64>,
+}
+
+impl Relay {
+    async fn start(to: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("a bound address");
+        let hung = watch::Sender::new(0);
+        let hangs = hung.clone();
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let mut hung = hangs.subscribe();
+                tokio::spawn(async move {
+                    let mut far = TcpStream::connect(to).await.expect("it is served");
+                    let generation = *hung.borrow_and_update();
+                    let passed = tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => true,
+                        () = async {
+                            let _ = hung.wait_for(|now| *now != generation).await;
+                        } => false,
+                    };
+                    if !passed {
+                        std::future::pending::<()>().await;
+                    }
+                });
+            }
+        });
+        Relay { address, hung }
+    }
+
+    fn hang(&self) {
+        self.hung.send_modify(|generation| *generation += 1);
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_is_dead_at_one_end_is_replaced() {
+    let placement = Placement::start(&World::new(1), 1).await;
+    let relay = Relay::start(placement.servers[0].address).await;
+    placement.members.addresses.lock()[0] = relay.address;
+    let client = PlacementClient::connect(vec![relay.address.to_string()]).await.expect("a leader");
+    let (heartbeats, outgoing) = mpsc::channel(8);
+    let (opened, mut opens) = mpsc::unbounded_channel();
+    let _steps = client.region_heartbeats(outgoing, move || {
+        let _ = opened.send(());
+    });
+    let region = Some(Region { id: 7, ..Default::default() });
+    heartbeats.send(RegionHeartbeatRequest { region, ..Default::default() }).await.expect("open");
+    assert_eq!(opens.recv().await, Some(()));
+    assert_eq!(client.alloc_id(1).await.expect("ids"), 101..102);
+    relay.hang();
+    assert_eq!(in_time("a new connection", client.alloc_id(1)).await.expect("ids"), 102..103);
+    assert_eq!(soon("a new stream", opens.recv()).await, Some(()));
 }
