@@ -14,7 +14,8 @@
 //! before those that were not.
 //!
 //! It costs nothing while nobody asks. Questions that come in together share a
-//! round; a member that was silent before is asked, but not waited for.
+//! round; a member that was silent before is asked one question at a time, and
+//! not waited for.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
@@ -72,6 +73,8 @@ struct Other {
     heard: Option<Instant>,
     /// It did not answer the latest question.
     silent: bool,
+    /// Questions on their way to it.
+    asked: usize,
 }
 
 /// What became of one question.
@@ -177,12 +180,7 @@ impl RollCall {
         let me = shared.state.me();
         let cluster = shared.cluster_id();
         for member in members.iter().filter(|member| member.id != me) {
-            let Some(client) = self.client(member) else {
-                // No address: nothing can be heard from there.
-                let answer = Answer { member: member.id, asked: Instant::now(), status: None };
-                let _ = tell.try_send(answer);
-                continue;
-            };
+            let Some(client) = self.client(member) else { continue };
             let (member, others, tell) = (member.id, Arc::clone(&self.others), tell.clone());
             // Also an answer that comes after the end of the roll call is worth something to
             // the next one.
@@ -205,17 +203,28 @@ impl RollCall {
         }
     }
 
+    /// The connection on which a member is to be asked now, if it is.
     fn client(&self, member: &MemberInfo) -> Option<MemberClient> {
         let mut others = self.others.lock();
-        if let Some(other) = others.get(&member.id)
+        if let Some(other) = others.get_mut(&member.id)
             && other.client.address() == member.address
         {
+            if other.silent && other.asked > 0 {
+                return None;
+            }
+            other.asked += 1;
             return Some(other.client.clone());
         }
-        let client = MemberClient::new(&member.address).ok()?;
+        let client = match MemberClient::new(&member.address) {
+            Ok(client) => client,
+            Err(error) => {
+                debug!(member = %member.id, %error, "a member cannot be asked");
+                return None;
+            }
+        };
         // The question in hand is its first chance to speak.
         let heard = others.get(&member.id).and_then(|other| other.heard);
-        others.insert(member.id, Other { client: client.clone(), heard, silent: false });
+        others.insert(member.id, Other { client: client.clone(), heard, silent: false, asked: 1 });
         Some(client)
     }
 
@@ -268,6 +277,7 @@ fn settle(
     if other.client.address() != client.address() {
         return;
     }
+    other.asked = other.asked.saturating_sub(1);
     other.silent = !answered;
     if answered {
         other.heard = Some(Instant::now());
