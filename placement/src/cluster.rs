@@ -7,7 +7,7 @@ use std::ops::Bound;
 use bytes::Bytes;
 use tracing::{debug, info};
 
-use crate::map::{KeyRange, RegionMap, StaleReport, StoreMap};
+use crate::map::{KeyRange, RefusedReport, RegionMap, StoreMap};
 use crate::operator::{Operator, OperatorLimits, OperatorSet, Order};
 use crate::schedule::leaders::ScatterError;
 use crate::schedule::{ScheduleConfig, View, leaders, replicas};
@@ -58,8 +58,9 @@ impl Cluster {
         report: RegionReport,
         now: Moment,
         fresh: FreshPeer<'_>,
-    ) -> Result<Option<Order>, StaleReport> {
+    ) -> Result<Option<Order>, RefusedReport> {
         let id = report.region.id;
+        self.regions.advance(now);
         for displaced in self.regions.report(report)? {
             info!(region = %displaced, by = %id, "a newer region took this one's range");
             self.operators.cancel(displaced, "another region holds its range", now);
@@ -151,6 +152,7 @@ impl Cluster {
     /// heartbeat corrects it. Without this, keys of a new part would be nobody's
     /// for one heartbeat.
     pub fn split_happened(&mut self, regions: Vec<Region>, now: Moment) {
+        self.regions.advance(now);
         let leader_store = regions
             .iter()
             .find_map(|region| self.regions.get(region.id))
@@ -189,7 +191,7 @@ impl Cluster {
                         self.operators.cancel(displaced, "another region holds its range", now);
                     }
                 }
-                Err(stale) => debug!(region = %id, %stale, "split is older than what is known"),
+                Err(refused) => debug!(region = %id, %refused, "split does not fit what is known"),
             }
         }
     }

@@ -191,6 +191,6 @@ pub use ready::{Ready, ReadyNumber, RoleChange, RoleKind};
 #[cfg(esker_break_rules)]
 pub use rules::{Rule, break_rule};
 pub use types::{
-    ChangeStep, ConfChange, Entry, GroupId, HardState, Identity, LeaveJoint, LogIndex, Payload,
-    PeerId, SnapshotMeta, Term, Time,
+    ChangeStep, ConfChange, Entry, GroupId, HardState, Identity, LeaveJoint, LogIndex,
+    MAX_INDEX_LEAP, MAX_TERM_LEAP, Payload, PeerId, SnapshotMeta, Term, Time,
 };

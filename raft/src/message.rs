@@ -6,7 +6,9 @@
 use bytes::Bytes;
 
 use crate::entries::Entries;
-use crate::types::{GroupId, LogIndex, PeerId, SnapshotMeta, Term, Time};
+use crate::types::{
+    GroupId, LogIndex, MAX_INDEX_LEAP, MAX_TERM_LEAP, PeerId, SnapshotMeta, Term, Time,
+};
 
 /// One message between two peers of a group.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -192,9 +194,10 @@ impl Message {
     }
 
     /// The first number in it, if there is one, that no honest peer could have
-    /// counted up to. Everything behind this check can add one without fear.
+    /// counted up to while this one was at `known`: its term, and the end of its log.
+    /// Everything behind this check can add one without fear.
     #[inline]
-    pub(crate) fn out_of_range(&self) -> Option<(&'static str, u64)> {
+    pub(crate) fn out_of_range(&self, known: (Term, LogIndex)) -> Option<(&'static str, u64)> {
         let Message { term, body, .. } = self;
         let none = (LogIndex(0), Term(0));
         let ((index, entry_term), also) = match body {
@@ -225,10 +228,14 @@ impl Message {
         };
         let terms = [*term, entry_term, also.1].into_iter().max().unwrap_or_default();
         let indexes = index.max(also.0);
-        if terms > Term::MAX {
+        // The limits apply to what this peer would count on from there, too: one that was
+        // led to the highest of all numbers could not go on counting, nor be answered.
+        let highest_term = Term(known.0.0.saturating_add(MAX_TERM_LEAP)).min(Term::MAX);
+        if terms > highest_term {
             return Some(("term", terms.0));
         }
-        (indexes > LogIndex::MAX).then_some(("index", indexes.0))
+        let highest_index = LogIndex(known.1.0.saturating_add(MAX_INDEX_LEAP)).min(LogIndex::MAX);
+        (indexes > highest_index).then_some(("index", indexes.0))
     }
 }
 

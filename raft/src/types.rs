@@ -65,10 +65,19 @@ impl fmt::Display for LogIndex {
     }
 }
 
+/// How far ahead of its own term a peer believes another's to be. A term is an
+/// election: one every 100 ms for 13 years is less than this. A peer that was led
+/// this far ahead by a lie still brings its group along, since the others believe
+/// its answers; one that was told more believes nothing, and nothing is lost.
+pub const MAX_TERM_LEAP: u64 = 1 << 32;
+
+/// How far behind the end of its log a peer believes entries to be. An index is an
+/// entry: a hundred thousand each second for 89 years are less than this.
+pub const MAX_INDEX_LEAP: u64 = 1 << 48;
+
 impl Term {
-    /// The highest term that is believed of another peer. Terms rise by one with
-    /// each election, so none is honestly near; who was told this one by a liar can
-    /// win no election any more, and nothing overflows.
+    /// The highest term that is believed of another peer at all; see also
+    /// [`MAX_TERM_LEAP`]. Nothing that adds to it overflows.
     pub const MAX: Term = Term(u64::MAX >> 1);
 
     /// The term after this one.
@@ -85,7 +94,7 @@ impl Term {
 }
 
 impl LogIndex {
-    /// The highest index that is believed of another peer: see [`Term::MAX`].
+    /// The highest index that is believed of another peer at all: see [`MAX_INDEX_LEAP`].
     pub const MAX: LogIndex = LogIndex(u64::MAX >> 1);
 
     /// The index after this one.

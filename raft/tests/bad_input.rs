@@ -7,8 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use esker_raft::{
     AppendOutcome, ChangeStep, CommitPoint, ConfChange, Config, ConfigError, Configuration,
-    DecodeError, Entry, Group, GroupId, HardState, Identity, LogIndex, Message, MessageBody,
-    Payload, PeerId, ProposeError, Restored, RoleKind, SnapshotMeta, Stamp, StepError, Term, Time,
+    DecodeError, Entry, Group, GroupId, HardState, Identity, LogIndex, MAX_INDEX_LEAP,
+    MAX_TERM_LEAP, Message, MessageBody, Payload, PeerId, ProposeError, Restored, RoleKind,
+    SnapshotMeta, Stamp, StepError, Term, Time,
 };
 use esker_raft_simulator::driver::{Borrowed, Disk, GROUP, Machine};
 
@@ -160,14 +161,60 @@ fn numbers_that_would_overflow_are_refused() {
     }
     let said = refusal(&mut follower(), message(MessageBody::TimeoutNow, huge));
     assert_eq!(said, format!("peer 2 sent the impossible term {huge}"));
-    // The highest that is believed can still be outlived.
-    let mut group = follower();
-    let last = message(append((5, 2), vec![]), Term::MAX.0);
-    group.step(NOW, last).expect("it is taken");
+}
+
+#[test]
+fn a_term_that_no_election_can_have_reached_ends_no_group() {
+    let furthest = TERM.0 + MAX_TERM_LEAP;
+    let of_every_kind = |term: u64| {
+        let (last_term, commit) = (TERM, CommitPoint::default());
+        let last_index = LogIndex(9);
+        [
+            MessageBody::Vote { last_index, last_term, transfer: true, commit },
+            MessageBody::PreVote { last_index, last_term, commit },
+            MessageBody::VoteReply { granted: true, commit },
+            MessageBody::Heartbeat { commit: LogIndex(5), stamp: Stamp::default() },
+            append((5, 2), vec![]),
+            snapshot(9, members(&[1, 2])),
+            MessageBody::TimeoutNow,
+            MessageBody::HeartbeatReply { stamp: Stamp::default() },
+        ]
+        .map(|body| message(body, term))
+    };
+    for term in [furthest + 1, 1 << 62, Term::MAX.0, 1 << 63, u64::MAX] {
+        for message in of_every_kind(term) {
+            let mut group = follower();
+            let said = refusal(&mut group, message);
+            assert_eq!(said, format!("peer 2 sent the impossible term {term}"));
+            assert_eq!(group.term(), TERM);
+        }
+    }
+    // Who was led as far as a lie can lead goes on counting, and brings a leader along
+    // that never heard of it: the leader believes its answers.
+    let mut misled = follower();
+    misled.step(NOW, message(append((5, 2), vec![]), furthest)).expect("it is believed");
     let later = NOW + Duration::from_secs(60);
-    group.tick(later);
-    carry_out(&mut group);
-    assert_eq!(group.role(), RoleKind::PreCandidate);
+    misled.tick(later);
+    carry_out(&mut misled);
+    assert_eq!(misled.role(), RoleKind::PreCandidate);
+    let mut behind = leader();
+    let answer = MessageBody::HeartbeatReply { stamp: Stamp::default() };
+    behind.step(NOW, message(answer, furthest)).expect("it is believed");
+    assert_eq!((behind.role(), behind.term()), (RoleKind::Follower, Term(furthest)));
+}
+
+#[test]
+fn an_index_that_no_log_can_have_reached_is_refused() {
+    let furthest = 5 + MAX_INDEX_LEAP;
+    for index in [furthest + 1, LogIndex::MAX.0, u64::MAX] {
+        let heartbeat = MessageBody::Heartbeat { commit: LogIndex(index), stamp: Stamp::default() };
+        for body in [heartbeat, snapshot(index, members(&[1, 2])), append((index, 4), vec![])] {
+            let said = refusal(&mut follower(), message(body, 4));
+            assert_eq!(said, format!("peer 2 sent the impossible index {index}"));
+        }
+    }
+    let far = message(snapshot(furthest, members(&[1, 2])), 4);
+    follower().step(NOW, far).expect("a snapshot may be far ahead");
 }
 
 #[test]

@@ -14,8 +14,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use esker_raft::{
     AppendOutcome, ChangeStep, CommitPoint, ConfChange, Config, Configuration, Entry, GroupId,
-    HardState, LeaveJoint, LogIndex, Message, MessageBody, Payload, PeerId, PeerSet, RoleKind,
-    SnapshotMeta, SnapshotOutcome, Stamp, Term, Time,
+    HardState, LeaveJoint, LogIndex, MAX_INDEX_LEAP, MAX_TERM_LEAP, Message, MessageBody, Payload,
+    PeerId, PeerSet, RoleKind, SnapshotMeta, SnapshotOutcome, Stamp, Term, Time,
 };
 use esker_raft_simulator::driver::{Disk, EntryLog, Event, GROUP, Machine, Node, Settings};
 use proptest::collection::vec;
@@ -75,8 +75,23 @@ fn near() -> impl Strategy<Value = Near> {
         4 => (-3..4i64).prop_map(Near::Last),
         2 => (0..20u64).prop_map(Near::Any),
         1 => any::<u64>().prop_map(Near::Any),
+        1 => proptest::sample::select(EDGES).prop_map(Near::Any),
     ]
 }
+
+/// Where numbers begin to be refused, and where counting on would overflow.
+const EDGES: &[u64] = &[
+    MAX_TERM_LEAP - 1,
+    MAX_TERM_LEAP,
+    MAX_TERM_LEAP + 1,
+    MAX_INDEX_LEAP - 1,
+    MAX_INDEX_LEAP,
+    MAX_INDEX_LEAP + 1,
+    (1 << 63) - 1,
+    1 << 63,
+    u64::MAX - 1,
+    u64::MAX,
+];
 
 fn term() -> impl Strategy<Value = Near> {
     prop_oneof![8 => (-1..2i64).prop_map(Near::Term), 1 => near()]

@@ -79,6 +79,8 @@ pub const REMEMBERED_SECONDS: u64 = 30;
 /// Tagged writes that one apply worker holds in memory, about 50 bytes each, for all its regions.
 /// The regions whose last write is longest ago are read again when they need it.
 pub const MAX_REMEMBERED_IN_MEMORY: usize = 1 << 20;
+/// Peers of one worker that wait for their region's data: more are created when those have it.
+pub const MAX_EMPTY_PEERS: usize = 4 << 10;
 /// Keys of one split command.
 pub const MAX_SPLIT_KEYS: usize = 256;
 

@@ -50,6 +50,8 @@ pub enum RequestError {
     Split { region: RegionId, reason: String },
     #[error("cannot transfer the leadership of region {region}: {reason}")]
     Transfer { region: RegionId, reason: String },
+    #[error("what was asked or told of region {region} cannot be: {reason}")]
+    Malformed { region: RegionId, reason: String },
     #[error("store {store} is stopping")]
     Stopped { store: StoreId, region: RegionId },
 }
@@ -124,6 +126,7 @@ impl RequestError {
             | RequestError::EmptyKey
             | RequestError::Change(_)
             | RequestError::Split { .. }
+            | RequestError::Malformed { .. }
             | RequestError::Transfer { .. } => {}
         }
         error

@@ -26,6 +26,7 @@
 
 mod apply;
 pub mod config;
+pub mod door;
 mod error;
 mod ids;
 mod log_writer;

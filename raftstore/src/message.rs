@@ -13,6 +13,7 @@ use esker_rpc::proto::esker::command::{Mutation, RegionSnapshot as SnapshotData}
 use esker_rpc::proto::metapb::{Peer, Region, RegionEpoch};
 use tokio::sync::oneshot;
 
+use crate::door::Arrived;
 use crate::error::RequestError;
 use crate::ids::{RegionId, StoreId};
 use crate::raw_value::RawValue;
@@ -153,9 +154,9 @@ pub enum Input {
     Write(WriteRequest),
     Read(ReadRequest),
     Admin(AdminRequest),
-    Raft(Box<RaftMessage>),
+    Raft(Box<Arrived>),
     /// A snapshot whose blocks are all here.
-    Snapshot(Box<RaftMessage>, ReceivedSnapshot),
+    Snapshot(Box<Arrived>, ReceivedSnapshot),
     /// A store did not answer.
     Unreachable(StoreId),
     Status {

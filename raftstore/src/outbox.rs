@@ -41,4 +41,10 @@ pub trait Outbox: Send + Sync + 'static {
     fn report_split(&self, regions: Vec<Region>);
     /// A region is led by this store (`true`) or no longer is, in `term`.
     fn leadership(&self, region: RegionId, term: u64, leader: Option<Peer>, here: bool);
+    /// Whether the cluster knows this store. Asked about stores that speak of a region without
+    /// being known as members of it. Who does not know yet finds out and says no: what was
+    /// refused in between is sent again. Without a placement driver, every store is known.
+    fn knows_store(&self, _store: StoreId) -> bool {
+        true
+    }
 }

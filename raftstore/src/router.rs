@@ -1,5 +1,6 @@
 //! The way into a store: finds the worker that owns a region, refuses what it cannot take.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -17,6 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SetOnce, oneshot};
 use crate::config::{
     BUSY_PATIENCE, BUSY_RETRY, MAX_BOUND_BYTES, MAX_COMMAND_BYTES, MAX_STORED_KEY_BYTES,
 };
+use crate::door::{Arrived, Fault, check_request, complain};
 use crate::error::RequestError;
 use crate::ids::{RegionId, StoreId};
 use crate::message::{
@@ -25,7 +27,7 @@ use crate::message::{
 };
 use crate::ranges::Ranges;
 use crate::read::{ReadDelegates, RegionSnapshot};
-use crate::snapshot::ReceivedSnapshot;
+use crate::snapshot::{ReceivedSnapshot, SnapshotReceiver};
 
 /// The worker that owns a region, of so many.
 pub(crate) fn worker_of(region: RegionId, workers: usize) -> usize {
@@ -315,6 +317,7 @@ impl StoreHandle {
         epoch: RegionEpoch,
         admin: Admin,
     ) -> Result<oneshot::Receiver<Result<AdminResult, RequestError>>, RequestError> {
+        check_admin(region, &admin)?;
         let (reply, answer) = oneshot::channel();
         self.deliver(region, Input::Admin(AdminRequest { region, epoch, admin, reply }))?;
         Ok(answer)
@@ -334,13 +337,55 @@ impl StoreHandle {
         Ok(answer)
     }
 
-    /// A message of another store. Dropped when the worker is too busy: the
-    /// consensus core sends again what matters.
+    /// A message of another store. Dropped when no honest store can have sent it, and when
+    /// the worker is too busy: the consensus core sends again what matters. Reads all that is
+    /// in the message, on the caller's thread.
     pub fn raft_message(&self, message: RaftMessage) {
-        let region = RegionId(message.region_id);
-        if self.deliver(region, Input::Raft(Box::new(message))).is_err() {
-            metrics::counter!("esker_raft_messages_dropped_total").increment(1);
+        // Without a sender there is nobody to be mistaken for.
+        let from = message.from.unwrap_or_default().store_id;
+        self.raft_message_from(StoreId(from), message);
+    }
+
+    /// The same, from a store that is known to have sent it.
+    pub fn raft_message_from(&self, from: StoreId, message: RaftMessage) {
+        let said = StoreId(message.from.unwrap_or_default().store_id);
+        if said != from {
+            complain(self.store, &message, &Fault::OtherSender { said, from });
+            return;
         }
+        // The whole message is needed for the complaint only: its parts are shared.
+        let checked = Arrived::check(self.store, message.clone());
+        match checked {
+            Ok(arrived) => {
+                let region = arrived.region();
+                if self.deliver(region, Input::Raft(Box::new(arrived))).is_err() {
+                    metrics::counter!("esker_raft_messages_dropped_total").increment(1);
+                }
+            }
+            Err(fault) => complain(self.store, &message, &fault),
+        }
+    }
+
+    /// Begins to receive a snapshot into `directory`, if its first part is what an honest
+    /// store can have sent; `stem` names its files and must be unique.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    pub fn receive_snapshot(
+        &self,
+        from: StoreId,
+        message: &RaftMessage,
+        directory: &Path,
+        stem: String,
+    ) -> Result<SnapshotReceiver, Fault> {
+        let said = StoreId(message.from.unwrap_or_default().store_id);
+        if said != from {
+            return Err(Fault::OtherSender { said, from });
+        }
+        let arrived = Arrived::check_snapshot(self.store, message.clone())?;
+        let Arrived { envelope, .. } = arrived;
+        Ok(SnapshotReceiver::new(self.kv.clone(), directory, stem)
+            .within(envelope.start_key, envelope.end_key))
     }
 
     /// A snapshot that has been received whole. Refused when the worker is too busy.
@@ -350,7 +395,9 @@ impl StoreHandle {
         files: ReceivedSnapshot,
     ) -> Result<(), RequestError> {
         let region = RegionId(message.region_id);
-        self.deliver(region, Input::Snapshot(Box::new(message), files))
+        let arrived = Arrived::check_snapshot(self.store, message)
+            .map_err(|fault| RequestError::Malformed { region, reason: fault.to_string() })?;
+        self.deliver(region, Input::Snapshot(Box::new(arrived), files))
     }
 
     /// Whether a snapshot of this range could not be taken over at present, because
@@ -388,6 +435,14 @@ pub(crate) fn keys_of(mutation: &Mutation) -> Option<(&Bytes, Option<&Bytes>)> {
         Kind::Delete(delete) => (&delete.key, None),
         Kind::DeleteRange(range) => (&range.start, Some(&range.end)),
         Kind::Cas(cas) => (&cas.key, None),
+    })
+}
+
+/// What other stores would refuse to take into their logs must not get into this one's.
+fn check_admin(region: RegionId, admin: &Admin) -> Result<(), RequestError> {
+    check_request(admin).map_err(|fault| match admin {
+        Admin::Split { .. } => RequestError::Split { region, reason: fault.to_string() },
+        _ => RequestError::Malformed { region, reason: fault.to_string() },
     })
 }
 

@@ -13,6 +13,7 @@ use esker_engine::{Cf, KvEngine, KvIter, KvSnapshot, SstBuilder, SstFile};
 use esker_raft::SnapshotMeta;
 use esker_rpc::proto::metapb::Region;
 
+use crate::door::PairCheck;
 use crate::error::StoreError;
 
 /// Pairs are gathered up to this many bytes before they are sent as one block.
@@ -166,6 +167,9 @@ pub struct SnapshotReceiver {
     stem: String,
     builder: Option<(Cf, SstBuilder)>,
     files: Vec<SstFile>,
+    /// The last column family of which something came.
+    began: Option<Cf>,
+    check: PairCheck,
 }
 
 impl SnapshotReceiver {
@@ -177,7 +181,16 @@ impl SnapshotReceiver {
             stem,
             builder: None,
             files: Vec::new(),
+            began: None,
+            check: PairCheck::default(),
         }
+    }
+
+    /// Takes no pairs outside of `[start, end)`.
+    #[must_use]
+    pub fn within(mut self, start: Bytes, end: Bytes) -> Self {
+        self.check = PairCheck::within(start, end);
+        self
     }
 
     /// Takes one block. Column families come one after another, keys ascending.
@@ -186,6 +199,11 @@ impl SnapshotReceiver {
     /// When the block is malformed or out of order, or the disk refuses it.
     pub fn block(&mut self, cf: Cf, mut pairs: Bytes) -> Result<(), StoreError> {
         if self.builder.as_ref().is_none_or(|(current, _)| *current != cf) {
+            // A column family that came before would write its file again.
+            if self.began.is_some_and(|began| cf <= began) || cf == Cf::Meta {
+                return Err(refused("its column families are out of order"));
+            }
+            self.began = Some(cf);
             self.finish_file()?;
             let path = file_path(&self.directory, &self.stem, cf);
             self.builder = Some((cf, SstBuilder::new(&self.kv, &path, cf)));
@@ -194,6 +212,7 @@ impl SnapshotReceiver {
         while pairs.has_remaining() {
             let key = take(&mut pairs)?;
             let value = take(&mut pairs)?;
+            self.check.next(cf, &key, &value).map_err(refused)?;
             builder.put(&key, &value)?;
         }
         Ok(())
@@ -224,11 +243,12 @@ impl Drop for SnapshotReceiver {
     }
 }
 
+fn refused(why: impl ToString) -> StoreError {
+    StoreError::Corrupt { what: "a block of a snapshot".into(), why: why.to_string() }
+}
+
 fn take(pairs: &mut Bytes) -> Result<Bytes, StoreError> {
-    let short = || StoreError::Corrupt {
-        what: "a block of a snapshot".into(),
-        why: "it is cut short".into(),
-    };
+    let short = || refused("it is cut short");
     let length = pairs.try_get_u32().map_err(|_| short())? as usize;
     if pairs.len() < length {
         return Err(short());

@@ -18,6 +18,7 @@ use esker_rpc::proto::metapb::{Peer as PeerMeta, Region};
 use esker_rpc::repeat::Repeated;
 
 use crate::config::{StoreConfig, WORKER_TURN};
+use crate::door::Arrived;
 use crate::error::{RequestError, StoreError};
 use crate::ids::{RegionId, StoreId};
 use crate::message::{AppliedNotice, ApplyTask, Effect, Input, LogTask, Notice};
@@ -62,10 +63,6 @@ pub struct Worker {
     stopping: bool,
     /// The store's data is damaged: no peer of this worker serves any more.
     retired: bool,
-    /// Messages for another store, messages that cannot be read, and snapshots that other regions
-    /// are in the way of: all may come again and again.
-    astray: Repeated<Time>,
-    unreadable: Repeated<Time>,
     crowded: Repeated<Time>,
     /// Room for what one turn takes, kept from turn to turn.
     inputs: Vec<Input>,
@@ -92,8 +89,6 @@ impl Worker {
             out: Outputs::default(),
             stopping: false,
             retired: false,
-            astray: Repeated::new(),
-            unreadable: Repeated::new(),
             crowded: Repeated::new(),
             inputs: Vec::new(),
             taken_notices: Vec::new(),
@@ -348,7 +343,9 @@ impl Worker {
             peer.campaign(now);
         }
         for message in self.shared.ranges.take_early(id) {
-            self.on_raft(now, message)?;
+            if let Ok(arrived) = Arrived::check(self.shared.store, message) {
+                self.on_raft(now, arrived)?;
+            }
         }
         Ok(())
     }

@@ -28,6 +28,7 @@ use crate::Error;
 use crate::server::admin::AdminService;
 use crate::server::founding::{self, Adoption};
 use crate::server::health::{Health, Part};
+use crate::server::known_stores::KnownStores;
 use crate::server::late::LateStore;
 use crate::server::member::{MemberDirectory, MemberStore, Members};
 use crate::server::newcomer::{FoundingService, LateMember};
@@ -390,7 +391,10 @@ async fn open_store(
         log,
         snapshots: data.snap(),
         config: builder.config.store(),
-        outbox: Arc::new(NodeOutbox::new(transport, Audience::Placement(reports))),
+        outbox: Arc::new(NodeOutbox::new(
+            transport,
+            Audience::Placement(reports, KnownStores::of(placement.clone())),
+        )),
         clock: Arc::new(MonotonicClock::default()),
     })?;
     data.empty_snapshots()?;

@@ -180,7 +180,7 @@ mod tests {
     impl Starting {
         async fn new(placement: &PlacementClient, address: &str) -> Self {
             let root = tempfile::tempdir().expect("a directory");
-            let data = DataDir::open(root.path()).expect("an empty directory");
+            let data = DataDir::open(root.path(), esker_engine::Kind::Store).expect("an empty directory");
             let ident = identify(&data, placement, address, false).await.expect("an id").ident;
             let options = EngineOptions::in_memory(MemoryEnv::new());
             Starting {

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use esker_raftstore::{
-    Admin, PeerChange, PeerId, RegionId, RegionReport, RequestError, StoreHandle,
+    Admin, PeerChange, PeerId, RegionExt, RegionId, RegionReport, RequestError, StoreHandle,
 };
 use esker_rpc::placement::PlacementClient;
 use esker_rpc::proto::eraftpb::ConfChangeType;
-use esker_rpc::proto::metapb::RegionEpoch;
+use esker_rpc::proto::metapb::{Region, RegionEpoch};
 use esker_rpc::proto::pdpb::{
     ChangePeer, CheckPolicy, PeerStats, RegionHeartbeatRequest, RegionHeartbeatResponse,
     SplitRegion, StoreStats, TimeInterval,
@@ -152,13 +152,25 @@ fn statistics(store: &StoreHandle, directory: &Path, started: u64) -> StoreStats
     }
 }
 
-fn peer_change(change: &ChangePeer) -> Option<PeerChange> {
+/// Nothing for a kind that is not known, and for what placement orders of no region: a
+/// voter comes from a learner, so that a peer that is nowhere never counts for a majority;
+/// and a peer stays on its store.
+fn peer_change(region: &Region, change: &ChangePeer) -> Option<PeerChange> {
     let peer = change.peer?;
-    Some(match change.change_type() {
-        ConfChangeType::AddNode => PeerChange::AddVoter(peer),
-        ConfChangeType::AddLearnerNode => PeerChange::AddLearner(peer),
-        ConfChangeType::RemoveNode => PeerChange::Remove(peer),
-    })
+    let known = region.peer(PeerId(peer.id));
+    let is_here = known.is_some_and(|known| known.store_id == peer.store_id);
+    match ConfChangeType::try_from(change.change_type).ok()? {
+        ConfChangeType::AddNode => is_here.then_some(PeerChange::AddVoter(peer)),
+        ConfChangeType::AddLearnerNode => {
+            (is_here || known.is_none()).then_some(PeerChange::AddLearner(peer))
+        }
+        ConfChangeType::RemoveNode => is_here.then_some(PeerChange::Remove(peer)),
+    }
+}
+
+fn peer_changes(region: &Region, changes: &[ChangePeer]) -> Option<Admin> {
+    let changes = changes.iter().map(|change| peer_change(region, change));
+    changes.collect::<Option<Vec<_>>>().map(Admin::ChangePeers)
 }
 
 /// An order is advice: what does not fit the region any more is dropped, and
@@ -175,18 +187,23 @@ fn carry_out(
         tokio::spawn(split_region(store.clone(), placement.clone(), region, epoch, split));
         return;
     }
+    let Some(known) = store.delegates().get(region).map(|region| region.descriptor()) else {
+        return;
+    };
     let admin = if let Some(transfer) = order.transfer_leader {
         transfer.peer.map(|peer| Admin::TransferLeader(Some(PeerId(peer.id))))
     } else if let Some(change) = order.change_peer_v2 {
-        change.changes.iter().map(peer_change).collect::<Option<Vec<_>>>().map(Admin::ChangePeers)
+        peer_changes(&known, &change.changes)
     } else {
         order
             .change_peer
             .as_ref()
-            .and_then(peer_change)
-            .map(|change| Admin::ChangePeers(vec![change]))
+            .and_then(|change| peer_changes(&known, std::slice::from_ref(change)))
     };
-    let Some(admin) = admin else { return };
+    let Some(admin) = admin else {
+        tracing::debug!(%region, "an order that does not fit the region");
+        return;
+    };
     let (store, faults) = (store.clone(), Arc::clone(faults));
     tokio::spawn(async move {
         match store.admin(region, epoch, admin.clone()).await {

@@ -76,6 +76,11 @@ pub fn store_of(member: MemberId) -> StoreId {
     StoreId(MEMBER_STORES | member.0)
 }
 
+/// Whether this is the store of a placement member, of whatever group.
+pub fn is_member_store(store: StoreId) -> bool {
+    store.0 & MEMBER_STORES != 0
+}
+
 /// A running member's store.
 pub struct MemberStore {
     running: RunningStore,

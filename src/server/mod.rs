@@ -10,6 +10,7 @@ pub mod founding;
 pub mod health;
 pub mod heartbeats;
 pub mod keys;
+pub mod known_stores;
 pub mod late;
 pub mod member;
 pub mod newcomer;

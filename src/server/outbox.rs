@@ -14,6 +14,7 @@ use esker_rpc::transport::{
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 
+use super::known_stores::KnownStores;
 use super::member::MemberBook;
 
 /// Reports that may wait for placement; what does not fit is reported again later.
@@ -36,8 +37,8 @@ pub struct RegionLeader {
 
 /// Whom a store talks to.
 pub enum Audience {
-    /// A data store reports to placement.
-    Placement(mpsc::Sender<Report>),
+    /// A data store reports to placement, which knows all others.
+    Placement(mpsc::Sender<Report>, KnownStores),
     /// The placement driver's own store tells its member who leads.
     Member(watch::Sender<RegionLeader>),
 }
@@ -71,13 +72,13 @@ impl Outbox for NodeOutbox {
     }
 
     fn report_region(&self, report: RegionReport) {
-        if let Audience::Placement(reports) = &self.audience {
+        if let Audience::Placement(reports, _) = &self.audience {
             let _ = reports.try_send(Report::Region(Box::new(report)));
         }
     }
 
     fn report_split(&self, regions: Vec<Region>) {
-        if let Audience::Placement(reports) = &self.audience {
+        if let Audience::Placement(reports, _) = &self.audience {
             let _ = reports.try_send(Report::Split(regions));
         }
     }
@@ -85,6 +86,13 @@ impl Outbox for NodeOutbox {
     fn leadership(&self, _region: RegionId, term: u64, leader: Option<Peer>, here: bool) {
         if let Audience::Member(leaders) = &self.audience {
             leaders.send_replace(RegionLeader { term, leader, here });
+        }
+    }
+
+    fn knows_store(&self, store: StoreId) -> bool {
+        match &self.audience {
+            Audience::Placement(_, stores) => stores.knows(store),
+            Audience::Member(_) => super::member::is_member_store(store),
         }
     }
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use esker_engine::Cf;
-use esker_raftstore::{RegionId, SnapshotReceiver, StoreHandle};
+use esker_raftstore::{RegionId, SnapshotReceiver, StoreHandle, StoreId};
 use esker_rpc::proto::esker::{RaftMessage, SnapshotHead, SnapshotTail};
 use esker_rpc::transport::{RaftHandler, SnapshotError, SnapshotSink};
 use parking_lot::RwLock;
@@ -55,9 +55,10 @@ impl RaftHandler for Traffic {
         self.store(store).map(|local| local.cluster)
     }
 
-    fn on_raft(&self, _from_store: u64, to_store: u64, message: RaftMessage) {
-        if let Some(local) = self.stores.read().get(&to_store) {
-            local.handle.raft_message(message);
+    fn on_raft(&self, from_store: u64, to_store: u64, message: RaftMessage) {
+        // Not under the lock: it reads the whole message.
+        if let Some(local) = self.store(to_store) {
+            local.handle.raft_message_from(StoreId(from_store), message);
         }
     }
 
@@ -75,8 +76,8 @@ impl RaftHandler for Traffic {
         }
         let number = self.received.fetch_add(1, Ordering::Relaxed);
         let stem = format!("{}-from-{}-{number}", message.region_id, head.from_store);
-        let engine = local.handle.engine().clone();
-        let receiver = SnapshotReceiver::new(engine, &local.snapshots, stem);
+        let from = StoreId(head.from_store);
+        let receiver = local.handle.receive_snapshot(from, &message, &local.snapshots, stem)?;
         Ok(Box::new(Incoming { local, message, receiver }))
     }
 }

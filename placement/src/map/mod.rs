@@ -10,7 +10,10 @@
 mod regions;
 mod stores;
 
-pub use regions::{Gap, KeyRange, RegionMap, StaleReport, StoreLoad};
+pub use regions::{
+    CLAIM_MS, Gap, KeyRange, MAX_EPOCH_LEAP, RefusedReport, RegionMap, StaleReport, StoreLoad,
+    may_follow,
+};
 pub use stores::{
     Label, Liveness, PutStoreError, Store, StoreConfig, StoreDescriptor, StoreHealth, StoreMap,
     StoreMemory, StoreState, StoreStats,

@@ -6,6 +6,11 @@
 //! region with a newer version, is refused; an accepted one displaces every
 //! region that its range overlaps. Displaced and never reported ranges are
 //! gaps: nobody knows who holds them until a leader speaks.
+//!
+//! No report takes more than it can have come by: see [`may_follow`]. And what
+//! nobody repeats is not held against anybody for long: a leader reports its
+//! region every few seconds, so that a region which nobody has reported for
+//! [`CLAIM_MS`] gives way to any report. So a single false one does no lasting harm.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
@@ -14,7 +19,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use thiserror::Error;
 
-use crate::types::{Epoch, RegionId, RegionReport, StoreId};
+use crate::types::{Epoch, Moment, Region, RegionId, RegionReport, StoreId};
+
+/// How long a report holds its range against others without being repeated: three
+/// times what leaders take to say the same again.
+pub const CLAIM_MS: u64 = 30_000;
+/// How far a region's epoch may be ahead of what is known: so often does nothing
+/// change between two reports.
+pub const MAX_EPOCH_LEAP: u64 = 1 << 32;
 
 /// A half-open range of keys; an empty end means no upper bound.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +45,41 @@ pub struct StaleReport {
     pub reported: Epoch,
     pub known_region: RegionId,
     pub known: Epoch,
+}
+
+/// Why a report was not taken in.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum RefusedReport {
+    /// Daily business: its sender finds out by itself.
+    #[error(transparent)]
+    Stale(#[from] StaleReport),
+    /// Nothing that is known can have become what it says.
+    #[error(
+        "region {region} reports a range or an epoch ({reported}) that cannot have come out of \
+         region {known_region}, which is known with {known}"
+    )]
+    Impossible { region: RegionId, reported: Epoch, known_region: RegionId, known: Epoch },
+}
+
+/// Whether `newer` can be what became of a part of `known`.
+///
+/// Regions are split and never joined, so that whatever comes later lies inside of
+/// what was there before: a region keeps its range until its version rises, and is
+/// smaller then; another region that has a part of the range came out of it, with a
+/// higher version. Whoever makes regions grow extends this rule.
+pub fn may_follow(known: &Region, newer: &Region) -> bool {
+    let leap = |old: u64, new: u64| new.saturating_sub(old) <= MAX_EPOCH_LEAP;
+    let is_inside = newer.start >= known.start
+        && (known.end.is_empty() || (!newer.end.is_empty() && newer.end <= known.end));
+    if !is_inside || !leap(known.epoch.version, newer.epoch.version) {
+        return false;
+    }
+    if newer.id != known.id {
+        return newer.epoch.version > known.epoch.version;
+    }
+    let is_same = newer.start == known.start && newer.end == known.end;
+    let is_of_same_version = newer.epoch.version == known.epoch.version;
+    is_same == is_of_same_version && leap(known.epoch.conf_ver, newer.epoch.conf_ver)
 }
 
 /// A part of an asked range that no known region covers.
@@ -57,26 +104,46 @@ pub struct RegionMap {
     by_id: HashMap<RegionId, Arc<RegionReport>>,
     by_start: BTreeMap<Bytes, RegionId>,
     loads: BTreeMap<StoreId, StoreLoad>,
+    /// When each region was last reported.
+    heard: HashMap<RegionId, Moment>,
+    now: Moment,
 }
 
 impl RegionMap {
+    /// The moment at which the next reports come.
+    pub fn advance(&mut self, now: Moment) {
+        self.now = self.now.max(now);
+    }
+
+    /// Whether a region was reported so lately that its report counts against others.
+    fn holds(&self, id: RegionId) -> bool {
+        self.heard.get(&id).is_some_and(|heard| self.now.since(*heard) < CLAIM_MS)
+    }
+
     /// Takes in what a leader reports; answers the regions that it displaced.
-    pub fn report(&mut self, report: RegionReport) -> Result<Vec<RegionId>, StaleReport> {
+    pub fn report(&mut self, report: RegionReport) -> Result<Vec<RegionId>, RefusedReport> {
         let region = &report.region;
-        if let Some(known) = self.by_id.get(&region.id) {
+        if let Some(known) = self.by_id.get(&region.id).filter(|_| self.holds(region.id)) {
             let (old, new) = (known.region.epoch, region.epoch);
             let is_older = new.version < old.version || new.conf_ver < old.conf_ver;
             // At one epoch only the term tells a deposed leader from its successor.
             let is_deposed =
                 new == old && report.term != 0 && known.term != 0 && report.term < known.term;
             if is_older || is_deposed {
-                return Err(self.stale(&report, region.id));
+                return Err(self.stale(&report, region.id).into());
+            }
+            if !may_follow(&known.region, region) {
+                return Err(self.impossible(&report, region.id));
             }
         }
         let overlapping = self.overlapping(&region.start, &region.end);
-        for id in &overlapping {
-            if self.by_id[id].region.epoch.version > region.epoch.version {
-                return Err(self.stale(&report, *id));
+        for id in overlapping.iter().filter(|id| **id != region.id && self.holds(**id)) {
+            let known = &self.by_id[id].region;
+            if known.epoch.version > region.epoch.version {
+                return Err(self.stale(&report, *id).into());
+            }
+            if !may_follow(known, region) {
+                return Err(self.impossible(&report, *id));
             }
         }
         // Also when its range moved: an id is in the map at most once.
@@ -99,12 +166,22 @@ impl RegionMap {
         }
     }
 
+    fn impossible(&self, report: &RegionReport, known: RegionId) -> RefusedReport {
+        RefusedReport::Impossible {
+            region: report.region.id,
+            reported: report.region.epoch,
+            known_region: known,
+            known: self.by_id[&known].region.epoch,
+        }
+    }
+
     fn insert(&mut self, report: RegionReport) {
         let id = report.region.id;
+        self.heard.insert(id, self.now);
         for peer in &report.region.peers {
             let load = self.loads.entry(peer.store).or_default();
             load.replicas.insert(id);
-            load.size += report.approximate_size;
+            load.size = load.size.saturating_add(report.approximate_size);
         }
         self.loads.entry(report.leader.store).or_default().leaders.insert(id);
         self.by_start.insert(report.region.start.clone(), id);
@@ -115,11 +192,12 @@ impl RegionMap {
         let Some(known) = self.by_id.remove(&id) else {
             return;
         };
+        self.heard.remove(&id);
         self.by_start.remove(&known.region.start);
         for peer in &known.region.peers {
             if let Some(load) = self.loads.get_mut(&peer.store) {
                 load.replicas.remove(&id);
-                load.size -= known.approximate_size;
+                load.size = load.size.saturating_sub(known.approximate_size);
             }
         }
         if let Some(load) = self.loads.get_mut(&known.leader.store) {
@@ -345,7 +423,10 @@ mod tests {
         map.report(report(1, "", "m").version(2).build()).unwrap();
         map.report(report(2, "m", "").version(2).build()).unwrap();
         let stale = map.report(report(1, "", "").version(1).build());
-        assert_eq!(stale.unwrap_err().known_region, RegionId(1));
+        assert!(matches!(
+            stale,
+            Err(RefusedReport::Stale(StaleReport { known_region: RegionId(1), .. }))
+        ));
         // A region that is not known itself, but whose range is.
         let stale = map.report(report(9, "a", "z").version(1).build());
         assert!(stale.is_err());
@@ -353,12 +434,77 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_version_displaces_what_it_overlaps() {
+    fn the_parts_of_a_split_displace_what_they_came_out_of() {
         let mut map = map_with_a_gap();
-        let displaced = map.report(report(2, "c", "n").version(7).build()).unwrap();
-        assert_eq!(displaced, [RegionId(1), RegionId(3)]);
-        assert_eq!(ids(&map.scan(&range("", ""), 10)), [2]);
-        assert_eq!(map.leader_count(StoreId(1)), 1);
+        let displaced = map.report(report(9, "m", "q").version(2).build()).unwrap();
+        assert_eq!(displaced, [RegionId(3)]);
+        map.report(report(3, "q", "").version(2).build()).unwrap();
+        map.report(report(8, "h", "m").version(5).build()).unwrap();
+        assert_eq!(ids(&map.scan(&range("", ""), 10)), [1, 2, 8, 9, 3]);
+        assert_eq!(map.leader_count(StoreId(1)), 5);
+    }
+
+    #[test]
+    fn a_false_range_takes_no_region_off_the_map() {
+        let mut map = map_with_a_gap();
+        let before = ids(&map.scan(&range("", ""), 10));
+        let false_reports = [
+            // More than it had, more than anybody had, and what it never had.
+            report(2, "c", "n").version(7),
+            report(2, "", "").version(7),
+            report(9, "", "").version(7),
+            report(9, "c", "e").version(7),
+            report(2, "m", "n").version(7),
+            // Another range at the same version, and the same at another.
+            report(2, "d", "e"),
+            report(2, "d", "h").version(7),
+            // As new as what it takes a part of.
+            report(9, "a", "b"),
+            // Ahead of everything that can have happened.
+            report(2, "d", "e").version(2 + MAX_EPOCH_LEAP),
+            report(2, "d", "h").conf_ver(2 + MAX_EPOCH_LEAP),
+        ];
+        for report in false_reports {
+            let report = report.build();
+            let refused = map.report(report.clone());
+            assert!(
+                matches!(refused, Err(RefusedReport::Impossible { .. })),
+                "{report:?}: {refused:?}"
+            );
+            assert_eq!(ids(&map.scan(&range("", ""), 10)), before);
+        }
+    }
+
+    #[test]
+    fn what_nobody_repeats_gives_way_to_what_a_leader_says() {
+        let mut map = map_with_a_gap();
+        // It may be so, and is not.
+        map.report(report(2, "e", "f").version(1_000).term(9).build()).unwrap();
+        let truth = || report(2, "d", "h").term(5).build();
+        map.advance(Moment(CLAIM_MS - 1));
+        assert!(map.report(truth()).is_err());
+        map.advance(Moment(CLAIM_MS));
+        map.report(truth()).unwrap();
+        assert_eq!(map.by_key(b"d").unwrap().region.id, RegionId(2));
+        // What is repeated holds.
+        map.advance(Moment(2 * CLAIM_MS - 1));
+        map.report(truth()).unwrap();
+        map.advance(Moment(3 * CLAIM_MS - 2));
+        assert!(map.report(report(2, "", "z").term(5).build()).is_err());
+    }
+
+    #[test]
+    fn absurd_sizes_add_up_to_no_panic() {
+        let mut map = RegionMap::default();
+        for (id, start, end) in [(1, "", "d"), (2, "d", "h"), (3, "h", "")] {
+            let mut absurd = report(id, start, end).build();
+            absurd.approximate_size = u64::MAX;
+            map.report(absurd).unwrap();
+        }
+        for (id, start, end) in [(1, "", "d"), (2, "d", "h"), (3, "h", "")] {
+            map.report(report(id, start, end).build()).unwrap();
+        }
+        assert_eq!(map.replica_count(StoreId(1)), 3);
     }
 
     #[test]
@@ -384,20 +530,31 @@ mod tests {
         #[test]
         fn the_map_equals_a_brute_force_model(
             reports in proptest::collection::vec(
-                (1u64..6, 0..LETTERS, 1..=LETTERS, 1u64..6, 1u64..3, 1u64..4), 1..60)
+                (1u64..6, 0..LETTERS, 1..=LETTERS, 1u64..6, 1u64..3, 1u64..4, 0..CLAIM_MS), 1..60)
         ) {
             let mut map = RegionMap::default();
             // The model: all live regions in a list, compared with everything.
-            let mut model: Vec<(u64, u8, u8, u64, u64, u64)> = Vec::new();
-            for (id, start, length, version, conf_ver, leader) in reports {
+            let mut model: Vec<(u64, u8, u8, u64, u64, u64, u64)> = Vec::new();
+            let mut now = 0;
+            for (id, start, length, version, conf_ver, leader, pause) in reports {
                 let end = (start + length).min(LETTERS);
+                now += pause;
+                map.advance(Moment(now));
                 let refused = model.iter().any(|known| {
-                    let same = known.0 == id && (known.3 > version || known.4 > conf_ver);
-                    same || (known.1 < end && start < known.2 && known.3 > version)
+                    let overlaps = known.1 < end && start < known.2;
+                    let inside = known.1 <= start && end <= known.2;
+                    let same = known.1 == start && end == known.2;
+                    let cannot_be = if known.0 == id {
+                        known.3 > version || known.4 > conf_ver || !inside
+                            || same != (known.3 == version)
+                    } else {
+                        overlaps && (known.3 >= version || !inside)
+                    };
+                    now - known.6 < CLAIM_MS && cannot_be
                 });
                 if !refused {
                     model.retain(|known| known.0 != id && !(known.1 < end && start < known.2));
-                    model.push((id, start, end, version, conf_ver, leader));
+                    model.push((id, start, end, version, conf_ver, leader, now));
                 }
                 let mut sent = report(id, "", "").version(version).conf_ver(conf_ver)
                     .voters(&[1, 2, 3]).leader(leader).build();

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use esker_rpc::proto::{eraftpb, metapb, pdpb};
 use thiserror::Error;
 
+use super::checks;
 use crate::map::{Label, Store, StoreDescriptor, StoreMemory, StoreState, StoreStats};
 use crate::operator::{Order, Seat, Step};
 use crate::timestamp::Timestamp;
@@ -21,6 +22,8 @@ pub enum Malformed {
     Region { region: u64, what: &'static str },
     #[error("store {store}: {what}")]
     Store { store: u64, what: &'static str },
+    #[error("a safe point of {physical} ms lies in the future: it is {wall_ms} ms")]
+    Future { physical: u64, wall_ms: u64 },
 }
 
 pub fn region(message: metapb::Region) -> Result<Region, Malformed> {
@@ -32,6 +35,9 @@ pub fn region(message: metapb::Region) -> Result<Region, Malformed> {
     let epoch = message.region_epoch.ok_or_else(|| wrong("no epoch"))?;
     if !message.end_key.is_empty() && message.start_key >= message.end_key {
         return Err(wrong("its range is empty"));
+    }
+    if message.peers.len() > checks::MAX_PEERS {
+        return Err(wrong("more peers than a group can have"));
     }
     let peers = message
         .peers
@@ -47,13 +53,15 @@ pub fn region(message: metapb::Region) -> Result<Region, Malformed> {
     if peers.iter().any(is_twice) {
         return Err(wrong("two of its peers share a store or an id"));
     }
-    Ok(Region {
+    let region = Region {
         id: RegionId(id),
         start: message.start_key,
         end: message.end_key,
         epoch: Epoch { conf_ver: epoch.conf_ver, version: epoch.version },
         peers,
-    })
+    };
+    checks::region(&region)?;
+    Ok(region)
 }
 
 fn peer(message: &metapb::Peer) -> Option<Peer> {
@@ -78,7 +86,7 @@ pub fn report(message: pdpb::RegionHeartbeatRequest) -> Result<RegionReport, Mal
     let leader = *region
         .peer(PeerId(leader.id))
         .ok_or_else(|| wrong("its leader is not one of its peers"))?;
-    Ok(RegionReport {
+    let mut report = RegionReport {
         leader,
         region,
         term: message.term,
@@ -99,7 +107,9 @@ pub fn report(message: pdpb::RegionHeartbeatRequest) -> Result<RegionReport, Mal
         },
         approximate_size: message.approximate_size,
         approximate_keys: message.approximate_keys,
-    })
+    };
+    checks::report(&mut report)?;
+    Ok(report)
 }
 
 pub fn store_descriptor(message: metapb::Store) -> Result<StoreDescriptor, Malformed> {
@@ -113,7 +123,7 @@ pub fn store_descriptor(message: metapb::Store) -> Result<StoreDescriptor, Malfo
         Ok(metapb::StoreState::Tombstone) => StoreState::Tombstone,
         Err(_) => return Err(wrong("an unknown state")),
     };
-    Ok(StoreDescriptor {
+    let descriptor = StoreDescriptor {
         id: StoreId(message.id),
         address: message.address,
         peer_address: message.peer_address,
@@ -134,7 +144,9 @@ pub fn store_descriptor(message: metapb::Store) -> Result<StoreDescriptor, Malfo
             log_sequence: memory.log_sequence,
             start: memory.start,
         }),
-    })
+    };
+    checks::store(&descriptor)?;
+    Ok(descriptor)
 }
 
 /// A store's durable part on the wire, and on disk.
@@ -179,8 +191,8 @@ pub fn store_message(store: &Store) -> metapb::Store {
     }
 }
 
-pub fn stats(message: &pdpb::StoreStats) -> StoreStats {
-    StoreStats {
+pub fn stats(message: &pdpb::StoreStats) -> Result<StoreStats, Malformed> {
+    let stats = StoreStats {
         capacity: message.capacity,
         available: message.available,
         used_size: message.used_size,
@@ -195,8 +207,11 @@ pub fn stats(message: &pdpb::StoreStats) -> StoreStats {
         keys_written: message.keys_written,
         keys_read: message.keys_read,
         log_sequence: message.esker_log_sequence,
-        damage: message.esker_damage.clone(),
-    }
+        // One line is shown; what was found is in the store's own log.
+        damage: message.esker_damage.chars().take(checks::MAX_TEXT_BYTES).collect(),
+    };
+    checks::stats(message.store_id, &stats)?;
+    Ok(stats)
 }
 
 pub fn stats_message(store: &Store) -> pdpb::StoreStats {

@@ -9,6 +9,7 @@
 //! A request for another cluster is an error in the response's header, on a
 //! connection that stays.
 
+pub(crate) mod checks;
 pub(crate) mod convert;
 mod headers;
 mod http;
@@ -29,8 +30,6 @@ use esker_rpc::proto::esker::members_server::MembersServer;
 use esker_rpc::proto::keyspacepb::keyspace_server::KeyspaceServer;
 use esker_rpc::proto::pdpb;
 use esker_rpc::proto::pdpb::pd_server::PdServer;
-use esker_rpc::repeat::Repeated;
-use parking_lot::Mutex;
 use tokio::sync::watch;
 use tonic::{Response, Status};
 
@@ -87,8 +86,6 @@ pub(crate) struct Shared {
     cluster_id: AtomicU64,
     pub lead: watch::Sender<Option<Arc<Lead>>>,
     roll_call: RollCall,
-    /// Heartbeats that could not be read.
-    pub nonsense: Mutex<Repeated>,
 }
 
 impl Shared {
@@ -204,6 +201,12 @@ impl Refusal {
     }
 }
 
+impl From<convert::Malformed> for Refusal {
+    fn from(malformed: convert::Malformed) -> Self {
+        Self::invalid(malformed.to_string())
+    }
+}
+
 impl From<LeadError> for Refusal {
     fn from(error: LeadError) -> Self {
         match error {
@@ -238,7 +241,6 @@ impl PlacementServer {
                 cluster_id: AtomicU64::new(0),
                 lead: watch::Sender::new(None),
                 roll_call: RollCall::default(),
-                nonsense: Mutex::default(),
             }),
         }
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use esker_rpc::proto::pdpb;
 
-use super::{Refusal, convert, stores};
+use super::{Refusal, checks, convert, stores};
 use crate::cluster::Cluster;
 use crate::lead::{Lead, PATIENCE};
 use crate::map::KeyRange;
@@ -207,6 +207,7 @@ fn may_split(
     // One that is not known yet, after a change of leader here, may split: its
     // epoch guards it, and ids cost nothing.
     let cluster = lead.cluster.read();
+    checks::belongs(lead, &cluster, &region)?;
     if let Some(known) = cluster.regions.get(region.id) {
         let (known, asked) = (known.region.epoch, region.epoch);
         if asked.version < known.version || asked.conf_ver < known.conf_ver {
@@ -275,12 +276,18 @@ pub async fn report_batch_split(
     request: pdpb::ReportBatchSplitRequest,
 ) -> Result<pdpb::ReportBatchSplitResponse, Refusal> {
     bootstrapped(&lead)?;
-    let regions = request
-        .regions
-        .into_iter()
-        .map(convert::region)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| Refusal::invalid(error.to_string()))?;
+    let parts = request.regions.len();
+    if parts > checks::MAX_PARTS {
+        return Err(Refusal::invalid(format!(
+            "{parts} regions after one split: at most {} are possible",
+            checks::MAX_PARTS
+        )));
+    }
+    let regions =
+        request.regions.into_iter().map(convert::region).collect::<Result<Vec<_>, _>>()?;
+    for region in &regions {
+        checks::belongs(&lead, &lead.cluster.read(), region)?;
+    }
     let now = lead.clock.now();
     lead.cluster.write().split_happened(regions, now);
     lead.map_changed();

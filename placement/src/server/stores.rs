@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use esker_rpc::proto::pdpb;
 
-use super::{Refusal, convert};
+use super::{Refusal, checks, convert};
 use crate::lead::Lead;
 use crate::map::{PutStoreError, StoreDescriptor, StoreState};
 use crate::state::{Fact, ServiceSafePoint};
@@ -42,6 +42,12 @@ pub async fn bootstrap(
     let store = lead.cluster.read().stores.check_put(store)?;
     let region = request.region.ok_or_else(|| Refusal::invalid("the request has no region"))?;
     let region = convert::region(region).map_err(|error| Refusal::invalid(error.to_string()))?;
+    let ids = region.peers.iter().map(|peer| peer.id.0).chain([region.id.0]);
+    if let Some(id) = ids.into_iter().find(|id| !lead.may_have_given(*id)) {
+        return Err(Refusal::invalid(format!(
+            "id {id} was never handed out by this cluster: ask for one with AllocID"
+        )));
+    }
     if !region.start.is_empty() || !region.end.is_empty() {
         return Err(Refusal::invalid(format!(
             "the first region, {}, must hold all keys",
@@ -190,13 +196,12 @@ pub async fn store_heartbeat(
     }
     let stats = request.stats.ok_or_else(|| Refusal::invalid("the heartbeat has no stats"))?;
     let id = StoreId(stats.store_id);
+    let stats = convert::stats(&stats)?;
     let (now, wall_ms) = (lead.clock.now(), lead.clock.wall_ms());
     let (state, unsaved) = {
         let mut cluster = lead.cluster.write();
-        let store = cluster
-            .stores
-            .heartbeat(id, convert::stats(&stats), now, wall_ms)
-            .ok_or_else(|| unknown_store(id))?;
+        let store =
+            cluster.stores.heartbeat(id, stats, now, wall_ms).ok_or_else(|| unknown_store(id))?;
         if store.descriptor.state == StoreState::Tombstone {
             return Err(PutStoreError::Tombstone { id }.into());
         }
@@ -272,6 +277,7 @@ pub async fn update_gc_safe_point(
     lead: Arc<Lead>,
     request: pdpb::UpdateGcSafePointRequest,
 ) -> Result<pdpb::UpdateGcSafePointResponse, Refusal> {
+    checks::safe_point(request.safe_point, lead.clock.wall_ms())?;
     let mut facts = lead.facts.lock().await;
     if request.safe_point > facts.gc_safe_point {
         lead.commit(vec![Fact::GcSafePoint(request.safe_point)]).await?;
@@ -297,6 +303,7 @@ pub async fn update_service_gc_safe_point(
             id.len()
         )));
     }
+    checks::safe_point(request.safe_point, lead.clock.wall_ms())?;
     let now_s = i64::try_from(lead.clock.wall_ms() / SECOND_MS).unwrap_or(i64::MAX);
     let mut facts = lead.facts.lock().await;
     let mut writes: Vec<_> = facts

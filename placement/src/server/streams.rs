@@ -14,12 +14,14 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::codegen::BoxStream;
 use tonic::{Status, Streaming};
-use tracing::{debug, warn};
+use tracing::debug;
 
+use super::convert::Malformed;
 use super::headers::ResponseWithHeader;
-use super::{MIN_STREAM_LIFE, Refusal, Shared, convert};
+use super::{MIN_STREAM_LIFE, Refusal, Shared, checks, convert};
 use crate::lead::{Lead, OrderStream};
-use crate::types::{RegionId, StoreId};
+use crate::map::RefusedReport;
+use crate::types::{RegionId, RegionReport, StoreId};
 
 /// Orders that wait for one store. One for each of its regions is the most that
 /// makes sense; what does not fit comes again with the region's next report.
@@ -146,7 +148,7 @@ fn query_regions(
     }
     let cluster = lead.cluster.read();
     let mut regions_by_id = HashMap::new();
-    let mut take = |report: Option<&Arc<crate::types::RegionReport>>| {
+    let mut take = |report: Option<&Arc<RegionReport>>| {
         let Some(report) = report else {
             return 0;
         };
@@ -246,17 +248,12 @@ fn take_report(
     if !lead.is_bootstrapped() {
         return Err(super::stores::not_bootstrapped());
     }
-    let report = convert::report(message).map_err(|error| {
-        if let Some(times) = shared.nonsense.lock().failed(Instant::now().into_std()) {
-            warn!(times, %error, "a heartbeat makes no sense");
-        }
-        Refusal::invalid(error.to_string())
-    })?;
+    // A stream is the store's that sends the first report on it.
+    let report = checked_report(lead, message, *connected)
+        .inspect_err(|malformed| checks::complain(*connected, malformed))?;
     let store = report.leader.store;
-    if *connected != Some(store) {
-        if let Some(before) = connected.replace(store) {
-            lead.disconnect(before, orders);
-        }
+    if connected.is_none() {
+        *connected = Some(store);
         lead.connect(store, orders.clone());
     }
     let now = lead.clock.now();
@@ -270,7 +267,21 @@ fn take_report(
             }
         }
         // Late reports are daily business; the sender finds out by itself.
-        Err(stale) => debug!(%stale, "a late heartbeat"),
+        Err(RefusedReport::Stale(stale)) => debug!(%stale, "a late heartbeat"),
+        Err(impossible) => checks::complain(Some(store), &impossible),
     }
     Ok(())
+}
+
+fn checked_report(
+    lead: &Lead,
+    message: pdpb::RegionHeartbeatRequest,
+    connected: Option<StoreId>,
+) -> Result<RegionReport, Malformed> {
+    let report = convert::report(message)?;
+    let sender = connected.unwrap_or(report.leader.store);
+    let cluster = lead.cluster.read();
+    checks::is_senders(&cluster, &report, sender)?;
+    checks::belongs(lead, &cluster, &report.region)?;
+    Ok(report)
 }

@@ -144,7 +144,7 @@ impl<R: LogReader> Group<R> {
         if from.0 == 0 {
             return Err(StepError::Malformed { from, what: "sender" });
         }
-        if let Some((what, value)) = message.out_of_range() {
+        if let Some((what, value)) = message.out_of_range((self.term, self.log.last_index())) {
             return Err(StepError::OutOfRange { from, what, value });
         }
         let sender = message.sender_term();

@@ -12,6 +12,7 @@ use prost::Message as _;
 
 use super::remembered::{self, Remembered};
 use super::{Answer, Applier, Progress};
+use crate::door::split_fits;
 use crate::error::{RequestError, StoreError};
 use crate::ids::RegionId;
 use crate::message::{AdminResult, AppliedNotice, Effect, Notice, Waiters};
@@ -98,6 +99,14 @@ impl Applier {
                     let current = vec![progress.region.clone()];
                     let error = RequestError::EpochNotMatch { region: id, current };
                     self.answer_admin(waiters, Err(error));
+                    return Ok(());
+                }
+                // Was checked when it was proposed. Should that ever fail, every replica
+                // refuses alike what would leave regions that overlap or have no peer.
+                if !split_fits(&progress.region, &split) {
+                    notice.effects.push(Effect::SplitRefused { index: at.index });
+                    let reason = "its keys or its new ids do not fit the region".into();
+                    self.answer_admin(waiters, Err(RequestError::Split { region: id, reason }));
                     return Ok(());
                 }
                 self.split(progress, at, &split, waiters, notice)

@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use esker_engine::{KvSnapshot, LogEngine};
 use esker_raft::{
-    Entry, Group, GroupId, Identity, LogIndex, LogReadError, LogReader, Message, MessageBody,
-    PeerId, ProgressState, Restored, RoleKind, StepError, Term, Time,
+    Entry, Group, GroupId, Identity, LogIndex, LogReadError, LogReader, MAX_INDEX_LEAP, Message,
+    MessageBody, PeerId, ProgressState, Restored, RoleKind, StepError, Term, Time,
 };
 use esker_rpc::proto::esker::RaftMessage;
 use esker_rpc::proto::metapb::{Peer as PeerMeta, Region};
@@ -222,6 +222,10 @@ impl Peer {
         self.descriptor.is_initialized()
     }
 
+    pub fn term(&self) -> Term {
+        self.group.term()
+    }
+
     pub fn is_leader(&self) -> bool {
         self.group.role() == RoleKind::Leader
     }
@@ -338,9 +342,18 @@ impl Peer {
             self.senders.insert(PeerId(from.id), from);
         }
         self.last_heard = now;
-        self.leader_applied = self.leader_applied.max(LogIndex(envelope.applied_index));
+        let from = message.from;
         match self.group.step(now, message) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                // Others than the leader have nothing to say of it, and nobody has applied
+                // what no log can hold yet.
+                let applied = LogIndex(envelope.applied_index);
+                let possible = self.group.last_index().0.saturating_add(MAX_INDEX_LEAP);
+                if self.group.leader() == Some(from) && applied.0 <= possible {
+                    self.leader_applied = self.leader_applied.max(applied);
+                }
+                Ok(())
+            }
             // Going on would lose data or make replicas differ.
             Err(
                 broken @ (StepError::Log(_)

@@ -8,7 +8,8 @@ use esker_rpc::proto::esker::RaftMessage;
 use esker_rpc::proto::metapb::Region;
 
 use super::Worker;
-use crate::apply::decode_snapshot;
+use crate::config::MAX_EMPTY_PEERS;
+use crate::door::{Arrived, Content, Fault, MAX_EPOCH_LEAP, complain, may_follow};
 use crate::error::{RequestError, StoreError};
 use crate::ids::{RegionId, StoreId};
 use crate::message::Input;
@@ -75,59 +76,49 @@ impl Worker {
         Ok(())
     }
 
-    pub(super) fn on_raft(&mut self, now: Time, envelope: RaftMessage) -> Result<(), StoreError> {
-        let region = RegionId(envelope.region_id);
-        if !self.is_for_here(now, &envelope, region) {
+    pub(super) fn on_raft(&mut self, now: Time, arrived: Arrived) -> Result<(), StoreError> {
+        let region = arrived.region();
+        let Arrived { envelope, content } = arrived;
+        if let Err(fault) = self.may_speak(region, &envelope) {
+            complain(self.shared.store, &envelope, &fault);
             return Ok(());
         }
-        if envelope.gone {
-            self.on_gone(region, &envelope);
-            return Ok(());
-        }
-        if envelope.message.is_empty() {
-            return self.on_membership_question(region, &envelope);
-        }
-        let Some(message) = self.decode(now, &envelope) else { return Ok(()) };
-        if matches!(message.body, MessageBody::InstallSnapshot { .. }) {
-            // A snapshot comes with its files, by another way, or not at all.
-            return Ok(());
-        }
-        if !self.has_peer_for(now, region, &envelope, &message)? {
-            return Ok(());
-        }
-        if let Some(peer) = self.peers.get_mut(&region) {
-            peer.step(now, &envelope, message)?;
-            self.touched.insert(region);
+        match content {
+            Content::Gone => self.on_gone(region, &envelope),
+            Content::Question => self.on_membership_question(region, &envelope)?,
+            Content::Raft(message, reach) => {
+                if !self.has_peer_for(now, region, &envelope, &message)? {
+                    return Ok(());
+                }
+                if let Some(peer) = self.peers.get_mut(&region) {
+                    if !reach.lies_in(peer.descriptor()) {
+                        complain(self.shared.store, &envelope, &Fault::OutsideOfRegion);
+                        return Ok(());
+                    }
+                    peer.step(now, &envelope, message)?;
+                    self.touched.insert(region);
+                }
+            }
+            // It comes by a way of its own.
+            Content::Snapshot(..) => {}
         }
         Ok(())
     }
 
-    fn is_for_here(&mut self, now: Time, envelope: &RaftMessage, region: RegionId) -> bool {
-        let to = envelope.to.unwrap_or_default();
-        if to.store_id != self.shared.store.0 {
-            if let Some(times) = self.astray.failed(now) {
-                tracing::warn!(
-                    %region, store = %self.shared.store, asked = to.store_id, times,
-                    "dropped a message for another store; is an address used twice?"
-                );
-            }
-            return false;
-        }
-        envelope.from.is_some() && region.0 != 0
-    }
-
-    fn decode(&mut self, now: Time, envelope: &RaftMessage) -> Option<Message> {
-        match Message::decode(envelope.message.clone()) {
-            Ok(message) => Some(message),
-            Err(error) => {
-                if let Some(times) = self.unreadable.failed(now) {
-                    tracing::warn!(
-                        region = envelope.region_id, times, %error,
-                        "dropped a message that cannot be read"
-                    );
-                }
-                None
-            }
+    /// A member of the region may speak to it, from the store where it is known to be. Of
+    /// others, who may be members that this store has not heard of, only their stores can
+    /// be known.
+    fn may_speak(&self, region: RegionId, envelope: &RaftMessage) -> Result<(), Fault> {
+        let from = envelope.from.unwrap_or_default();
+        let store = StoreId(from.store_id);
+        let member = self.peers.get(&region).and_then(|peer| {
+            peer.descriptor().peer(PeerId(from.id)).map(|member| StoreId(member.store_id))
+        });
+        match member {
+            Some(said) if said == store => Ok(()),
+            Some(said) => Err(Fault::OtherSender { said, from: store }),
+            None if self.shared.outbox.knows_store(store) => Ok(()),
+            None => Err(Fault::UnknownStore(store)),
         }
     }
 
@@ -149,7 +140,9 @@ impl Worker {
                 // The region left this store and came back under a new id while
                 // this peer did not hear of it.
                 let conf_ver = envelope.epoch.unwrap_or_default().conf_ver;
-                self.destroy(region, conf_ver.saturating_sub(1));
+                if self.may_have_left(region, conf_ver) {
+                    self.destroy(region, conf_ver.saturating_sub(1));
+                }
                 return Ok(false);
             }
             let descriptor = peer.descriptor();
@@ -164,6 +157,17 @@ impl Worker {
                 // A removed peer that was away and campaigns: it is told, not heard.
                 let descriptor = descriptor.clone();
                 self.tell_gone(envelope, &descriptor);
+                return Ok(false);
+            }
+            let newer = envelope.epoch.unwrap_or_default().conf_ver > descriptor.epoch().conf_ver;
+            if peer.is_initialized()
+                && !newer
+                && descriptor.peer(PeerId(from.id)).is_none()
+                && message.term >= peer.term()
+            {
+                // Who is no member, and knows of no later members either, has no say. One of
+                // an earlier term has none anyway, and is told that its term is over.
+                complain(self.shared.store, envelope, &Fault::NotAMember(from.id));
                 return Ok(false);
             }
             return Ok(true);
@@ -209,8 +213,24 @@ impl Worker {
             // For a peer that a later one has followed here, which a restart emptied.
             return Ok(false);
         }
+        let empty = self.peers.values().filter(|peer| !peer.is_initialized()).count();
+        if empty >= MAX_EMPTY_PEERS {
+            complain(self.shared.store, envelope, &Fault::TooManyEmpty);
+            return Ok(false);
+        }
         self.add_empty_peer(now, region, to)?;
         Ok(true)
+    }
+
+    /// Whether this store's peer can have left the region by the change of members with this
+    /// number, without having heard of it. A leader cannot: it learns first of what it commits,
+    /// and one that was deposed without noticing steps down within an election timeout.
+    fn may_have_left(&self, region: RegionId, conf_ver: u64) -> bool {
+        self.peers.get(&region).is_some_and(|peer| {
+            let ours = peer.descriptor().epoch().conf_ver;
+            let later = conf_ver > ours && conf_ver - ours <= MAX_EPOCH_LEAP;
+            later && !(peer.is_initialized() && peer.is_leader())
+        })
     }
 
     /// A learner that hears of no leader asks whether it is still a member: it does
@@ -285,7 +305,7 @@ impl Worker {
     fn on_gone(&mut self, region: RegionId, envelope: &RaftMessage) {
         let Some(peer) = self.peers.get(&region) else { return };
         let conf_ver = envelope.epoch.unwrap_or_default().conf_ver;
-        let later = conf_ver > peer.descriptor().epoch().conf_ver;
+        let later = self.may_have_left(region, conf_ver);
         let is_me = envelope.to.unwrap_or_default().id == peer.me.id;
         if is_me && later && peer.is_initialized() && !peer.is_installing() {
             tracing::info!(%region, store = %self.shared.store, "was removed from the region while away");
@@ -298,23 +318,25 @@ impl Worker {
     fn on_snapshot(
         &mut self,
         now: Time,
-        envelope: RaftMessage,
+        arrived: Arrived,
         files: ReceivedSnapshot,
     ) -> Result<(), StoreError> {
-        let region = RegionId(envelope.region_id);
-        let parsed = self.decode(now, &envelope).and_then(|message| match &message.body {
-            MessageBody::InstallSnapshot { data, .. } => {
-                let (descriptor, _) = decode_snapshot(data.clone()).ok()?;
-                Some((message, descriptor))
-            }
-            _ => None,
-        });
-        let Some((message, descriptor)) =
-            parsed.filter(|_| self.is_for_here(now, &envelope, region))
-        else {
+        let region = arrived.region();
+        let Arrived { envelope, content: Content::Snapshot(message, descriptor) } = arrived else {
             files.discard();
             return Ok(());
         };
+        let may_follow = match self.peers.get(&region) {
+            Some(peer) if !may_follow(peer.descriptor(), &descriptor) => {
+                Err(Fault::Contradiction("the region here and in the snapshot"))
+            }
+            _ => self.may_speak(region, &envelope),
+        };
+        if let Err(fault) = may_follow {
+            complain(self.shared.store, &envelope, &fault);
+            files.discard();
+            return Ok(());
+        }
         // The first message of a leader may be the snapshot itself.
         let here = self.peers.contains_key(&region)
             || self.has_peer_for(

@@ -38,6 +38,8 @@ pub struct Sent {
     pub reports: Mutex<BTreeMap<u64, RegionReport>>,
     /// What was sent since a test began to listen.
     heard: Mutex<Option<Vec<RaftMessage>>>,
+    /// Stores that the cluster does not know.
+    pub strangers: Mutex<BTreeSet<StoreId>>,
 }
 
 impl Sent {
@@ -77,6 +79,10 @@ impl Outbox for Sent {
     fn report_split(&self, _: Vec<Region>) {}
 
     fn leadership(&self, _: RegionId, _: u64, _: Option<Peer>, _: bool) {}
+
+    fn knows_store(&self, store: StoreId) -> bool {
+        !self.strangers.lock().contains(&store)
+    }
 }
 
 /// One simulated machine: a disk that outlives its store.
@@ -99,6 +105,8 @@ pub struct Cluster {
     pub config: StoreConfig,
     next_id: u64,
     pub snapshots_carried: usize,
+    /// What the network carried and to whom, where a test wants to know.
+    pub carried: Option<Vec<(StoreId, RaftMessage)>>,
 }
 
 pub fn config() -> StoreConfig {
@@ -130,6 +138,7 @@ impl Cluster {
             config,
             next_id: 100,
             snapshots_carried: 0,
+            carried: None,
         };
         for id in 1..=stores {
             let id = StoreId(id);
@@ -231,6 +240,9 @@ impl Cluster {
             let messages: Vec<_> = sent.messages.lock().drain(..).collect();
             for (to, message) in messages {
                 busy = true;
+                if let Some(carried) = &mut self.carried {
+                    carried.push((to, message.clone()));
+                }
                 if let Some(store) = self.reachable(from, to) {
                     store.handle.raft_message(message);
                 }

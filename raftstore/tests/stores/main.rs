@@ -4,6 +4,7 @@
 
 mod chaos;
 mod cluster;
+mod door;
 mod fence;
 mod life;
 mod memory;

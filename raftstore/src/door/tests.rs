@@ -1,0 +1,148 @@
+use esker_raft::{Entry, GroupId, Payload, PeerId, Stamp, Term};
+use esker_rpc::proto::esker::command::{Mutation, Put, RaftCommand, mutation};
+use proptest::prelude::*;
+use prost::Message as _;
+
+use super::*;
+
+const HERE: StoreId = StoreId(2);
+
+fn peer(id: u64, store_id: u64) -> Peer {
+    Peer { id, store_id, ..Peer::default() }
+}
+
+/// Entries of puts, from the peer on store 1 to the one on store 2.
+fn append(keys: &[&'static [u8]]) -> RaftMessage {
+    let entries = keys.iter().zip(6..).map(|(key, index)| {
+        let put = Put { cf: 0, key: Bytes::from_static(key), value: Bytes::from_static(b"v") };
+        let command = RaftCommand {
+            format: crate::peer::COMMAND_FORMAT,
+            epoch: Some(RegionEpoch { conf_ver: 1, version: 3 }),
+            mutations: vec![Mutation { kind: Some(mutation::Kind::Put(put)) }],
+            ..RaftCommand::default()
+        };
+        let payload = Payload::Command(command.encode_to_vec().into());
+        Entry { term: Term(5), index: LogIndex(index), payload }
+    });
+    let body = MessageBody::Append {
+        prev_index: LogIndex(5),
+        prev_term: Term(5),
+        entries: entries.collect::<Vec<_>>().into(),
+        commit: LogIndex(5),
+        stamp: Stamp::default(),
+    };
+    let mut message = Vec::new();
+    Message { group: GroupId(7), from: PeerId(11), to: PeerId(12), term: Term(5), body }
+        .encode(&mut message);
+    RaftMessage {
+        region_id: 7,
+        from: Some(peer(11, 1)),
+        to: Some(peer(12, 2)),
+        epoch: Some(RegionEpoch { conf_ver: 1, version: 3 }),
+        message: message.into(),
+        ..RaftMessage::default()
+    }
+}
+
+fn region(start: &'static [u8], end: &'static [u8], version: u64) -> Region {
+    Region {
+        id: 7,
+        start_key: Bytes::from_static(start),
+        end_key: Bytes::from_static(end),
+        region_epoch: Some(RegionEpoch { conf_ver: 1, version }),
+        peers: vec![peer(11, 1), peer(12, 2)],
+    }
+}
+
+#[test]
+fn what_an_honest_store_sends_is_taken_and_says_which_keys_it_reaches() {
+    let Content::Raft(_, reach) =
+        Arrived::check(HERE, append(&[b"m", b"c", b"p"])).unwrap().content
+    else {
+        panic!("it is for the group");
+    };
+    assert!(reach.lies_in(&region(b"c", b"q", 3)));
+    assert!(!reach.lies_in(&region(b"d", b"q", 3)));
+    assert!(!reach.lies_in(&region(b"", b"p", 3)));
+    assert!(reach.lies_in(&region(b"", b"", 3)));
+    // Made for what the region was before: not carried out, wherever it lies.
+    assert!(reach.lies_in(&region(b"x", b"", 4)));
+}
+
+#[test]
+fn an_envelope_that_lacks_or_contradicts_something_is_refused_with_the_reason() {
+    type Change = fn(&mut RaftMessage);
+    let cases: [(Change, &str); 14] = [
+        (|m| m.from = None, "it has no sender"),
+        (|m| m.to = None, "it has no receiver"),
+        (|m| m.epoch = None, "it has no epoch"),
+        (|m| m.region_id = 0, "its region cannot be 0"),
+        (|m| m.region_id = 8, "the addresses on and in it contradict each other"),
+        (|m| m.from = Some(peer(0, 1)), "its sender's id cannot be 0"),
+        (|m| m.from = Some(peer(13, 1)), "the addresses on and in it contradict each other"),
+        (|m| m.from = Some(peer(11, 0)), "its sender and its receiver contradict each other"),
+        (|m| m.to = Some(peer(12, 3)), "it is for store 3; is an address used twice?"),
+        (|m| m.to = Some(peer(u64::MAX, 2)), "its receiver's id cannot be 18446744073709551615"),
+        (|m| m.gone = true, "its parts contradict each other"),
+        (|m| m.is_initial = true, "its parts contradict each other"),
+        (|m| m.end_key = Bytes::from(vec![0; 1 << 20]), "a key or value of 1048576 bytes is in it"),
+        (|m| m.applied_index = u64::MAX, "its applied index cannot be 18446744073709551615"),
+    ];
+    for (change, reason) in cases {
+        let mut message = append(&[b"k"]);
+        change(&mut message);
+        let said = Arrived::check(HERE, message).unwrap_err().to_string();
+        assert!(said.starts_with(reason), "{said}, not {reason}");
+    }
+}
+
+#[test]
+fn a_region_is_followed_only_by_a_part_of_itself() {
+    let known = region(b"d", b"p", 3);
+    assert!(may_follow(&known, &region(b"d", b"p", 3)));
+    assert!(may_follow(&known, &region(b"e", b"p", 4)));
+    assert!(!may_follow(&known, &region(b"e", b"p", 3)), "smaller at the same version");
+    assert!(!may_follow(&known, &region(b"d", b"p", 4)), "the same at a later version");
+    assert!(!may_follow(&known, &region(b"c", b"p", 4)), "larger");
+    assert!(!may_follow(&known, &region(b"e", b"", 4)), "without an end");
+    assert!(!may_follow(&known, &region(b"d", b"p", 2)), "older");
+    assert!(!may_follow(&known, &region(b"e", b"p", 4 + MAX_EPOCH_LEAP)), "far ahead");
+    let empty = Region { id: 7, ..Region::default() };
+    assert!(may_follow(&empty, &known), "what is empty is filled");
+}
+
+proptest! {
+    /// Whatever bytes come, they are read without a panic, and those that pass hold entries
+    /// that the apply worker can read.
+    #[test]
+    fn any_bytes_are_refused_or_can_be_applied(
+        changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        cut in proptest::option::of(any::<prop::sample::Index>()),
+    ) {
+        let mut envelope = append(&[b"a", b"b", b"c"]);
+        let mut bytes = envelope.message.to_vec();
+        for (at, byte) in changes {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        if let Some(cut) = cut {
+            bytes.truncate(cut.index(bytes.len()).max(1));
+        }
+        envelope.message = bytes.into();
+        let _ = Arrived::check_snapshot(HERE, envelope.clone());
+        let Ok(arrived) = Arrived::check(HERE, envelope) else { return Ok(()) };
+        let Content::Raft(message, _) = arrived.content else { return Ok(()) };
+        if let MessageBody::Append { entries, .. } = message.body {
+            for entry in &entries {
+                if let Payload::Command(command) = &entry.payload {
+                    let command = RaftCommand::decode(command.clone());
+                    let is_whole = command.is_ok_and(|command| {
+                        command.format == crate::peer::COMMAND_FORMAT
+                            && command.mutations.iter().all(|mutation| mutation.kind.is_some())
+                    });
+                    prop_assert!(is_whole);
+                }
+            }
+        }
+    }
+}
