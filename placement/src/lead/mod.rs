@@ -261,6 +261,15 @@ impl Lead {
         }
     }
 
+    /// The same, where `store` has no stream that is open: another that spoke in its name and
+    /// closed must not leave it without orders.
+    pub fn stay_connected(&self, store: StoreId, stream: &OrderStream) {
+        let is_open = |known: &OrderStream| !known.is_closed();
+        if !self.streams.lock().get(&store).is_some_and(is_open) {
+            self.connect(store, stream.clone());
+        }
+    }
+
     /// Forgets a stream that closed, unless a newer one took its place.
     pub fn disconnect(&self, store: StoreId, stream: &OrderStream) {
         let mut streams = self.streams.lock();

@@ -255,6 +255,8 @@ fn take_report(
     if connected.is_none() {
         *connected = Some(store);
         lead.connect(store, orders.clone());
+    } else {
+        lead.stay_connected(store, orders);
     }
     let now = lead.clock.now();
     let heard = lead.cluster.write().heartbeat(report, now, &mut || lead.fresh_peer());

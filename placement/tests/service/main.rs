@@ -1,6 +1,7 @@
 //! The placement driver's services over real connections, on a group that the
 //! tests lead, depose and damage.
 
+mod door;
 mod group;
 mod real_client;
 mod server;
@@ -194,6 +195,7 @@ async fn leaders_are_spread_and_a_scatter_that_cannot_be_done_is_refused() {
         let id = pd.alloc(1).await;
         assert_eq!(pd.put_store(store_message(id)).await, None);
     }
+    assert_eq!(pd.alloc(8).await, 13);
     let mut left = region_message(2, &[(3, 1), (6, 4), (7, 5)], 3);
     left.end_key = "m".into();
     let mut right = region_message(10, &[(11, 1), (12, 4), (13, 5)], 3);

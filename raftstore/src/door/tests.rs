@@ -146,3 +146,82 @@ proptest! {
         }
     }
 }
+
+/// What the door costs beside the rest of what a follower does with an append. Figures for
+/// docs/performance.md: `cargo test -p esker-raftstore the_door_costs -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement, which shows nothing on a busy machine"]
+fn the_door_costs_a_follower_little() {
+    use esker_engine::{Cf, EngineOptions, KvBatch, KvEngine, LogBatch, LogEngine, MemoryEnv};
+    const ROUNDS: u32 = 2_000;
+    // 16 entries of 8 puts of 128 bytes, as a loaded leader sends them.
+    let puts = |entry: u64| {
+        (0..8).map(move |n| Mutation {
+            kind: Some(mutation::Kind::Put(Put {
+                cf: 0,
+                key: format!("user-{:08}", entry * 7919 + n).into(),
+                value: vec![b'v'; 128].into(),
+            })),
+        })
+    };
+    let entries: Vec<Entry> = (1..=16)
+        .map(|index| {
+            let command = RaftCommand {
+                format: crate::peer::COMMAND_FORMAT,
+                epoch: Some(RegionEpoch { conf_ver: 1, version: 1 }),
+                mutations: puts(index).collect(),
+                ..RaftCommand::default()
+            };
+            let payload = Payload::Command(command.encode_to_vec().into());
+            Entry { term: Term(5), index: LogIndex(index), payload }
+        })
+        .collect();
+    let mut envelope = append(&[]);
+    let mut message = Message::decode(envelope.message.clone()).unwrap();
+    message.body = MessageBody::Append {
+        prev_index: LogIndex(0),
+        prev_term: Term(5),
+        entries: entries.clone().into(),
+        commit: LogIndex(0),
+        stamp: Stamp::default(),
+    };
+    let mut encoded = Vec::new();
+    message.encode(&mut encoded);
+    envelope.message = encoded.into();
+    let time = |mut work: Box<dyn FnMut() + '_>| {
+        let began = Instant::now();
+        (0..ROUNDS).for_each(|_| work());
+        began.elapsed() / ROUNDS
+    };
+    let options = EngineOptions::in_memory(MemoryEnv::new());
+    let kv = KvEngine::open("/kv".as_ref(), &options).unwrap();
+    let log = LogEngine::open("/log".as_ref(), &options).unwrap();
+    let decoding = time(Box::new(|| drop(Message::decode(envelope.message.clone()).unwrap())));
+    let checking = time(Box::new(|| drop(Arrived::check(HERE, envelope.clone()).unwrap())));
+    let logging = time(Box::new(|| {
+        let (mut batch, mut bytes) = (LogBatch::new(), Vec::new());
+        for entry in &entries {
+            crate::state::encode_entry(entry, &mut bytes);
+            batch.append(7, entry.index.0, &bytes);
+        }
+        log.write(&batch).unwrap();
+    }));
+    let applying = time(Box::new(|| {
+        let mut batch = KvBatch::new();
+        for entry in &entries {
+            let Payload::Command(command) = &entry.payload else { unreachable!("all are") };
+            for mutation in RaftCommand::decode(command.clone()).unwrap().mutations {
+                let Some(mutation::Kind::Put(put)) = mutation.kind else { unreachable!("all are") };
+                batch.put(Cf::Default, &put.key, &put.value);
+            }
+        }
+        kv.write(&batch).unwrap();
+    }));
+    let added = checking.saturating_sub(decoding);
+    let rest = decoding + logging + applying;
+    println!(
+        "128 puts: {decoding:?} to decode, {added:?} more to check; {logging:?} to log and \
+         {applying:?} to apply, without a disk: {:.1} % more work",
+        added.as_secs_f64() / rest.as_secs_f64() * 100.0
+    );
+}
