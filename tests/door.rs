@@ -22,8 +22,9 @@ use esker_rpc::placement::RegionInfo;
 use esker_rpc::proto::esker::snapshot_chunk::Part;
 use esker_rpc::proto::esker::transport_client::TransportClient;
 use esker_rpc::proto::esker::{
-    RaftBatch, RaftMessage, RegionDetailRequest, SnapshotBlock, SnapshotChunk, SnapshotHead,
-    SnapshotTail, SplitRegionRequest, StoreDetailRequest, TransferLeaderRequest,
+    MemberStageRequest, RaftBatch, RaftMessage, RegionDetailRequest, ReplaceMemberRequest,
+    SnapshotBlock, SnapshotChunk, SnapshotHead, SnapshotTail, SplitRegionRequest,
+    StoreDetailRequest, TransferLeaderRequest,
 };
 use esker_rpc::proto::metapb::{self, Peer, Region};
 use esker_rpc::proto::tikvpb::BatchCommandsRequest;
@@ -320,6 +321,8 @@ fn operator_talks(region: &RegionInfo) -> Vec<Talk> {
             RegionDetailRequest { region_id: id, with_checksum: true },
         ),
         one("/esker.Admin/StoreDetail", StoreDetailRequest {}),
+        one("/esker.Members/Stage", MemberStageRequest::default()),
+        one("/esker.Members/Replace", ReplaceMemberRequest { name: "nobody".into() }),
     ]
 }
 
