@@ -182,14 +182,14 @@ async fn a_store_reports_what_it_leads_with_ids_and_stores_of_this_cluster() {
         (with(&[(3, 1), (5_000_000, 4)]), "an id that this cluster never gave"),
     ];
     for (region, why) in cases {
-        let report = heartbeat(&scene.pd, &region, 0);
-        scene.is_refused(report, why).await;
+        let false_report = heartbeat(&scene.pd, &region, 0);
+        scene.is_refused(false_report, why).await;
         scene.is_as_it_was().await;
     }
     let mut region = scene.right.clone();
     region.id = 5_000_000;
-    let report = heartbeat(&scene.pd, &region, 0);
-    scene.is_refused(report, "an id that this cluster never gave").await;
+    let of_no_region = heartbeat(&scene.pd, &region, 0);
+    scene.is_refused(of_no_region, "an id that this cluster never gave").await;
     // A stream that a store opens which nobody knows.
     let (_reports, mut orders) = report(&mut scene.pd, &with(&[(3, 77)])).await;
     let answer = orders.message().await.unwrap().expect("an answer");
