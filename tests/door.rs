@@ -224,7 +224,7 @@ fn client_talks(region: &RegionInfo) -> Vec<Talk> {
         ..Context::default()
     });
     let key = Bytes::from_static(b"y-mutated");
-    let pair = KvPair { key: key.clone(), value: "v".into(), error: None };
+    let pair = KvPair { key: key.clone(), value: "v".into(), ..Default::default() };
     let range = KeyRange { start_key: key.clone(), end_key: "y-o".into() };
     let (c, k) = (|| context.clone(), || key.clone());
     let put = RawPutRequest { context: c(), key: k(), value: "v".into(), ..Default::default() };
@@ -241,6 +241,7 @@ fn client_talks(region: &RegionInfo) -> Vec<Talk> {
         .map(|cmd| Batched { cmd: Some(cmd) })
         .to_vec(),
         request_ids: vec![1, 2, 3, 4],
+        ..Default::default()
     };
     let swap = RawCasRequest {
         context: c(),
@@ -362,7 +363,10 @@ fn placement_talks(cluster_id: u64, region: &RegionInfo, fresh: u64) -> Vec<Talk
         one("/pdpb.PD/QueryRegion", query),
         one("/pdpb.PD/GetMembers", GetMembersRequest { header: header(), ..Default::default() }),
         one("/pdpb.PD/AllocID", AllocIdRequest { header: header(), count: 2 }),
-        one("/pdpb.PD/PutStore", PutStoreRequest { header: header(), store: Some(store.clone()) }),
+        one(
+            "/pdpb.PD/PutStore",
+            PutStoreRequest { header: header(), store: Some(store.clone()), ..Default::default() },
+        ),
         one("/pdpb.PD/GetStore", GetStoreRequest { header: header(), store_id: fresh }),
         one(
             "/pdpb.PD/GetAllStores",

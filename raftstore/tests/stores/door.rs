@@ -460,7 +460,8 @@ fn a_snapshot_of_what_cannot_be_the_region_is_not_installed() {
     cluster.await_leader(1);
     cluster.transfer(1, 1);
     cluster.await_agreement(&[1, 2, 3]);
-    let changes: [(&str, fn(&mut Region)); 9] = [
+    type Change = fn(&mut Region);
+    let changes: [(&str, Change); 9] = [
         ("another region", |region| region.id = 77),
         ("a range turned around", |region| {
             region.start_key = Bytes::from_static(b"x");
