@@ -19,6 +19,7 @@ use esker_raft::{
 };
 use esker_raftstore::RegionExt;
 use esker_rpc::placement::RegionInfo;
+use esker_rpc::proto::esker::admin_client::AdminClient;
 use esker_rpc::proto::esker::snapshot_chunk::Part;
 use esker_rpc::proto::esker::transport_client::TransportClient;
 use esker_rpc::proto::esker::{
@@ -214,7 +215,7 @@ fn one(path: &'static str, message: impl Message) -> Talk {
     (path, vec![message.encode_to_vec().into()])
 }
 
-/// Requests of clients for the last region, which holds nothing that was acknowledged.
+/// Requests of clients for a region that holds nothing that was acknowledged.
 fn client_talks(region: &RegionInfo) -> Vec<Talk> {
     use kvrpcpb::*;
     let context = Some(Context {
@@ -539,8 +540,18 @@ async fn whatever_reaches_a_service_the_node_lives_and_starts_again_with_its_dat
         client.put(kept(n), "kept").await.expect("a write");
     }
     let operator = Operator::connect(&[node.address().to_owned()]).await;
+    // What is written and cut below is in a region of its own.
+    let whole = operator.whole(1, PATIENCE).await.remove(0);
+    let cut = SplitRegionRequest {
+        region_id: whole.region.id,
+        region_epoch: whole.region.region_epoch,
+        keys: vec!["x".into()],
+        ..Default::default()
+    };
+    let answer = AdminClient::new(channel(node.address())).split_region(cut).await;
+    assert_eq!(answer.expect("an answer").into_inner().region_error, None);
     let regions = operator.whole(1, PATIENCE).await;
-    let last = regions.last().expect("a region").clone();
+    let last = regions.iter().find(|region| region.region.start_key == "x").expect("a region");
     let cluster = operator.placement().cluster_id();
     let fresh = operator.placement().alloc_id(1).await.expect("an id").start;
 
@@ -551,9 +562,9 @@ async fn whatever_reaches_a_service_the_node_lives_and_starts_again_with_its_dat
         talks.extend(snapshots.into_iter().map(|parts| ("/esker.Transport/Snapshot", parts)));
         talks.extend(placement_talks(cluster, region, fresh));
     }
-    talks.extend(operator_talks(&last));
+    talks.extend(operator_talks(last));
     for _ in 0..4 {
-        talks.extend(client_talks(&last));
+        talks.extend(client_talks(last));
     }
 
     let mut random = ChaCha8Rng::seed_from_u64(number("ESKER_DOOR_SEED", 1));
