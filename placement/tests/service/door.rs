@@ -26,6 +26,16 @@ struct Scene {
     _group: Group,
 }
 
+/// What the next error on a stream says; placement also says that it is there.
+async fn refusal(orders: &mut Orders) -> String {
+    loop {
+        let answer = orders.message().await.unwrap().expect("an answer");
+        if let Some((_, message)) = error_of(&answer.header) {
+            return message;
+        }
+    }
+}
+
 impl Scene {
     async fn new() -> Scene {
         let (_group, clock, mut pd) = bootstrapped().await;
@@ -64,9 +74,7 @@ impl Scene {
     /// Sends a report on the store's own stream that must be answered with an error.
     async fn is_refused(&mut self, report: pdpb::RegionHeartbeatRequest, why: &str) {
         self.reports.send(report).await.unwrap();
-        let answer = self.orders.message().await.unwrap().expect("an answer");
-        let (_, message) =
-            error_of(&answer.header).unwrap_or_else(|| panic!("no error: {answer:?}"));
+        let message = refusal(&mut self.orders).await;
         assert!(message.contains(why), "`{why}` is not in: {message}");
     }
 }
@@ -192,8 +200,7 @@ async fn a_store_reports_what_it_leads_with_ids_and_stores_of_this_cluster() {
     scene.is_refused(of_no_region, "an id that this cluster never gave").await;
     // A stream that a store opens which nobody knows.
     let (_reports, mut orders) = report(&mut scene.pd, &with(&[(3, 77)])).await;
-    let answer = orders.message().await.unwrap().expect("an answer");
-    let (_, why) = error_of(&answer.header).expect("an error");
+    let why = refusal(&mut orders).await;
     assert!(why.contains("a store that is not in the cluster"), "{why}");
     scene.is_as_it_was().await;
 }
