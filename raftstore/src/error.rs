@@ -20,7 +20,7 @@ pub enum RequestError {
     RegionNotFound(RegionId),
     #[error("region {region} has changed since the request was made")]
     EpochNotMatch { region: RegionId, current: Vec<Region> },
-    #[error("key {} is not in region {region}", key.escape_ascii())]
+    #[error("key {} is not in region {region}", esker_rpc::display_key(key))]
     KeyNotInRegion { region: RegionId, key: Bytes, start: Bytes, end: Bytes },
     #[error("request is for store {asked}, this is store {actual}")]
     StoreNotMatch { asked: StoreId, actual: StoreId },

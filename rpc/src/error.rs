@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::proto::pdpb::ErrorType;
+use crate::text::Printable;
 
 /// Why a request did not succeed. Each message is one line that names what to look at.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -15,6 +16,12 @@ pub enum ClientError {
 
     #[error("no placement leader found at {endpoints} within {waited:?}: {reason}")]
     PlacementUnreachable { endpoints: String, waited: Duration, reason: String },
+
+    #[error(
+        "no placement driver at {endpoints}: what answers there is a node that runs no placement \
+         member, or another program; give the addresses of the placement members"
+    )]
+    NoPlacement { endpoints: String },
 
     #[error("placement refused {call}: {message} ({kind:?})")]
     PlacementRefused { call: &'static str, kind: ErrorType, message: String },
@@ -59,23 +66,34 @@ pub(crate) fn waited_since(started: Instant) -> Duration {
     Duration::from_millis(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX))
 }
 
-/// A key as text: printable characters as they are, the rest as `\xNN`.
+/// A key as text, as [`Printable`] has it.
 pub fn display_key(key: &[u8]) -> String {
     /// Longer keys are cut: an error is one line.
     const SHOWN: usize = 64;
     if key.is_empty() {
         return "\"\"".into();
     }
-    let mut text = String::with_capacity(key.len().min(SHOWN));
-    for &byte in &key[..key.len().min(SHOWN)] {
-        match byte {
-            b'\\' => text.push_str("\\\\"),
-            0x21..=0x7e => text.push(byte as char),
-            _ => text.push_str(&format!("\\x{byte:02x}")),
-        }
+    if key.len() <= SHOWN {
+        return Printable(key).to_string();
     }
-    if key.len() > SHOWN {
-        text.push_str("...");
+    // Not in the middle of a character, where it is one.
+    let is_inside = |at: &usize| (0x80..0xC0).contains(&key[*at]);
+    let cut = (SHOWN - 3..=SHOWN).rev().find(|at| !is_inside(at)).unwrap_or(SHOWN);
+    format!("{}...", Printable(&key[..cut]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_in_an_error_is_text_and_not_too_long() {
+        assert_eq!(display_key(b""), "\"\"");
+        assert_eq!(display_key("clé\n".as_bytes()), "clé\\x0A");
+        let long = "é".repeat(100);
+        assert_eq!(display_key(long.as_bytes()), format!("{}...", "é".repeat(32)));
+        let odd = format!("a{long}");
+        assert_eq!(display_key(odd.as_bytes()), format!("a{}...", "é".repeat(31)));
+        assert_eq!(display_key(&[0x80; 65]), format!("{}...", "\\x80".repeat(64)));
     }
-    text
 }

@@ -9,6 +9,7 @@
 //! | [`placement`] | calls | answers of whichever member leads |
 //! | [`kv`] | operations on keys | their results, from whichever stores lead the regions |
 //! | [`repeat`] | failures, one after another | those that are worth a line in the log |
+//! | [`text`] | bytes | text that people can read, and that reads back as the same bytes |
 //! | [`error`] | | what a client can fail with, one line each |
 //!
 //! The crate promises that no peer can make it hold more than the bounds that its modules name,
@@ -24,6 +25,7 @@ pub mod proto;
 pub mod repeat;
 pub mod server;
 pub mod service;
+pub mod text;
 pub mod transport;
 
 pub use error::{ClientError, display_key};

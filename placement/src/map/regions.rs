@@ -84,7 +84,7 @@ pub fn may_follow(known: &Region, newer: &Region) -> bool {
 
 /// A part of an asked range that no known region covers.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("no region is known for the keys from {}", from.escape_ascii())]
+#[error("no region is known for the keys from {}", esker_rpc::display_key(from))]
 pub struct Gap {
     pub from: Bytes,
 }

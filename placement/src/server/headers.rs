@@ -1,6 +1,6 @@
 //! Every request and response carries a header; these traits reach it.
 
-use esker_rpc::proto::{keyspacepb, pdpb};
+use esker_rpc::proto::{esker, keyspacepb, pdpb};
 
 /// A request that says which cluster it is for.
 pub(crate) trait RequestWithHeader: Send + 'static {
@@ -33,6 +33,7 @@ macro_rules! responses {
 }
 
 requests![
+    esker::StoreStatesRequest,
     keyspacepb::GetAllKeyspacesRequest,
     keyspacepb::LoadKeyspaceByIdRequest,
     keyspacepb::LoadKeyspaceRequest,
@@ -63,6 +64,7 @@ requests![
 ];
 
 responses![
+    esker::StoreStatesResponse,
     keyspacepb::GetAllKeyspacesResponse,
     keyspacepb::LoadKeyspaceResponse,
     keyspacepb::LookupKeyspaceResponse,

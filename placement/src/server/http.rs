@@ -134,7 +134,8 @@ fn gib(bytes: u64) -> String {
 fn store_json(lead: &Lead, cluster: &Cluster, store: &Store) -> Value {
     use crate::map::{Liveness, StoreMap};
     let descriptor = &store.descriptor;
-    let liveness = StoreMap::liveness(store, &cluster.config.stores, lead.clock.now());
+    let now = lead.clock.now();
+    let liveness = StoreMap::liveness(store, &cluster.config.stores, now);
     let (state, name) = match (descriptor.state, liveness) {
         (StoreState::Up, Liveness::Alive) => (metapb::StoreState::Up, "Up"),
         (StoreState::Up, Liveness::Disconnected) => (metapb::StoreState::Up, "Disconnected"),
@@ -178,6 +179,8 @@ fn store_json(lead: &Lead, cluster: &Cluster, store: &Store) -> Value {
             "applying_snap_count": stats.applying_snapshots,
             "is_busy": stats.is_busy,
             "uptime": format!("{uptime_s}s"),
+            // No field of `pd-ctl`: how long it has been silent, by this member's clock.
+            "silent_ms": now.since(store.last_seen),
         },
     })
 }

@@ -1,5 +1,5 @@
-//! The placement driver on the wire: the gRPC services `pdpb.PD` and
-//! `keyspacepb.Keyspace`, and the HTTP pages that tools read.
+//! The placement driver on the wire: the gRPC services `pdpb.PD`,
+//! `keyspacepb.Keyspace` and `esker.PlacementAdmin`, and the HTTP pages that tools read.
 //!
 //! A member that does not lead answers `GetMembers` with the leader's address
 //! ([`roll`]), and everything else with gRPC `UNAVAILABLE` after a short wait:
@@ -9,6 +9,7 @@
 //! A request for another cluster is an error in the response's header, on a
 //! connection that stays.
 
+mod admin;
 pub(crate) mod checks;
 pub(crate) mod convert;
 mod headers;
@@ -27,6 +28,7 @@ use std::time::Duration;
 
 use axum::Router;
 use esker_rpc::proto::esker::members_server::MembersServer;
+use esker_rpc::proto::esker::placement_admin_server::PlacementAdminServer;
 use esker_rpc::proto::keyspacepb::keyspace_server::KeyspaceServer;
 use esker_rpc::proto::pdpb;
 use esker_rpc::proto::pdpb::pd_server::PdServer;
@@ -41,6 +43,7 @@ use crate::operator::OperatorLimits;
 use crate::schedule::ScheduleConfig;
 use crate::state::{DamagedState, MemberInfo, ReplicatedState};
 
+pub use admin::AdminService;
 pub use keyspace::KeyspaceService;
 pub use pd::PdService;
 pub use roll::MembersService;
@@ -258,6 +261,11 @@ impl PlacementServer {
     /// The service `esker.Members`, which the other members ask; at the same address.
     pub fn members_service(&self) -> MembersServer<MembersService> {
         MembersServer::new(MembersService::new(Arc::clone(&self.shared)))
+    }
+
+    /// The service `esker.PlacementAdmin`, for operators at the same address.
+    pub fn admin_service(&self) -> PlacementAdminServer<AdminService> {
+        PlacementAdminServer::new(AdminService::new(Arc::clone(&self.shared)))
     }
 
     /// The HTTP pages under `/pd/api/v1`, for the same address.

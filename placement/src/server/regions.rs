@@ -82,7 +82,7 @@ pub async fn get_region(
     let key = request.region_key;
     let report = look_until(&lead, PATIENCE, |cluster| cluster.regions.by_key(&key).cloned())
         .await
-        .ok_or_else(|| not_found(&format!("key {}", key.escape_ascii())))?;
+        .ok_or_else(|| not_found(&format!("key {}", esker_rpc::display_key(&key))))?;
     Ok(found(&report))
 }
 
@@ -101,7 +101,7 @@ pub async fn get_prev_region(
         cluster.regions.previous(&key).cloned().map(Some)
     })
     .await
-    .ok_or_else(|| not_found(&format!("the region before key {}", key.escape_ascii())))?;
+    .ok_or_else(|| not_found(&format!("the region before key {}", esker_rpc::display_key(&key))))?;
     Ok(report.as_deref().map(found).unwrap_or_default())
 }
 

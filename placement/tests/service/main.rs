@@ -12,7 +12,7 @@ use bytes::Bytes;
 use esker_placement::timestamp::WINDOW_MS;
 use esker_rpc::placement::BEAT_INTERVAL;
 use esker_rpc::proto::eraftpb::ConfChangeType;
-use esker_rpc::proto::{keyspacepb, metapb, pdpb};
+use esker_rpc::proto::{esker as wire, keyspacepb, metapb, pdpb};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
@@ -587,6 +587,42 @@ async fn the_default_key_space_exists_and_no_other() {
     let unknown = pd.keyspaces.load_keyspace(load_key_space(&pd, "OTHER")).await.unwrap();
     let unknown = unknown.into_inner();
     assert!(error_of(&unknown.header).is_some() && unknown.keyspace.is_none());
+}
+
+#[tokio::test]
+async fn a_silent_store_is_disconnected_and_then_down_with_its_age_by_the_leaders_own_clock() {
+    use wire::StoreLiveness::{Alive, Disconnected, Down};
+    let (group, clock, mut pd) = bootstrapped().await;
+    let request = wire::StoreStatesRequest { header: pd.header() };
+    let unheard = pd.admin.store_states(request.clone()).await.unwrap().into_inner();
+    assert_eq!(error_of(&unheard.header), None);
+    assert!(!unheard.stores[0].is_heard, "it has only introduced itself: {unheard:?}");
+
+    let stats = Some(pdpb::StoreStats { store_id: 1, ..Default::default() });
+    let heartbeat = pdpb::StoreHeartbeatRequest { header: pd.header(), stats };
+    pd.client.store_heartbeat(heartbeat).await.unwrap();
+    // The time of day is of no consequence.
+    clock.set_wall_ms(NOON - 3_600_000);
+    let mut age = 0;
+    for (later, liveness, name) in
+        [(19_999, Alive, "Up"), (20_000, Disconnected, "Disconnected"), (1_800_000, Down, "Down")]
+    {
+        clock.advance_moment(later - age);
+        age = later;
+        let known = pd.admin.store_states(request.clone()).await.unwrap().into_inner();
+        let store = &known.stores[0];
+        assert_eq!((store.liveness(), store.silent_ms, store.is_heard), (liveness, age, true));
+        let page = pd.json("/pd/api/v1/stores").await;
+        assert_eq!(page["stores"][0]["store"]["state_name"], name);
+        assert_eq!(page["stores"][0]["status"]["silent_ms"], age);
+    }
+
+    let of_another = Some(pdpb::RequestHeader { cluster_id: 1, ..Default::default() });
+    let refused = pd.admin.store_states(wire::StoreStatesRequest { header: of_another }).await;
+    assert!(error_of(&refused.unwrap().into_inner().header).is_some());
+    group.elect(2);
+    let refused = pd.admin.store_states(request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "only the leader knows");
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use esker_placement::{
     Clock, MemberId, MemberInfo, PlacementConfig, PlacementServer, ReplicatedState,
 };
+use esker_rpc::proto::esker::placement_admin_client::PlacementAdminClient;
 use esker_rpc::proto::keyspacepb::keyspace_client::KeyspaceClient;
 use esker_rpc::proto::metapb;
 use esker_rpc::proto::pdpb;
@@ -39,6 +40,7 @@ pub struct Served {
     pub address: SocketAddr,
     pub client: PdClient<Channel>,
     pub keyspaces: KeyspaceClient<Channel>,
+    pub admin: PlacementAdminClient<Channel>,
     pub task: JoinSet<Result<(), esker_placement::DamagedState>>,
     _serving: JoinSet<()>,
 }
@@ -59,6 +61,7 @@ impl Served {
         let router = tonic::service::Routes::new(server.pd_service())
             .add_service(server.keyspace_service())
             .add_service(server.members_service())
+            .add_service(server.admin_service())
             .into_axum_router()
             .merge(server.http());
         let mut serving = JoinSet::new();
@@ -74,7 +77,8 @@ impl Served {
             server,
             address,
             client: PdClient::new(channel.clone()),
-            keyspaces: KeyspaceClient::new(channel),
+            keyspaces: KeyspaceClient::new(channel.clone()),
+            admin: PlacementAdminClient::new(channel),
             task,
             _serving: serving,
         }

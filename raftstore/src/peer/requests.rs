@@ -344,7 +344,7 @@ impl Peer {
             if !self.descriptor.contains_key(key) || *key == self.descriptor.start_key {
                 return Err(refused(format!(
                     "key {} is not inside the region",
-                    key.escape_ascii()
+                    esker_rpc::display_key(key)
                 )));
             }
         }

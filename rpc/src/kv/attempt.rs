@@ -154,7 +154,10 @@ impl KvClient {
         let sent =
             tokio::time::timeout_at(until, door.send(request.outgoing(context), &seen)).await;
         let sent = sent.unwrap_or_else(|_| {
-            let reason = format!("store {store}: no answer within {timeout:?}");
+            let reason = match timeout.is_zero() {
+                true => format!("finding the region left no time to ask store {store}"),
+                false => format!("store {store}: no answer within {timeout:?}"),
+            };
             Err(match seen.load(Ordering::Relaxed) {
                 true => SendError::Unknown(reason),
                 false => SendError::NotSent(reason),

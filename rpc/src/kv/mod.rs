@@ -112,12 +112,14 @@ struct Attempts {
     deadline: Duration,
     backoff: Backoff,
     prompt: u32,
+    /// Why the last attempt failed that had its time.
+    said: Option<String>,
 }
 
 impl Attempts {
     fn new(call: &'static str, key: Bytes, deadline: Duration) -> Self {
         let backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
-        Attempts { call, key, started: Instant::now(), deadline, backoff, prompt: 0 }
+        Attempts { call, key, started: Instant::now(), deadline, backoff, prompt: 0, said: None }
     }
 
     /// What is left for the next attempt.
@@ -135,15 +137,19 @@ impl Attempts {
             Wait::None | Wait::Backoff => self.backoff.step(),
             Wait::AtLeast(asked) => self.backoff.step().max(asked.min(LONGEST_RETRY)),
         };
+        // An attempt that was cut off by the end of all has nothing to say.
+        let cut_off = self.started.elapsed() >= self.deadline;
+        let reason = self.said.take().filter(|_| cut_off).unwrap_or(retry.reason);
         if self.started.elapsed() + wait >= self.deadline {
             return Err(ClientError::Deadline {
                 call: self.call,
                 key: display_key(&self.key),
                 waited: waited_since(self.started),
-                reason: retry.reason,
+                reason,
             });
         }
-        tracing::debug!(call = self.call, reason = retry.reason, ?wait, "trying again");
+        tracing::debug!(call = self.call, reason, ?wait, "trying again");
+        self.said = Some(reason);
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
@@ -182,5 +188,29 @@ impl From<ClientError> for Failure {
             }
             error => Failure::Final(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_attempt_that_the_deadline_cut_off_does_not_hide_why_the_one_before_it_failed() {
+        let deadline = Duration::from_millis(60);
+        let mut attempts = Attempts::new("get", Bytes::from("k"), deadline);
+        let retry = |reason: &str| Retry { wait: Wait::None, reason: reason.to_owned() };
+        attempts.next(retry("store 1 is busy")).await.expect("there is time left");
+        while !attempts.timeout().is_zero() {
+            tokio::time::sleep(attempts.timeout()).await;
+        }
+        let error =
+            attempts.next(retry("no answer within 1ms")).await.expect_err("no time is left");
+        assert!(error.to_string().ends_with(": store 1 is busy"), "{error}");
+
+        // The only one there was is better than none.
+        let mut attempts = Attempts::new("get", Bytes::from("k"), Duration::ZERO);
+        let error = attempts.next(retry("no answer")).await.expect_err("no time is left");
+        assert!(error.to_string().ends_with(": no answer"), "{error}");
     }
 }

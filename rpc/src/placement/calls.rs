@@ -6,6 +6,8 @@ use bytes::Bytes;
 
 use super::{Answered, PlacementClient};
 use crate::error::ClientError;
+use crate::proto::esker::placement_admin_client::PlacementAdminClient;
+use crate::proto::esker::{StoreState, StoreStatesRequest, StoreStatesResponse};
 use crate::proto::keyspacepb::keyspace_client::KeyspaceClient;
 use crate::proto::keyspacepb::{KeyspaceMeta, LoadKeyspaceRequest, LoadKeyspaceResponse};
 use crate::proto::metapb::{Peer, Region, Store};
@@ -50,6 +52,7 @@ answered!(
     ScanRegionsResponse,
     ScatterRegionResponse,
     StoreHeartbeatResponse,
+    StoreStatesResponse,
     UpdateGcSafePointResponse,
 );
 
@@ -144,6 +147,12 @@ impl PlacementClient {
             GetAllStoresRequest { exclude_tombstone_stores: exclude_tombstones }
         )
         .await?;
+        Ok(answer.stores)
+    }
+
+    /// Every store, and whether placement has heard from it; tombstones, too.
+    pub async fn store_states(&self) -> Result<Vec<StoreState>, ClientError> {
+        let answer = call!(self, PlacementAdminClient::store_states, StoreStatesRequest {}).await?;
         Ok(answer.stores)
     }
 

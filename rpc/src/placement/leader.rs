@@ -7,12 +7,14 @@
 //! is not ended by that, but others are asked ([`SUSPICION`]), and it goes elsewhere as soon as
 //! somebody else is found to lead.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tonic::Code;
 use tonic::transport::Channel;
 
 use super::{FIRST_RETRY, LONGEST_RETRY};
@@ -218,7 +220,7 @@ enum Miss {
 }
 
 /// Asks the endpoints until one leads to a leader that answers: the next one whenever one has
-/// failed, or has been silent for a moment. `reason` is why the latest of them was of no use.
+/// failed, or has been silent for a moment. `reason` is why those of them were of no use.
 async fn look(
     endpoints: &[String],
     cluster: Option<u64>,
@@ -226,17 +228,28 @@ async fn look(
 ) -> Result<Found, Miss> {
     let mut asked = FuturesUnordered::new();
     let mut others = endpoints.iter();
+    // Why each is no help: what the last one says may be a riddle without the others.
+    let mut reasons = BTreeSet::new();
+    let mut strangers = 0;
     loop {
         if let Some(address) = others.next() {
             asked.push(inquire(address, cluster));
         } else if asked.is_empty() {
+            if strangers == endpoints.len() {
+                let endpoints = endpoints.join(",");
+                return Err(Miss::Fatal(ClientError::NoPlacement { endpoints }));
+            }
             return Err(Miss::Again);
         }
         tokio::select! {
             Some(answer) = asked.next() => match answer {
                 Ok(found) => return Ok(found),
                 Err(Useless::Fatal(error)) => return Err(Miss::Fatal(error)),
-                Err(Useless::Because(why)) => *reason = why,
+                Err(useless) => {
+                    strangers += usize::from(matches!(useless, Useless::NoMember(_)));
+                    reasons.insert(useless.reason());
+                    *reason = reasons.iter().map(String::as_str).collect::<Vec<_>>().join("; ");
+                }
             },
             () = tokio::time::sleep(HEDGE_DELAY), if others.len() > 0 => {}
         }
@@ -246,6 +259,8 @@ async fn look(
 /// Why an endpoint led nowhere.
 enum Useless {
     Because(String),
+    /// Something answers there, and is no placement member: its address.
+    NoMember(String),
     Fatal(ClientError),
 }
 
@@ -257,9 +272,19 @@ fn complain(error: &ClientError) {
     }
 }
 
+impl Useless {
+    fn reason(self) -> String {
+        match self {
+            Useless::Because(reason) => reason,
+            Useless::NoMember(address) => format!("{address} runs no placement member"),
+            Useless::Fatal(error) => error.to_string(),
+        }
+    }
+}
+
 /// Asks one endpoint who leads, and the one that it names whether that is true.
 async fn inquire(address: &str, cluster: Option<u64>) -> Result<Found, Useless> {
-    let (channel, members) = ask(address).await.map_err(Useless::Because)?;
+    let (channel, members) = ask(address).await?;
     let cluster_id = members.header.as_ref().map_or(0, |header| header.cluster_id);
     if let Some(expected) = cluster
         && expected != cluster_id
@@ -284,7 +309,7 @@ async fn inquire(address: &str, cluster: Option<u64>) -> Result<Found, Useless> 
         let (channel, answer) = match ask(url).await {
             Ok(answered) => answered,
             Err(why) => {
-                reason = why;
+                reason = why.reason();
                 continue;
             }
         };
@@ -306,28 +331,31 @@ async fn inquire(address: &str, cluster: Option<u64>) -> Result<Found, Useless> 
 }
 
 /// One member's view of who is there.
-async fn ask(address: &str) -> Result<(Channel, GetMembersResponse), String> {
+async fn ask(address: &str) -> Result<(Channel, GetMembersResponse), Useless> {
     let asking = async {
-        let channel = channel::connect(address).await?;
+        let channel = channel::connect(address).await.map_err(Useless::Because)?;
         let mut client = PdClient::new(channel.clone());
         let members = client
             .get_members(GetMembersRequest::default())
             .await
-            .map_err(|status| format!("{address}: {}", channel::describe(&status)))?
+            .map_err(|status| match status.code() {
+                Code::Unimplemented => Useless::NoMember(bare(address).to_owned()),
+                _ => Useless::Because(format!("{address}: {}", channel::describe(&status))),
+            })?
             .into_inner();
         match members.header.as_ref() {
-            None => return Err(format!("{address}: not a placement driver")),
+            None => return Err(Useless::NoMember(bare(address).to_owned())),
             Some(header) => {
                 if let Some(error) = &header.error {
-                    return Err(format!("{address}: {}", error.message));
+                    return Err(Useless::Because(format!("{address}: {}", error.message)));
                 }
             }
         }
         Ok((channel, members))
     };
-    tokio::time::timeout(ASK_TIMEOUT, asking)
-        .await
-        .unwrap_or_else(|_| Err(format!("{address}: no answer within {ASK_TIMEOUT:?}")))
+    tokio::time::timeout(ASK_TIMEOUT, asking).await.unwrap_or_else(|_| {
+        Err(Useless::Because(format!("{address}: no answer within {ASK_TIMEOUT:?}")))
+    })
 }
 
 fn bare(url: &str) -> &str {

@@ -1,0 +1,106 @@
+//! Bytes as text that people can read, and that reads back as the same bytes.
+//!
+//! Printable text stands for itself, whatever its language. What is not printable (control
+//! characters, those that turn the direction of writing, unassigned ones, bytes that are no
+//! UTF-8) is `\\xNN` for each of its bytes, and a backslash is `\\\\`.
+
+use std::fmt::{self, Write};
+
+/// Bytes, displayed as text.
+#[derive(Clone, Copy, Debug)]
+pub struct Printable<'a>(pub &'a [u8]);
+
+impl fmt::Display for Printable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Whether there is a character on which a combining one can stand.
+        let mut has_base = false;
+        for chunk in self.0.utf8_chunks() {
+            for character in chunk.valid().chars() {
+                match kind(character) {
+                    Kind::Backslash => f.write_str("\\\\")?,
+                    Kind::Printable => f.write_char(character)?,
+                    Kind::Combining if has_base => f.write_char(character)?,
+                    Kind::Combining | Kind::Hidden => {
+                        escape(f, character.encode_utf8(&mut [0; 4]).as_bytes())?;
+                        has_base = false;
+                        continue;
+                    }
+                }
+                has_base = true;
+            }
+            if !chunk.invalid().is_empty() {
+                escape(f, chunk.invalid())?;
+                has_base = false;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn escape(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
+    bytes.iter().try_for_each(|byte| write!(f, "\\x{byte:02X}"))
+}
+
+enum Kind {
+    Printable,
+    /// It changes how the character before it looks.
+    Combining,
+    Hidden,
+    Backslash,
+}
+
+fn kind(character: char) -> Kind {
+    match character {
+        '\\' => Kind::Backslash,
+        '"' | '\'' | ' '..='~' => Kind::Printable,
+        _ => {
+            // The standard library knows what is printable, and says so in two ways: a string
+            // that begins with a combining character has it escaped, one that has it later has
+            // not; what is not printable is escaped everywhere.
+            let mut buffer = [0; 5];
+            buffer[0] = b'a';
+            let length = 1 + character.encode_utf8(&mut buffer[1..]).len();
+            let text = std::str::from_utf8(&buffer[..length]).unwrap_or_default();
+            let later_escaped = text.escape_debug().nth(1) == Some('\\');
+            match (character.escape_debug().next() == Some('\\'), later_escaped) {
+                (false, _) => Kind::Printable,
+                (true, false) => Kind::Combining,
+                (true, true) => Kind::Hidden,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn printed(bytes: impl AsRef<[u8]>) -> String {
+        Printable(bytes.as_ref()).to_string()
+    }
+
+    #[test]
+    fn printable_text_of_any_language_stands_for_itself() {
+        for text in ["a b", "\"quoted\" 'twice'", "é", "ключ", "鍵", "مفتاح", "🔑", "e\u{301}", "~"]
+        {
+            assert_eq!(printed(text), text);
+        }
+    }
+
+    #[test]
+    fn what_nobody_would_see_is_escaped() {
+        for (bytes, text) in [
+            (&b"\x00\n\t\x7F"[..], "\\x00\\x0A\\x09\\x7F"),
+            (b"\\", "\\\\"),
+            (b"\xFF\xC3", "\\xFF\\xC3"),
+            ("a\u{202E}b".as_bytes(), "a\\xE2\\x80\\xAEb"),
+            ("a\u{200B}\u{FEFF}".as_bytes(), "a\\xE2\\x80\\x8B\\xEF\\xBB\\xBF"),
+            ("a\u{A0}b\u{2028}".as_bytes(), "a\\xC2\\xA0b\\xE2\\x80\\xA8"),
+            ("\u{E000}".as_bytes(), "\\xEE\\x80\\x80"),
+            // An accent needs something to stand on.
+            ("\u{301}e\u{301}\n\u{301}".as_bytes(), "\\xCC\\x81e\u{301}\\x0A\\xCC\\x81"),
+        ] {
+            assert_eq!(printed(bytes), text);
+        }
+    }
+}
