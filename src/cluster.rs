@@ -1,5 +1,7 @@
 //! A whole cluster in this process: what `esker playground` runs, for tests and programs.
 
+mod size;
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -8,14 +10,18 @@ use esker_placement::{MemberId, MemberInfo};
 use esker_rpc::kv::KvClient;
 use esker_rpc::placement::PlacementClient;
 use esker_rpc::proto::metapb::PeerRole;
-use futures_util::future::join_all;
+use futures_util::future::{join_all, try_join_all};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 
+use self::size::Size;
 use crate::Error;
+use crate::node::address::PLACEMENT_MEMBERS;
 use crate::node::{Node, NodeConfig, Roles, descriptors, tag_of};
 use crate::server::member::Members;
 
+/// The most stores of a cluster on one machine: beyond, it only gets slower.
+pub const MAX_STORES: u32 = 32;
 /// How many replicas placement gives every region, where there are that many stores.
 const REPLICAS: usize = 3;
 /// How long a cluster on one machine may take until every region has all its replicas.
@@ -27,8 +33,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(25);
 /// What kind of cluster.
 #[derive(Clone, Debug)]
 pub struct ClusterOptions {
+    /// 1 to [`MAX_STORES`]; the same as before where the directory holds a cluster.
     pub stores: u32,
-    /// Members of the placement driver, at most one for each store.
+    /// Members of the placement driver: 1, 3 or 5, at most one for each store.
     pub placements: u32,
     /// Where the data stays; without it, it is temporary.
     pub data_dir: Option<PathBuf>,
@@ -46,6 +53,25 @@ impl Default for ClusterOptions {
             port: 0,
             config: NodeConfig::default(),
         }
+    }
+}
+
+impl ClusterOptions {
+    /// Whether there can be such a cluster, and nothing else is in its directory.
+    fn check(&self) -> Result<Size, Error> {
+        let &ClusterOptions { stores, placements, .. } = self;
+        if !(1..=MAX_STORES).contains(&stores) {
+            return Err(Error::Stores { stores });
+        }
+        if !PLACEMENT_MEMBERS.contains(&(placements as usize)) || placements > stores {
+            return Err(Error::Placements { placements, stores });
+        }
+        self.config.check()?;
+        let size = Size { stores, placements };
+        if let Some(directory) = &self.data_dir {
+            size.check(directory)?;
+        }
+        Ok(size)
     }
 }
 
@@ -69,6 +95,7 @@ impl Cluster {
     }
 
     async fn launch(options: ClusterOptions) -> Result<Cluster, Error> {
+        let size = options.check()?;
         let (directory, temporary) = match &options.data_dir {
             Some(directory) => (directory.clone(), None),
             None => {
@@ -82,8 +109,7 @@ impl Cluster {
                 (temporary.path().to_owned(), Some(temporary))
             }
         };
-        let placements = options.placements.clamp(1, options.stores.max(1)) as usize;
-        let stores = options.stores.max(1) as usize;
+        let (stores, placements) = (options.stores as usize, options.placements as usize);
         let mut listeners = Vec::new();
         for node in 0..stores {
             listeners.push(match node {
@@ -128,18 +154,8 @@ impl Cluster {
             };
             builder.start()
         });
-        let mut nodes = Vec::new();
-        let mut failed = None;
-        for started in join_all(starts).await {
-            match started {
-                Ok(node) => nodes.push(node),
-                Err(error) => failed = failed.or(Some(error)),
-            }
-        }
-        if let Some(error) = failed {
-            join_all(nodes.into_iter().map(Node::stop)).await;
-            return Err(error);
-        }
+        // The first failure ends all: the others might wait for that very node for ever.
+        let nodes = try_join_all(starts).await?;
         for (number, node) in nodes.iter().enumerate() {
             let folder = node_folder(&directory, number + 1);
             let path = folder.join(PORT_FILE);
@@ -150,6 +166,7 @@ impl Cluster {
                 source,
             })?;
         }
+        size.remember(&directory)?;
         let placement = nodes[0].placement().clone();
         let placement_address = nodes[0].address().to_owned();
         Ok(Cluster { nodes, placement, placement_address, _temporary: temporary })

@@ -8,6 +8,9 @@ use esker_raftstore::StoreError;
 use esker_rpc::error::ClientError;
 use esker_rpc::server::ServeError;
 
+use crate::cluster::MAX_STORES;
+use crate::node::{AddressesError, ConfigError, SettingError};
+
 /// Why a node or a cluster did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -51,8 +54,14 @@ pub enum Error {
     Record { path: PathBuf, reason: String },
     #[error("this should not happen, please report it: {reason}")]
     Internal { reason: String },
-    #[error("cannot read configuration {}: {reason}", path.display())]
-    Config { path: PathBuf, reason: String },
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Setting(#[from] SettingError),
+    #[error(transparent)]
+    Addresses(#[from] AddressesError),
+    #[error("{} is damaged: {reason}", path.display())]
+    Damaged { path: PathBuf, reason: String },
     #[error("{what} {}: {source}", path.display())]
     File { what: &'static str, path: PathBuf, source: std::io::Error },
     #[error("cannot start the runtime: {0}")]
@@ -70,12 +79,22 @@ pub enum Error {
     NotAMember { address: String, members: String },
     #[error("no data directory given; a node needs one of its own")]
     NoDataDir,
+    #[error("a cluster on one machine has 1 to {MAX_STORES} stores, not {stores}")]
+    Stores { stores: u32 },
+    #[error(
+        "a placement driver has 1, 3 or 5 members, at most one for each store: \
+         not {placements} on {stores} stores"
+    )]
+    Placements { placements: u32, stores: u32 },
+    #[error(
+        "{} holds a cluster of {found} {what}, not of {wanted}: give {option} {found}, \
+         or another data directory", path.display()
+    )]
+    OtherSize { path: PathBuf, what: &'static str, option: &'static str, found: u32, wanted: u32 },
     #[error("store {store} is not ready: {reason}")]
     NotReady { store: u64, reason: String },
     #[error("the cluster was not ready within {seconds} s: {reason}")]
     Slow { seconds: u64, reason: String },
-    #[error("stopped before it was ready")]
-    Stopped,
 }
 
 impl Error {

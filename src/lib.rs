@@ -27,7 +27,7 @@ pub mod playground;
 mod server;
 pub mod ycsb;
 
-pub use cluster::{Cluster, ClusterOptions};
+pub use cluster::{Cluster, ClusterOptions, MAX_STORES};
 pub use error::Error;
 pub use esker_rpc::error::ClientError;
 pub use esker_rpc::kv::KvClient;

@@ -1,11 +1,15 @@
 //! One node: a store, a placement member, or both, behind one port.
 
+pub(crate) mod address;
 mod config;
 mod damage;
 pub(crate) mod descriptors;
+mod interrupt;
 mod start;
+mod vital;
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +28,9 @@ use crate::server::late::LateStore;
 use crate::server::member::Members;
 use crate::server::traffic::Traffic;
 
-pub use config::NodeConfig;
+pub use address::{Address, AddressError, AddressesError};
+pub use config::{ConfigError, NodeConfig, SETTINGS, Setting, SettingError};
+pub(crate) use interrupt::Interrupt;
 
 /// What a node does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +44,8 @@ pub struct Roles {
 pub struct NodeOptions {
     pub data_dir: PathBuf,
     pub listen: String,
+    /// By which others reach the node, where that is not `listen`.
+    pub advertise: Option<String>,
     pub join: Vec<String>,
     pub roles: Option<Roles>,
     pub labels: Vec<(String, String)>,
@@ -51,6 +59,7 @@ pub struct NodeOptions {
 pub struct NodeBuilder {
     data_dir: Option<PathBuf>,
     listen: String,
+    advertise: Option<String>,
     listener: Option<TcpListener>,
     max_descriptors: Option<u64>,
     join: Vec<String>,
@@ -85,6 +94,7 @@ impl Node {
         NodeBuilder {
             data_dir: None,
             listen: "127.0.0.1:0".into(),
+            advertise: None,
             listener: None,
             max_descriptors: None,
             join: Vec::new(),
@@ -175,14 +185,22 @@ impl NodeBuilder {
         self
     }
 
-    /// `host:port` to serve on, by which others reach this node. Port 0 takes any that is free.
+    /// `host:port` to serve on, by which others reach this node unless
+    /// [`advertise`](Self::advertise) says otherwise. Port 0 takes any that is free.
     pub fn listen(mut self, address: impl Into<String>) -> Self {
         self.listen = address.into();
         self
     }
 
-    /// The members of the placement driver, `host:port`. A node whose own address
-    /// is among them is one; without any, this node is a cluster of its own.
+    /// `host:port` by which others reach this node, where that is not what it listens at:
+    /// behind a forwarded port, or when it listens at all addresses of the machine.
+    pub fn advertise(mut self, address: impl Into<String>) -> Self {
+        self.advertise = Some(address.into());
+        self
+    }
+
+    /// The members of the placement driver, one, three or five `host:port`. A node whose own
+    /// address is among them is one; without any, this node is a cluster of its own.
     pub fn join<A: Into<String>>(mut self, members: impl IntoIterator<Item = A>) -> Self {
         self.join = members.into_iter().map(Into::into).collect();
         self
@@ -253,6 +271,11 @@ impl NodeBuilder {
         }
     }
 
+    fn bound(&self, listener: &TcpListener) -> Result<std::net::SocketAddr, Error> {
+        let failed = |source| Error::Listen { address: self.listen.clone(), source };
+        listener.local_addr().map_err(failed)
+    }
+
     /// Which placement members there are, and whether this node, at `address`, is one.
     fn placement_members(&self, address: &str) -> Result<Option<Members>, Error> {
         if let Some(members) = &self.members {
@@ -296,17 +319,18 @@ pub(crate) fn tag_of(text: &str) -> u64 {
     })
 }
 
-/// Runs a node until Ctrl-C or SIGTERM.
+/// Runs a node until Ctrl-C or SIGTERM, which end it well at any time: while it starts, too.
 ///
 /// # Errors
 /// Why it did not start.
 pub fn run(options: NodeOptions) -> Result<(), Error> {
-    let config = match &options.config {
-        Some(path) => NodeConfig::read(path)?,
-        None => NodeConfig::default(),
-    };
     descriptors::raise(1)?;
     block_on(async {
+        let mut stop = Interrupt::listen()?;
+        let config = match &options.config {
+            Some(path) => NodeConfig::read(path)?,
+            None => NodeConfig::default(),
+        };
         let mut builder = Node::builder()
             .data_dir(&options.data_dir)
             .listen(&options.listen)
@@ -317,18 +341,20 @@ pub fn run(options: NodeOptions) -> Result<(), Error> {
         if let Some(roles) = options.roles {
             builder = builder.roles(roles);
         }
-        let stop = interrupted();
-        tokio::pin!(stop);
+        if let Some(address) = &options.advertise {
+            builder = builder.advertise(address);
+        }
         let node = tokio::select! {
             node = builder.start() => node?,
-            () = &mut stop => return Err(Error::Stopped),
+            () = stop.comes() => return Ok(()),
         };
         let store = node.store_id().map_or_else(String::new, |id| format!(" store {id}"));
         if let Some(error) = node.store_failure() {
             eprintln!("error: only the placement member of this node runs: {error}");
         }
-        println!("ready: node at {}{store}", node.address());
-        stop.await;
+        // Whoever started it may have stopped reading.
+        let _ = writeln!(std::io::stdout(), "ready: node at {}{store}", node.address());
+        stop.comes().await;
         node.stop().await;
         Ok(())
     })
@@ -338,9 +364,12 @@ pub fn run(options: NodeOptions) -> Result<(), Error> {
 pub(crate) fn block_on<T>(body: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     /// How often the exporter folds what was measured since the last time.
     const UPKEEP: Duration = Duration::from_secs(5);
+    /// How long what still runs in the background may take at the end. Nothing that matters
+    /// does by then; the look-up of a name may take minutes.
+    const BACKGROUND_GRACE: Duration = Duration::from_secs(1);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Runtime)?;
-    runtime.block_on(async {
+    let outcome = runtime.block_on(async {
         if let Some(metrics) = crate::server::pages::collect_metrics() {
             tokio::spawn(async move {
                 let mut upkeep = tokio::time::interval(UPKEEP);
@@ -351,26 +380,7 @@ pub(crate) fn block_on<T>(body: impl Future<Output = Result<T, Error>>) -> Resul
             });
         }
         body.await
-    })
-}
-
-/// Completes at Ctrl-C or SIGTERM.
-pub(crate) async fn interrupted() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let terminated = async {
-        match signal(SignalKind::terminate()) {
-            Ok(mut terminate) => {
-                terminate.recv().await;
-            }
-            Err(_) => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        result = tokio::signal::ctrl_c() => {
-            if result.is_err() {
-                std::future::pending::<()>().await;
-            }
-        }
-        () = terminated => {}
-    }
+    });
+    runtime.shutdown_timeout(BACKGROUND_GRACE);
+    outcome
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::Error;
 use crate::cluster::{Cluster, ClusterOptions};
-use crate::node::{block_on, descriptors, interrupted};
+use crate::node::{Interrupt, block_on, descriptors};
 
 /// `esker playground`, as typed.
 #[derive(Debug, Clone)]
@@ -23,6 +23,7 @@ pub struct PlaygroundOptions {
 pub fn run(options: PlaygroundOptions) -> Result<(), Error> {
     descriptors::raise(options.stores.into())?;
     block_on(async {
+        let mut stop = Interrupt::listen()?;
         let cluster_options = ClusterOptions {
             stores: options.stores,
             placements: options.placements,
@@ -30,16 +31,15 @@ pub fn run(options: PlaygroundOptions) -> Result<(), Error> {
             port: options.port,
             ..ClusterOptions::default()
         };
-        let stop = interrupted();
-        tokio::pin!(stop);
         let cluster = tokio::select! {
             cluster = Cluster::start(cluster_options) => cluster?,
-            () = &mut stop => return Err(Error::Stopped),
+            () = stop.comes() => return Ok(()),
         };
-        print!("{}", greeting(&cluster, &options));
-        // Whoever reads the line through a pipe waits for it.
-        let _ = std::io::stdout().flush();
-        stop.await;
+        // Whoever reads the line through a pipe waits for it, or may have stopped reading.
+        let mut out = std::io::stdout().lock();
+        let _ = out.write_all(greeting(&cluster, &options).as_bytes()).and_then(|()| out.flush());
+        drop(out);
+        stop.comes().await;
         cluster.stop().await;
         Ok(())
     })

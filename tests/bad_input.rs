@@ -8,7 +8,7 @@ use std::path::Path;
 use bytes::Bytes;
 use common::eventually;
 use common::operator::Operator;
-use common::process::{Finished, PATIENCE, Process, free_address, run};
+use common::process::{Finished, PATIENCE, Process, free_address, run, run_with};
 use esker::{Cluster, ClusterOptions};
 use esker_rpc::placement::RegionInfo;
 use esker_rpc::proto::kvrpcpb::{
@@ -90,6 +90,228 @@ async fn a_malformed_address_is_refused_and_nothing_is_created() {
 }
 
 #[tokio::test]
+async fn addresses_that_no_other_node_could_use_are_refused_and_nothing_is_created() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let data_dir = root.path().join("data");
+    let address = free_address();
+    let port = address.rsplit(':').next().expect("an address has a port");
+    let start = |listen: &str, join: &str, rest: &[&str]| {
+        let words = ["start", "--data-dir", text(&data_dir), "--listen", listen, "--join", join];
+        words.iter().chain(rest).map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let at = |host: &str| format!("{host}:{port}");
+    let everywhere = [at("0.0.0.0"), at("[::]")];
+    let (localhost, ipv6) = (at("localhost"), at("[::1]"));
+    let list = |hosts: &[&str]| hosts.iter().map(|host| at(host)).collect::<Vec<_>>().join(",");
+    let mut cases = vec![
+        (start(&localhost, &address, &[]), vec![localhost.clone(), address.clone()]),
+        (start(&at("LOCALHOST."), &address, &[]), vec![localhost.clone(), address.clone()]),
+        (start(&address, &localhost, &[]), vec![localhost.clone(), address.clone()]),
+        (start(&address, &ipv6, &[]), vec![ipv6.clone(), address.clone()]),
+        (start(&address, &list(&["a", "A.", "b"]), &[]), vec![at("a"), "twice".into()]),
+        (
+            start(&address, &format!("{address},{localhost},127.0.0.1:1"), &[]),
+            vec![localhost.clone(), address.clone()],
+        ),
+        (start(&address, &address, &["--roles", "store"]), vec![address.clone(), "--roles".into()]),
+        (start(&address, &everywhere[0], &[]), vec!["--join".into(), everywhere[0].clone()]),
+        (start(&address, "224.0.0.1:1", &[]), vec!["--join 224.0.0.1:1".into()]),
+    ];
+    for listen in &everywhere {
+        cases.push((start(listen, listen, &[]), vec![listen.clone(), "--advertise".into()]));
+        cases.push((
+            start(&address, &address, &["--advertise", listen]),
+            vec!["--advertise".into(), listen.clone()],
+        ));
+    }
+    for members in [2, 4, 6] {
+        let join = list(&["127.0.0.1", "b", "c", "d", "e", "f"][..members]);
+        let counted = format!("lists {members} placement members");
+        cases.push((start(&address, &join, &[]), vec![counted, "1, 3 or 5".into()]));
+    }
+    for (command, parts) in cases {
+        let command: Vec<_> = command.iter().map(String::as_str).collect();
+        let parts: Vec<_> = parts.iter().map(String::as_str).collect();
+        is_refused(&command, 1, &parts).await;
+        assert!(!data_dir.exists(), "{command:?} created a data directory");
+    }
+}
+
+#[tokio::test]
+async fn a_setting_out_of_its_range_is_refused_and_nothing_is_created() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let (data_dir, file) = (root.path().join("data"), root.path().join("esker.toml"));
+    let address = free_address();
+    let command = [
+        "start",
+        "--data-dir",
+        text(&data_dir),
+        "--listen",
+        &address,
+        "--join",
+        &address,
+        "--config",
+        text(&file),
+    ];
+    for (setting, range) in [
+        ("schedule-interval-ms = 0", "from 10 to 3600000"),
+        ("block-cache-mib = 1152921504606846976", "from 1 to 1048576"),
+        ("workers = 10000", "from 1 to 64"),
+        ("workers = -1", "from 1 to 64"),
+        ("election-timeout-ms = \"1s\"", "from 100 to 60000"),
+    ] {
+        std::fs::write(&file, setting).expect("the directory can be written");
+        is_refused(&command, 1, &[text(&file), "line 1", setting, range]).await;
+    }
+    std::fs::remove_file(&file).expect("it was written");
+    is_refused(&command, 1, &[text(&file), "No such file"]).await;
+    assert!(!data_dir.exists(), "a data directory was created");
+
+    let config = esker::node::NodeConfig { heartbeat_interval_ms: Some(0), ..Default::default() };
+    let options = ClusterOptions { config, data_dir: Some(data_dir.clone()), ..Default::default() };
+    let refused = Cluster::start(options).await.err().expect("an interval of nothing").to_string();
+    assert!(refused.contains("heartbeat-interval-ms = 0"), "{refused}");
+    for (stores, placements) in [(0, 1), (33, 1), (3, 0), (3, 2), (2, 3), (4, 4), (3, 5)] {
+        let data_dir = Some(data_dir.clone());
+        let options = ClusterOptions { stores, placements, data_dir, ..Default::default() };
+        assert!(Cluster::start(options).await.is_err(), "{placements} on {stores}");
+    }
+    assert!(!data_dir.exists(), "a data directory was created");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_of_another_number_of_stores_says_so_at_once() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let data_dir = root.path().join("data");
+    let options =
+        ClusterOptions { stores: 2, data_dir: Some(data_dir.clone()), ..Default::default() };
+    Cluster::start(options).await.expect("the cluster starts").stop().await;
+    for (stores, placements, parts) in
+        [("1", "1", ["2 stores", "--stores 2"]), ("3", "1", ["2 stores", "--stores 2"])]
+    {
+        let command = [
+            "playground",
+            "--port",
+            "0",
+            "--data-dir",
+            text(&data_dir),
+            "--stores",
+            stores,
+            "--placements",
+            placements,
+        ];
+        is_refused(&command, 1, &[&parts[..], &[text(&data_dir)]].concat()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_tells_others_the_address_that_it_is_to_advertise() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let address = free_address();
+    let listen = address.replace("127.0.0.1", "0.0.0.0");
+    let mut node = Process::spawn(&[
+        "start",
+        "--data-dir",
+        text(root.path()),
+        "--listen",
+        &listen,
+        "--advertise",
+        &address,
+        "--join",
+        &address,
+    ]);
+    let ready = node.line_after("ready: node at ").await;
+    assert!(ready.starts_with(&address), "{ready}");
+    let operator = Operator::connect(std::slice::from_ref(&address)).await;
+    // The store is found by it, and so is the placement member.
+    operator.store_at(&address).await;
+    assert_eq!(operator.placement().leader_address(), address);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_without_a_placement_member_is_named_where_one_is_looked_for() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let [member, store, listen] = [(); 3].map(|()| free_address());
+    let _member = Process::node(&root.path().join("1"), &member, std::slice::from_ref(&member));
+    let mut other = Process::node(&root.path().join("2"), &store, std::slice::from_ref(&member));
+    other.line_after("ready: ").await;
+    let third = root.path().join("3");
+    let start = ["start", "--data-dir", text(&third), "--listen", &listen, "--join", &store];
+    is_refused(&start, 1, &[&store, "no placement member"]).await;
+    is_refused(&["kv", "get", "a", "--placement", &store], 1, &[&store, "no placement member"])
+        .await;
+    // One that is none does no harm beside one that is.
+    let both = format!("{store},{member}");
+    is_refused(&["kv", "get", "a", "--placement", &both], 1, &["no key"]).await;
+    let joined = format!("{store},{member}");
+    let finished = run_with(&["store", "list"], &[("ESKER_PLACEMENT", &joined)]).await;
+    assert!(finished.status.success(), "{finished:?}");
+    let finished = run_with(&["store", "list"], &[("ESKER_PLACEMENT", "nowhere")]).await;
+    assert!(refused(&finished, 2).contains("nowhere"), "{finished:?}");
+    assert!(finished.errors.contains("ESKER_PLACEMENT"), "{finished:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_while_placement_has_no_leader_says_so() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let join: Vec<_> = (0..3).map(|_| free_address()).collect();
+    let mut nodes = Vec::new();
+    for (number, address) in join.iter().enumerate() {
+        nodes.push(Process::node(&root.path().join(number.to_string()), address, &join));
+    }
+    for node in &mut nodes {
+        node.line_after("ready: ").await;
+    }
+    for node in nodes.drain(1..) {
+        node.kill().await;
+    }
+    let sentence = refused(&run(&["kv", "put", "a", "1", "--placement", &join.join(",")]).await, 1);
+    assert!(!sentence.contains("within 0ns"), "{sentence}");
+    assert!(join.iter().all(|address| sentence.contains(address)), "{sentence}");
+    assert!(sentence.contains("refused") || sentence.contains("leader"), "{sentence}");
+}
+
+#[tokio::test]
+async fn a_node_that_is_told_to_end_while_it_starts_ends_well() {
+    /// What a start leaves on disk, stage after stage.
+    const STAGES: [&str; 4] =
+        ["store/LOCK", "placement/kv/CURRENT", "store/IDENT", "store/log/CURRENT"];
+    for (signal, waits) in [("TERM", true), ("INT", true), ("TERM", false), ("INT", false)] {
+        for stage in STAGES.iter().take(if waits { 1 } else { STAGES.len() }) {
+            let root = tempfile::tempdir().expect("a temporary directory");
+            let (listen, nobody) = (free_address(), free_address());
+            let join = if waits { &nobody } else { &listen };
+            let node = Process::node(root.path(), &listen, std::slice::from_ref(join));
+            eventually(stage, PATIENCE, async || match root.path().join(stage).exists() {
+                true => Ok(()),
+                false => Err(node.log()),
+            })
+            .await;
+            if waits {
+                eventually("it serves", PATIENCE, async || {
+                    let connected = tokio::net::TcpStream::connect(&listen).await;
+                    connected.map(drop).map_err(|error| error.to_string())
+                })
+                .await;
+            }
+            let status = node.end_by(signal).await;
+            assert_eq!(status, Some(0), "{signal} at {stage}, waiting: {waits}");
+        }
+    }
+    for stage in ["node-1/store/LOCK", "node-3/store/IDENT"] {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let data_dir = text(root.path());
+        let playground = Process::spawn(&["playground", "--port", "0", "--data-dir", data_dir]);
+        eventually(stage, PATIENCE, async || match root.path().join(stage).exists() {
+            true => Ok(()),
+            false => Err(playground.log()),
+        })
+        .await;
+        assert_eq!(playground.end_by("TERM").await, Some(0), "{stage}");
+    }
+}
+
+#[tokio::test]
 async fn a_malformed_escape_is_refused() {
     for arguments in
         [&["kv", "get", "\\xZZ"][..], &["kv", "put", "a", "\\q"], &["region", "key", "a\\"]]
@@ -110,6 +332,12 @@ async fn a_data_directory_that_cannot_be_written_is_refused_and_nothing_is_creat
         is_refused(&playground, 1, &[text(&data_dir)]).await;
     }
     assert_eq!(entries(root.path()), 1, "something was created");
+    // The others do not wait for the node that they cannot do without.
+    let (data_dir, store) = (root.path().join("data"), root.path().join("data/node-1/store"));
+    std::fs::create_dir_all(data_dir.join("node-1")).expect("the directory can be written");
+    std::fs::write(&store, "not a directory").expect("the directory can be written");
+    let playground = ["playground", "--port", "0", "--data-dir", text(&data_dir)];
+    is_refused(&playground, 1, &[text(&store)]).await;
     let kept = std::fs::read_to_string(&file).expect("the file can be read");
     assert_eq!(kept, "not a directory");
 }
@@ -170,7 +398,8 @@ async fn commands_name_the_region_store_or_key_that_does_not_exist() {
     let placement = cluster.placement_address();
     let region = operator.regions().await[0].region.id.to_string();
     let long = "k".repeat(MAX_KEY + 1);
-    let cases: [(&[&str], &[&str]); 9] = [
+    let cases: [(&[&str], &[&str]); 10] = [
+        (&["kv", "scan", "--from", "z", "--to", "a"], &["`z`", "`a`"]),
         (&["region", "show", "987654"], &["region 987654"]),
         (&["region", "split", "987654"], &["region 987654"]),
         (&["region", "transfer-leader", "987654", "--to", "1"], &["region 987654"]),

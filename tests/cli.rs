@@ -4,12 +4,13 @@
 mod common;
 
 use bytes::Bytes;
+use common::eventually;
 use common::operator::Operator;
 use common::process::{PATIENCE, run};
 use esker::{Cluster, ClusterOptions};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 const STORES: usize = 3;
 
@@ -30,7 +31,9 @@ impl Shell {
     /// Standard output of a command that does what it was asked to.
     async fn text(&self, command: &[&str]) -> String {
         let placement = ["--placement", self.cluster.placement_address()];
-        let finished = run(&[command, &placement].concat()).await;
+        // Not at the end, where it may be behind the end of the options.
+        let (first, rest) = command.split_at(1);
+        let finished = run(&[first, &placement, rest].concat()).await;
         assert!(finished.status.success(), "{command:?}: {finished:?}");
         assert_eq!(finished.errors, "", "{command:?} complains");
         finished.output
@@ -189,6 +192,80 @@ async fn stores_and_placement_members_are_listed_and_timestamps_grow() {
         assert!(!list(&body[name]).is_empty(), "{body}");
     }
     shell.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_of_every_language_and_with_dashes_are_printed_as_they_were_typed() {
+    let shell = Shell::start().await;
+    let pairs = [("-2", "--v"), ("--", "-"), ("clé", "é"), ("ключ", "значение"), ("鍵", "🔑")];
+    for (key, value) in pairs {
+        shell.text(&["kv", "put", "--json", "--", key, value]).await;
+        assert_eq!(shell.text(&["kv", "get", "--json", "--", key]).await.matches(key).count(), 1);
+    }
+    shell.text(&["kv", "put", "-k", "-v"]).await;
+    assert_eq!(shell.text(&["kv", "get", "-k"]).await, "-v\n");
+    let table = shell.table(&["kv", "scan", "--from", "-2"]).await;
+    for (key, value) in pairs.into_iter().filter(|(key, _)| *key >= "-2") {
+        assert!(table.iter().any(|row| *row == [key, value]), "{key}: {table:?}");
+    }
+    let pairs = shell.json(&["kv", "scan", "--from", "cl", "--to", "cm"]).await;
+    assert_eq!((&pairs[0]["key"], &pairs[0]["value"]), (&"clé".into(), &"é".into()));
+
+    // What could not be seen is escaped, and what was printed is typed to find it again.
+    let hidden = " a\u{202E}b\u{301}\n ";
+    shell.text(&["kv", "put", hidden, "v"]).await;
+    let table = shell.table(&["kv", "scan", "--from", " ", "--to", "!"]).await;
+    assert_eq!(table[1][0], "\\x20a\\xE2\\x80\\xAEb\u{301}\\x0A\\x20");
+    assert_eq!(shell.text(&["kv", "get", &table[1][0]]).await, "v\n");
+
+    let (region, _, _) = shell.region("-100").await;
+    let found = shell.json(&["region", "key", "-100"]).await;
+    assert_eq!(list(&found)[0]["id"], region);
+    let parts = shell.json(&["region", "split", &region.to_string(), "--key", "-5"]).await;
+    assert_eq!(list(&parts)[1]["start_key"], "-5");
+    shell.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_store_is_disconnected_and_its_silence_is_told() {
+    let mut shell = Shell::start().await;
+    let last = shell.cluster.take_node(STORES - 1);
+    let id = last.store_id().expect("every node has a store");
+    last.stop().await;
+    eventually("the store counts as disconnected", PATIENCE, async || {
+        let stores = shell.json(&["store", "list"]).await;
+        let store = list(&stores).iter().find(|store| store["id"] == id).expect("it is listed");
+        match (store["state"].as_str(), store["heartbeat_age_ms"].as_u64()) {
+            (Some("disconnected"), Some(20_000..)) => Ok(()),
+            (Some("up"), Some(0..20_000)) => Err(store.to_string()),
+            _ => panic!("{store}"),
+        }
+    })
+    .await;
+    let table = shell.table(&["store", "list"]).await;
+    let row = table.iter().find(|row| row[0] == id.to_string()).expect("it is listed");
+    assert_eq!(row[column(&table, "STATE")], "disconnected", "{table:?}");
+    assert!(row[column(&table, "HEARTBEAT")].ends_with(" s ago"), "{table:?}");
+    shell.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_placement_members_one_that_answers_is_enough() {
+    let options = ClusterOptions { stores: 5, placements: 5, ..ClusterOptions::default() };
+    let cluster = Cluster::start(options).await.expect("a cluster with five placement members");
+    // One that takes connections and never says a word, as a frozen process does.
+    let frozen = TcpListener::bind("127.0.0.1:0").await.expect("loopback has a free port");
+    let frozen = frozen.local_addr().expect("it is bound").to_string();
+    let addresses: Vec<_> = cluster.nodes().iter().map(|node| node.address().to_owned()).collect();
+    let list_of = |first: &str| format!("{first},{}", addresses[4]);
+    for first in [frozen.as_str(), &addresses[1], "127.0.0.1:1"] {
+        let placement = list_of(first);
+        let finished = run(&["placement", "members", "--json", "--placement", &placement]).await;
+        assert!(finished.status.success(), "{placement}: {finished:?}");
+        let members: Value = serde_json::from_str(&finished.output).expect("it is JSON");
+        assert_eq!(list(&members).len(), 5, "{members}");
+    }
+    cluster.stop().await;
 }
 
 /// The JSON at a path of the port that serves everything.

@@ -12,11 +12,11 @@ use esker_rpc::proto::esker::founding_client::FoundingClient;
 use esker_rpc::proto::metapb;
 use tonic::transport::{Channel, Endpoint};
 
-use super::address::Address;
 use super::error::CliError;
 use super::key::Text;
 use super::placement::ReplacedView;
 use super::view::{MemberView, RegionView};
+use crate::node::Address;
 
 /// Regions asked for in one request.
 const REGION_PAGE: u32 = 1_024;
@@ -32,20 +32,24 @@ const REPLACE_AGAIN: Duration = Duration::from_millis(250);
 /// Where these stand in the help of every command that has them.
 const CLUSTER_HEADING: &str = "Cluster";
 
+/// Where the placement driver is, for commands that are not told.
+pub const VARIABLE: &str = "ESKER_PLACEMENT";
+
 /// Which cluster, and how to print what it says.
 #[derive(Debug, Args)]
 pub struct ClusterArguments {
-    /// A member of the cluster's placement driver
+    /// Members of the cluster's placement driver, of which one that answers is enough
     #[arg(
         long,
         global = true,
-        value_name = "HOST:PORT",
-        env = "ESKER_PLACEMENT",
+        value_name = "HOST:PORT,...",
+        value_delimiter = ',',
+        env = VARIABLE,
         hide_env_values = true,
         default_value = "127.0.0.1:2379",
         help_heading = CLUSTER_HEADING
     )]
-    pub placement: Address,
+    pub placement: Vec<Address>,
     /// Prints JSON, for programs
     #[arg(long, global = true, help_heading = CLUSTER_HEADING)]
     pub json: bool,
@@ -65,14 +69,10 @@ impl Cluster {
         arguments: &ClusterArguments,
         deadline: Duration,
     ) -> Result<Self, CliError> {
-        let endpoints = vec![arguments.placement.to_string()];
-        match PlacementClient::connect_within(endpoints, deadline).await {
-            Ok(placement) => Ok(Cluster { placement }),
-            Err(error) => Err(CliError::Connect {
-                placement: arguments.placement.clone(),
-                reason: error.to_string(),
-            }),
-        }
+        let endpoints = arguments.placement.iter().map(ToString::to_string).collect();
+        let connected = PlacementClient::connect_within(endpoints, deadline).await;
+        let placement = connected.map_err(CliError::Connect)?;
+        Ok(Cluster { placement })
     }
 
     /// A client for keys, of the same cluster.
@@ -111,6 +111,11 @@ impl Cluster {
 
     pub async fn stores(&self) -> Result<Vec<metapb::Store>, CliError> {
         Ok(self.placement.get_stores(false).await?)
+    }
+
+    /// Every store, by id, and whether placement has heard from it.
+    pub async fn store_states(&self) -> Result<Vec<wire::StoreState>, CliError> {
+        Ok(self.placement.store_states().await?)
     }
 
     /// Where a store listens.
@@ -244,7 +249,7 @@ mod tests {
         let address = free.local_addr().expect("it is bound").to_string();
         drop(free);
         let placement = address.parse().expect("what a socket says is an address");
-        let arguments = ClusterArguments { placement, json: false };
+        let arguments = ClusterArguments { placement: vec![placement], json: false };
         let connected = Cluster::connect_within(&arguments, Duration::from_millis(100)).await;
         let text = connected.err().expect("nobody listens").to_string();
         assert!(text.contains(&address) && text.contains("--placement HOST:PORT"), "{text}");

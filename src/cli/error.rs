@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use esker_rpc::error::ClientError;
 
-use super::address::Address;
 use super::key::Text;
 
 /// A command that was refused or failed. Wrong usage never comes this far.
@@ -21,10 +20,10 @@ pub enum CliError {
     #[error("{0}")]
     Server(Box<dyn std::error::Error + Send + Sync>),
     #[error(
-        "cannot reach the placement driver at {placement}: {reason}; start a cluster with `esker playground`, \
+        "cannot reach the placement driver: {0}; start a cluster with `esker playground`, \
          or name one with --placement HOST:PORT"
     )]
-    Connect { placement: Address, reason: String },
+    Connect(ClientError),
     /// Of a client, which names the request and the key.
     #[error("{error}{advice}", error = .0, advice = advice(.0))]
     Client(#[from] ClientError),
@@ -58,6 +57,18 @@ pub enum CliError {
     Refused { region: u64, reason: String },
     #[error("the member was not replaced: {0}")]
     NotReplaced(String),
+    #[error("no key lies from `{from}` up to `{to}`: a range begins with its smaller key")]
+    EmptyRange { from: Text, to: Text },
+    #[error(
+        "a record of {size} bytes is more than a store takes in one write ({limit} bytes): \
+         choose a smaller --value-size or fewer --fields"
+    )]
+    LargeRecord { size: u64, limit: u64 },
+    #[error(
+        "{batch} records of {size} bytes are more than one request may have ({limit} bytes): \
+         choose a smaller --batch"
+    )]
+    LargeRequest { size: u64, batch: u64, limit: u64 },
     #[error("there is no key `{0}`")]
     NoSuchKey(Text),
     #[error("{errors} of {operations} operations failed; the first one: {first}")]

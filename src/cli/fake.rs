@@ -75,7 +75,7 @@ pub async fn serve(script: Script) -> (Cluster, Arc<Mutex<Script>>) {
         .serve_with_incoming(TcpListenerStream::new(listener));
     tokio::spawn(server);
     let placement = address.parse().expect("what the socket says is an address");
-    let arguments = ClusterArguments { placement, json: false };
+    let arguments = ClusterArguments { placement: vec![placement], json: false };
     let cluster = Cluster::connect(&arguments).await.expect("the server listens");
     (cluster, script)
 }

@@ -1,11 +1,13 @@
-//! Keys and values as text: printable ASCII stands for itself, `\xNN` for any byte,
+//! Keys and values as text: what is printable stands for itself, `\xNN` for any byte,
 //! and `\\` for a backslash. Every sequence of bytes can be written so, and what is
 //! printed reads back as the same bytes.
 
-use std::fmt::{self, Write};
+use std::fmt;
 use std::str::FromStr;
 
 use bytes::Bytes;
+use esker_raftstore::config::KEYS_TOP;
+use esker_rpc::text::Printable;
 use serde::{Serialize, Serializer};
 
 /// A key or a value: any bytes, as text on the command line and in what is printed.
@@ -59,14 +61,39 @@ fn byte(digits: &str) -> Option<u8> {
 
 impl fmt::Display for Text {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for byte in &self.0 {
-            match byte {
-                b'\\' => f.write_str("\\\\")?,
-                b' '..=b'~' => f.write_char(char::from(*byte))?,
-                _ => write!(f, "\\x{byte:02X}")?,
+        Printable(&self.0).fmt(f)
+    }
+}
+
+impl Text {
+    /// As it stands in a table, where a space at an end could not be seen, and two of them part
+    /// columns: such spaces are `\x20`.
+    pub fn cell(&self) -> String {
+        const SPACE: &str = "\\x20";
+        let text = self.to_string();
+        let bytes = text.as_bytes();
+        let mut cell = String::with_capacity(text.len());
+        for (at, character) in text.char_indices() {
+            let at_end = at == 0 || at + 1 == bytes.len();
+            let after_another = at > 0 && bytes[at - 1] == b' ';
+            match character {
+                ' ' if at_end || after_another => cell.push_str(SPACE),
+                _ => cell.push(character),
             }
         }
-        Ok(())
+        cell
+    }
+
+    /// A bound of a range in a table: `""` where there is none.
+    pub fn bound(&self) -> String {
+        match &self.0[..] {
+            b"" => "\"\"".to_owned(),
+            // One above all keys is longer than any, and nobody could read it.
+            top if *top == KEYS_TOP => "(top)".to_owned(),
+            // A key of two quotation marks is a bound.
+            b"\"\"" => "\\x22\\x22".to_owned(),
+            _ => self.cell(),
+        }
     }
 }
 
@@ -82,19 +109,63 @@ mod tests {
 
     use super::*;
 
+    fn assert_reads_back(text: &Text) -> Result<(), TestCaseError> {
+        let in_json = serde_json::to_value(text).expect("plain data");
+        let printed = [text.to_string(), text.cell(), in_json.as_str().unwrap_or("").to_owned()];
+        for printed in printed {
+            prop_assert!(!printed.contains(char::is_control), "{printed:?}");
+            prop_assert_eq!(printed.parse(), Ok(text.clone()));
+        }
+        let cell = text.cell();
+        prop_assert_eq!(cell.trim(), &cell);
+        prop_assert!(!cell.contains("  "), "{cell:?} is two cells");
+        Ok(())
+    }
+
     proptest! {
         #[test]
         fn what_is_printed_reads_back_as_the_same_bytes(bytes: Vec<u8>) {
             let text = Text(bytes.into());
-            let printed = text.to_string();
-            prop_assert!(printed.bytes().all(|byte| (b' '..=b'~').contains(&byte)));
-            prop_assert_eq!(printed.parse(), Ok(text));
+            assert_reads_back(&text)?;
+        }
+
+        #[test]
+        fn text_of_every_language_reads_back_as_the_same_bytes(
+            parts in prop::collection::vec(
+                prop_oneof![
+                    "\\PC{0,4}",
+                    "[ \"'\\\\x]{1,3}",
+                    any::<char>().prop_map(String::from),
+                    "[\\u{300}-\\u{36F}\\u{200B}-\\u{202E}\\u{FE0F}\\u{E000}\\u{5D0}]",
+                ],
+                0..6,
+            )
+        ) {
+            assert_reads_back(&Text(parts.concat().into()))?;
         }
 
         #[test]
         fn no_text_makes_the_parser_panic(text in "[\\\\x0-9a-fé]{0,12}") {
             let _ = text.parse::<Text>();
         }
+    }
+
+    #[test]
+    fn spaces_are_escaped_only_where_a_table_would_lose_them() {
+        let cell = |text: &'static str| Text(Bytes::from(text)).cell();
+        assert_eq!(cell("a b"), "a b");
+        assert_eq!(cell(" a  b "), "\\x20a \\x20b\\x20");
+        assert_eq!(cell(" "), "\\x20");
+        assert_eq!(cell("clé ключ"), "clé ключ");
+        assert_eq!(Text(Bytes::from(" a  b ")).to_string(), " a  b ");
+    }
+
+    #[test]
+    fn no_bound_is_told_from_a_key_that_looks_like_it() {
+        assert_eq!(Text::default().bound(), "\"\"");
+        let quotes = Text(Bytes::from("\"\""));
+        assert_eq!(quotes.bound(), "\\x22\\x22");
+        assert_eq!(quotes.bound().parse(), Ok(quotes));
     }
 
     #[test]

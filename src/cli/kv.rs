@@ -12,10 +12,14 @@ use super::output::{Align, print, print_json, table};
 /// Pairs asked for in one request of a scan.
 const SCAN_PAGE: u32 = 1_000;
 
+/// The most pairs that one command prints, all of which are in memory at once.
+const MAX_PAIRS: u64 = 1_000_000;
+
 /// Reads and writes keys
 ///
 /// Keys and values are text. `\xNN` stands for any byte, `\\` for a backslash; what is
-/// printed reads back as the same bytes.
+/// printed reads back as the same bytes. They may begin with a dash; one that is spelt
+/// like an option of the command, such as `-h`, goes behind a `--`.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  esker kv put greeting hello")]
 pub struct KvArguments {
@@ -55,13 +59,26 @@ enum KvCommand {
     #[command(after_help = "Example:\n  esker kv scan --from user --to 'user\\xFF' --limit 10")]
     Scan {
         /// The first key of the range
-        #[arg(long, value_name = "KEY", default_value = "", hide_default_value = true)]
+        #[arg(
+            long,
+            value_name = "KEY",
+            default_value = "",
+            hide_default_value = true,
+            allow_hyphen_values = true
+        )]
         from: Text,
         /// Where the range ends, exclusive; without it the range has no end
-        #[arg(long, value_name = "KEY", default_value = "", hide_default_value = true)]
+        #[arg(
+            long,
+            value_name = "KEY",
+            default_value = "",
+            hide_default_value = true,
+            allow_hyphen_values = true
+        )]
         to: Text,
         /// The most pairs to print
-        #[arg(long, value_name = "N", default_value_t = 100)]
+        #[arg(long, value_name = "N", default_value_t = 100, allow_negative_numbers = true,
+              value_parser = clap::value_parser!(u64).range(1..=MAX_PAIRS))]
         limit: u64,
     },
 }
@@ -98,6 +115,9 @@ impl KvArguments {
                 print_done(json)
             }
             KvCommand::Scan { from, to, limit } => {
+                if !to.0.is_empty() && from.0 > to.0 {
+                    return Err(CliError::EmptyRange { from, to });
+                }
                 let mut pairs = Vec::new();
                 let mut start = from.0;
                 while (pairs.len() as u64) < limit {
@@ -133,7 +153,7 @@ fn print_done(json: bool) -> Result<(), CliError> {
 }
 
 fn pair_table(pairs: &[Pair]) -> String {
-    let rows = pairs.iter().map(|pair| vec![pair.key.to_string(), pair.value.to_string()]);
+    let rows = pairs.iter().map(|pair| vec![pair.key.cell(), pair.value.cell()]);
     table(&[("KEY", Align::Left), ("VALUE", Align::Left)], rows)
 }
 

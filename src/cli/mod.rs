@@ -9,7 +9,6 @@
 //! error that says why, 2 wrong usage. Results go to standard output and nothing else
 //! does; progress is drawn on a terminal only.
 
-mod address;
 mod cluster;
 mod error;
 mod key;
@@ -30,10 +29,15 @@ mod tests;
 use std::io::Write;
 use std::process::ExitCode;
 
+use clap::error::ContextKind;
 use clap::{Parser, Subcommand};
 
+use cluster::VARIABLE;
 use error::CliError;
 use output::one_line;
+
+/// The exit status of a command that makes no sense.
+const WRONG_USAGE: u8 = 2;
 
 /// A sharded, replicated key-value store
 #[derive(Debug, Parser)]
@@ -63,7 +67,10 @@ enum Command {
 
 /// Reads the process's arguments, does what they say, and reports.
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return usage(&error),
+    };
     match execute(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever read the output has seen enough of it.
@@ -74,6 +81,17 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Prints help, or what is wrong with the arguments.
+fn usage(error: &clap::Error) -> ExitCode {
+    let _ = error.print();
+    let named = error.get(ContextKind::InvalidArg).map(ToString::to_string).unwrap_or_default();
+    let is_typed = std::env::args().any(|argument| argument.starts_with("--placement"));
+    if named.starts_with("--placement") && !is_typed {
+        let _ = writeln!(std::io::stderr(), "The value is that of the variable {VARIABLE}.");
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(WRONG_USAGE))
 }
 
 fn execute(arguments: Arguments) -> Result<(), CliError> {

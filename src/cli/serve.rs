@@ -9,16 +9,13 @@ use std::str::FromStr;
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
-use super::address::Address;
 use super::error::CliError;
-use crate::node::{self, NodeOptions, Roles};
+use crate::cluster::MAX_STORES;
+use crate::node::{self, Address, NodeOptions, Roles};
 use crate::playground::{self, PlaygroundOptions};
 
 /// Set to something like `info` or `warn,esker_raft=debug` to choose what is logged.
 const LOG_VARIABLE: &str = "ESKER_LOG";
-
-/// The most stores of a playground: beyond, one machine only gets slower.
-const MAX_PLAYGROUND_STORES: i64 = 32;
 
 /// Runs a whole cluster in this process, on loopback
 ///
@@ -28,17 +25,18 @@ const MAX_PLAYGROUND_STORES: i64 = 32;
 #[command(after_help = "Example:\n  esker playground --stores 3 --data-dir /tmp/esker")]
 pub struct PlaygroundArguments {
     /// How many stores
-    #[arg(long, value_name = "N", default_value_t = 3,
-          value_parser = clap::value_parser!(u32).range(1..=MAX_PLAYGROUND_STORES))]
+    #[arg(long, value_name = "N", default_value_t = 3, allow_negative_numbers = true,
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_STORES)))]
     stores: u32,
-    /// How many members of the placement driver
-    #[arg(long, value_name = "N", default_value = "1", value_parser = ["1", "3"])]
+    /// How many members of the placement driver, at most one for each store
+    #[arg(long, value_name = "N", default_value = "1", allow_negative_numbers = true,
+          value_parser = ["1", "3", "5"])]
     placements: String,
     /// Keeps the data here, where the same command finds it again; without it the data is temporary
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// Port of the placement driver; 0 takes any that is free
-    #[arg(long, default_value_t = 2379)]
+    #[arg(long, default_value_t = 2379, allow_negative_numbers = true)]
     port: u16,
 }
 
@@ -53,7 +51,11 @@ impl From<PlaygroundArguments> for PlaygroundOptions {
     fn from(arguments: PlaygroundArguments) -> Self {
         PlaygroundOptions {
             stores: arguments.stores,
-            placements: if arguments.placements == "3" { 3 } else { 1 },
+            placements: match arguments.placements.as_str() {
+                "5" => 5,
+                "3" => 3,
+                _ => 1,
+            },
             data_dir: arguments.data_dir,
             port: arguments.port,
         }
@@ -73,10 +75,13 @@ pub struct StartArguments {
     /// Where the node keeps its data
     #[arg(long, value_name = "DIR")]
     data_dir: PathBuf,
-    /// Address of this node, as the others reach it
+    /// Where this node listens, and by which the others reach it
     #[arg(long, value_name = "HOST:PORT")]
     listen: Address,
-    /// The members of the placement driver
+    /// By which the others reach this node, where that is not where it listens
+    #[arg(long, value_name = "HOST:PORT")]
+    advertise: Option<Address>,
+    /// The members of the placement driver: one, three or five, the same list for every node
     #[arg(long, value_name = "HOST:PORT,...", required = true, value_delimiter = ',')]
     join: Vec<Address>,
     /// What this node does
@@ -108,6 +113,7 @@ impl From<StartArguments> for NodeOptions {
         NodeOptions {
             data_dir: arguments.data_dir,
             listen: arguments.listen.into(),
+            advertise: arguments.advertise.map(String::from),
             join: arguments.join.into_iter().map(String::from).collect(),
             roles: (!arguments.roles.is_empty()).then_some(roles),
             labels: arguments.labels.unwrap_or_default().0,

@@ -1,7 +1,5 @@
 //! `esker store`: the processes that hold replicas.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use clap::{Args, Subcommand};
 
 use super::cluster::{Cluster, ClusterArguments};
@@ -22,6 +20,11 @@ pub struct StoreArguments {
 #[derive(Debug, Subcommand)]
 enum StoreCommand {
     /// Lists all stores with the numbers of their regions and leaders
+    ///
+    /// STATE is `up`, `disconnected` after 20 seconds without a heartbeat and `down` after 30
+    /// minutes, when its replicas are replaced. HEARTBEAT is how long ago the last one came, by
+    /// the placement driver's own clock; `none for 5 s` is said of a store that has been silent
+    /// since its present leader began to lead.
     #[command(after_help = "Example:\n  esker store list --json")]
     List,
 }
@@ -31,17 +34,9 @@ impl StoreArguments {
         let cluster = Cluster::connect(&self.cluster).await?;
         let StoreCommand::List = self.command;
         let regions = cluster.regions().await?;
-        let mut stores: Vec<_> = cluster
-            .stores()
-            .await?
-            .into_iter()
-            .map(|store| StoreView::new(store, &regions))
-            .collect();
-        stores.sort_by_key(|store| store.id);
-        if self.cluster.json {
-            return print_json(&stores);
-        }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        print(&store_table(&stores, u64::try_from(now.as_millis()).unwrap_or(u64::MAX)))
+        let states = cluster.store_states().await?;
+        let stores: Vec<_> =
+            states.into_iter().map(|state| StoreView::new(state, &regions)).collect();
+        if self.cluster.json { print_json(&stores) } else { print(&store_table(&stores)) }
     }
 }

@@ -68,6 +68,78 @@ fn a_key_or_value_may_begin_with_a_hyphen() {
 }
 
 #[test]
+fn keys_may_begin_with_a_dash_everywhere() {
+    // A key that is no option, whatever it begins with.
+    for key in ["-", "-2", "-2.5", "-k", "-key", "--key-", "-100", "-é", "---", "-hello", "-x=1"] {
+        for line in [
+            vec!["kv", "get", key],
+            vec!["kv", "put", key, key],
+            vec!["kv", "delete", key],
+            vec!["kv", "scan", "--from", key, "--to", key],
+            vec!["region", "key", key],
+            vec!["region", "split", "7", "--key", key, "--key", key],
+        ] {
+            let words = std::iter::once("esker").chain(line.iter().copied());
+            match Arguments::try_parse_from(words) {
+                Ok(arguments) => {
+                    let debug = format!("{arguments:?}");
+                    assert!(debug.contains(key), "{line:?}: {debug}");
+                }
+                Err(error) => panic!("{line:?}: {error}"),
+            }
+        }
+    }
+    // One that is spelt like an option goes behind the end of the options.
+    for key in ["-h", "--help", "--json", "-V", "--"] {
+        for line in [vec!["kv", "put", "--", key, key], vec!["region", "key", "--", key]] {
+            let words = std::iter::once("esker").chain(line.iter().copied());
+            let parsed = Arguments::try_parse_from(words);
+            assert!(parsed.is_ok(), "{line:?}: {:?}", parsed.err());
+        }
+    }
+    for key in ["-h", "--help", "--json", "--"] {
+        let parsed = Arguments::try_parse_from(["esker", "kv", "scan", "--from", key]);
+        assert!(parsed.is_ok(), "--from {key}: {:?}", parsed.err());
+    }
+}
+
+#[test]
+fn a_wrong_number_is_refused_by_the_name_of_its_option() {
+    for (line, named) in [
+        ("esker kv scan --limit -1", "'--limit <N>'"),
+        ("esker kv scan --limit 0", "'--limit <N>'"),
+        ("esker kv scan --limit 1000001", "'--limit <N>'"),
+        ("esker region show -1", "'<ID>'"),
+        ("esker region split -1", "'<ID>'"),
+        ("esker region split 2 --parts -2", "'--parts <N>'"),
+        ("esker region split 2 --parts 129", "'--parts <N>'"),
+        ("esker region transfer-leader 2 --to -3", "'--to <STORE>'"),
+        ("esker playground --stores -1", "'--stores <N>'"),
+        ("esker playground --stores 33", "'--stores <N>'"),
+        ("esker playground --placements 4", "'--placements <N>'"),
+        ("esker playground --placements -1", "'--placements <N>'"),
+        ("esker playground --port 65536", "'--port <PORT>'"),
+        ("esker playground --port -1", "'--port <PORT>'"),
+    ] {
+        let error = parse(line).expect_err(line);
+        assert!(error.exit_code() == 2 && error.to_string().contains(named), "{line}: {error}");
+    }
+}
+
+#[test]
+fn the_placement_driver_is_a_list_of_addresses() {
+    let line = "esker store list --placement LOCALHOST:1,10.0.0.1:2,[::1]:3";
+    let debug = format!("{:?}", parse(line).expect("three addresses"));
+    for part in ["localhost", "10.0.0.1", "::1"] {
+        assert!(debug.contains(part), "{debug}");
+    }
+    for line in ["esker store list --placement a:1,", "esker store list --placement a:1,b"] {
+        let error = parse(line).expect_err(line);
+        assert!(error.exit_code() == 2 && error.to_string().contains("--placement"), "{error}");
+    }
+}
+
+#[test]
 fn wrong_usage_is_told_from_failure() {
     for line in [
         "esker",
@@ -86,6 +158,11 @@ fn wrong_usage_is_told_from_failure() {
         "esker playground --stores 0",
         "esker playground --placements 2",
         "esker start --data-dir d --listen 127.0.0.1:0 --join 127.0.0.1:1",
+        "esker start --data-dir d --listen 0:1 --join 127.0.0.1:1",
+        "esker start --data-dir d --listen :::1 --join 127.0.0.1:1",
+        "esker start --data-dir d --listen 127.0.0.1:1 --join 127.0.0.1:0",
+        "esker start --data-dir d --listen 127.0.0.1:1 --join 127.0.0.1:1 --advertise a:0",
+        "esker start --data-dir d --listen 127.0.0.1:1 --join 127.0.0.1:1 --advertise a",
         "esker start --data-dir d --listen 127.0.0.1:1 --join 127.0.0.1:1 --roles leader",
     ] {
         let error = parse(line).expect_err(line);

@@ -2,9 +2,9 @@
 //! text. Serialized, these are the JSON of the commands.
 
 use bytes::Bytes;
-use esker_raftstore::config::KEYS_TOP;
 use esker_rpc::placement::RegionInfo;
-use esker_rpc::proto::{metapb, pdpb};
+use esker_rpc::proto::{esker as wire, metapb, pdpb};
+use esker_rpc::text::Printable;
 use serde::Serialize;
 
 use super::key::Text;
@@ -109,24 +109,14 @@ pub fn region_table(regions: &[RegionView]) -> String {
         regions.iter().map(|region| {
             vec![
                 region.id.to_string(),
-                bound(&region.start_key),
-                bound(&region.end_key),
+                region.start_key.bound(),
+                region.end_key.bound(),
                 epoch(region.epoch),
                 region.leader.as_ref().map_or("-".to_owned(), |peer| peer.store.to_string()),
                 stores(region),
             ]
         }),
     )
-}
-
-/// A bound of a range in a table, where an empty cell could not be seen, and where nobody could
-/// read the one that is above all keys and therefore longer than any.
-pub fn bound(key: &Text) -> String {
-    match &key.0[..] {
-        [] => "\"\"".to_owned(),
-        top if *top == KEYS_TOP => "(top)".to_owned(),
-        _ => key.to_string(),
-    }
 }
 
 /// The epoch as `version.conf_ver`.
@@ -153,14 +143,22 @@ fn stores(region: &RegionView) -> String {
 pub struct StoreView {
     pub id: u64,
     pub address: String,
+    /// `up`, `disconnected` or `down`, by its heartbeats; `offline` or `tombstone` where an
+    /// operator wants it gone.
     pub state: &'static str,
+    /// Whether it has been heard from, whatever an operator wants.
+    pub liveness: &'static str,
     pub labels: Vec<LabelView>,
     pub version: String,
     /// Replicas on this store, and those of them that lead their region.
     pub regions: u64,
     pub leaders: u64,
-    /// Milliseconds since 1970; 0 when none came yet.
-    pub last_heartbeat_ms: u64,
+    /// Milliseconds since its last heartbeat; none where placement's leader has not had one.
+    pub heartbeat_age_ms: Option<u64>,
+    /// The same, and without a heartbeat since that leader began to lead.
+    pub silent_ms: u64,
+    /// What the store found damaged.
+    pub damaged: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -170,7 +168,14 @@ pub struct LabelView {
 }
 
 impl StoreView {
-    pub fn new(store: metapb::Store, regions: &[RegionView]) -> Self {
+    pub fn new(known: wire::StoreState, regions: &[RegionView]) -> Self {
+        let liveness = match known.liveness() {
+            wire::StoreLiveness::Alive => "alive",
+            wire::StoreLiveness::Disconnected => "disconnected",
+            wire::StoreLiveness::Down => "down",
+            wire::StoreLiveness::Unknown => "unknown",
+        };
+        let store = known.store.unwrap_or_default();
         let id = store.id;
         let holds = |region: &&RegionView| region.peers.iter().any(|peer| peer.store == id);
         let leads =
@@ -180,22 +185,44 @@ impl StoreView {
             id,
             address: store.address,
             state: match metapb::StoreState::try_from(store.state) {
-                Ok(metapb::StoreState::Up) => "up",
+                Ok(metapb::StoreState::Up) if liveness == "alive" => "up",
+                Ok(metapb::StoreState::Up) => liveness,
                 Ok(metapb::StoreState::Offline) => "offline",
                 Ok(metapb::StoreState::Tombstone) => "tombstone",
                 Err(_) => "unknown",
             },
+            liveness,
             labels: store.labels.into_iter().map(label).collect(),
             version: store.version,
             regions: regions.iter().filter(holds).count() as u64,
             leaders: regions.iter().filter(leads).count() as u64,
-            last_heartbeat_ms: u64::try_from(store.last_heartbeat / 1_000_000).unwrap_or(0),
+            heartbeat_age_ms: known.is_heard.then_some(known.silent_ms),
+            silent_ms: known.silent_ms,
+            damaged: Some(known.damaged).filter(|damaged| !damaged.is_empty()),
+        }
+    }
+
+    /// The state in a table, with whatever else is wrong.
+    fn state(&self) -> String {
+        let silent = (self.state == "offline" && self.liveness != "alive").then_some(self.liveness);
+        let damaged = self.damaged.is_some().then_some("damaged");
+        let marks: Vec<_> = silent.into_iter().chain(damaged).collect();
+        match marks[..] {
+            [] => self.state.to_owned(),
+            _ => format!("{} ({})", self.state, marks.join(", ")),
+        }
+    }
+
+    fn heartbeat(&self) -> String {
+        match self.heartbeat_age_ms {
+            Some(age) => format!("{} ago", duration(age)),
+            None => format!("none for {}", duration(self.silent_ms)),
         }
     }
 }
 
-/// A table of stores; `now_ms` is this machine's clock, for the age of the heartbeats.
-pub fn store_table(stores: &[StoreView], now_ms: u64) -> String {
+/// A table of stores, and below it what those that are damaged say.
+pub fn store_table(stores: &[StoreView]) -> String {
     let headers = [
         ("STORE", Align::Right),
         ("ADDRESS", Align::Left),
@@ -206,30 +233,44 @@ pub fn store_table(stores: &[StoreView], now_ms: u64) -> String {
         ("LABELS", Align::Left),
         ("VERSION", Align::Left),
     ];
-    table(
+    // What a store says of itself may be any text.
+    let plain = |text: &str| Printable(text.as_bytes()).to_string();
+    let mut text = table(
         &headers,
         stores.iter().map(|store| {
             let labels: Vec<_> =
                 store.labels.iter().map(|label| format!("{}={}", label.key, label.value)).collect();
             vec![
                 store.id.to_string(),
-                store.address.clone(),
-                store.state.to_owned(),
+                plain(&store.address),
+                store.state(),
                 store.regions.to_string(),
                 store.leaders.to_string(),
-                heartbeat_age(store.last_heartbeat_ms, now_ms),
-                labels.join(","),
-                store.version.clone(),
+                store.heartbeat(),
+                plain(&labels.join(",")),
+                plain(&store.version),
             ]
         }),
-    )
+    );
+    for store in stores {
+        if let Some(damaged) = &store.damaged {
+            text += &format!("\n\nstore {} is damaged: {}", store.id, plain(damaged));
+        }
+    }
+    text
 }
 
-fn heartbeat_age(last_ms: u64, now_ms: u64) -> String {
-    if last_ms == 0 {
-        return "never".to_owned();
+/// A duration in the largest unit that says enough of it.
+fn duration(ms: u64) -> String {
+    const MINUTE: u64 = 60_000;
+    const HOUR: u64 = 60 * MINUTE;
+    const DAY: u64 = 24 * HOUR;
+    match ms {
+        0..MINUTE => format!("{:.1} s", ms as f64 / 1e3),
+        MINUTE..HOUR => format!("{} min", ms / MINUTE),
+        HOUR..DAY => format!("{} h {} min", ms / HOUR, ms % HOUR / MINUTE),
+        _ => format!("{} d {} h", ms / DAY, ms % DAY / HOUR),
     }
-    format!("{:.1} s ago", now_ms.saturating_sub(last_ms) as f64 / 1e3)
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -313,17 +354,52 @@ mod tests {
         assert!(!splits(b"") && !splits(b"m\x00") && !splits(b"z"));
     }
 
+    fn state(silent_ms: u64, liveness: wire::StoreLiveness) -> wire::StoreState {
+        wire::StoreState {
+            store: Some(metapb::Store { id: 1, ..metapb::Store::default() }),
+            liveness: liveness.into(),
+            silent_ms,
+            is_heard: true,
+            damaged: String::new(),
+        }
+    }
+
     #[test]
-    fn a_store_counts_its_replicas_and_leaders_and_the_age_of_its_heartbeat() {
+    fn a_store_counts_its_replicas_and_leaders_and_tells_how_long_it_has_been_silent() {
+        use wire::StoreLiveness::{Alive, Disconnected, Down};
         let leader = peer(5, 1, metapb::PeerRole::Voter);
         let regions = [RegionView::new(region(), Some(&leader)), RegionView::new(region(), None)];
-        let store =
-            metapb::Store { id: 1, last_heartbeat: 5_000_000_000, ..metapb::Store::default() };
-        let view = StoreView::new(store, &regions);
-        assert_eq!((view.regions, view.leaders, view.last_heartbeat_ms), (2, 1, 5_000));
-        assert!(store_table(std::slice::from_ref(&view), 6_500).contains("1.5 s ago"));
-        assert!(store_table(std::slice::from_ref(&view), 0).contains("0.0 s ago"), "clocks differ");
-        let silent = StoreView { last_heartbeat_ms: 0, ..view };
-        assert!(store_table(&[silent], 0).contains("never"));
+        let view = StoreView::new(state(1_500, Alive), &regions);
+        assert_eq!((view.regions, view.leaders, view.heartbeat_age_ms), (2, 1, Some(1_500)));
+        for (silent, liveness, shown, age) in [
+            (1_500, Alive, "up", "1.5 s ago"),
+            (20_000, Disconnected, "disconnected", "20.0 s ago"),
+            (125_000, Disconnected, "disconnected", "2 min ago"),
+            (4_000_000, Down, "down", "1 h 6 min ago"),
+            (200_000_000, Down, "down", "2 d 7 h ago"),
+        ] {
+            let view = StoreView::new(state(silent, liveness), &regions);
+            assert_eq!((view.state, view.silent_ms), (shown, silent));
+            let text = store_table(&[view]);
+            assert!(text.contains(shown) && text.contains(age), "{text}");
+        }
+        let unheard = wire::StoreState { is_heard: false, ..state(3_000, Alive) };
+        let unheard = StoreView::new(unheard, &regions);
+        assert_eq!(unheard.heartbeat_age_ms, None);
+        assert!(store_table(&[unheard]).contains("none for 3.0 s"));
+    }
+
+    #[test]
+    fn a_store_that_is_being_emptied_and_one_that_is_damaged_say_so() {
+        let mut known = state(30_000, wire::StoreLiveness::Disconnected);
+        if let Some(store) = &mut known.store {
+            store.state = metapb::StoreState::Offline.into();
+        }
+        known.damaged = "block 7 of\n000042.sst".to_owned();
+        let view = StoreView::new(known, &[]);
+        assert_eq!((view.state, view.liveness), ("offline", "disconnected"));
+        let text = store_table(&[view]);
+        assert!(text.contains("offline (disconnected, damaged)"), "{text}");
+        assert!(text.ends_with("store 1 is damaged: block 7 of\\x0A000042.sst"), "{text}");
     }
 }

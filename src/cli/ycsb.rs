@@ -20,6 +20,19 @@ const DEFAULT_OPERATIONS: u64 = 100_000;
 /// The most clients: beyond, the benchmark measures its own queues.
 const MAX_THREADS: u64 = 4_096;
 
+/// The most records: the benchmark computes their popularity before it begins.
+const MAX_RECORDS: u64 = 1_000_000_000;
+
+/// The most operations, and the longest run: a week.
+const MAX_OPERATIONS: u64 = 1_000_000_000_000;
+const MAX_SECONDS: u64 = 7 * 24 * 60 * 60;
+
+/// The most bytes of a record, which is one write to a region, with room for its key.
+const MAX_RECORD_BYTES: u64 = 7 << 20;
+
+/// The most bytes of the records in one request of the load phase; each client has them in memory.
+const MAX_REQUEST_BYTES: u64 = 64 << 20;
+
 /// The most records in one request of the load phase.
 const MAX_BATCH: u64 = 1_024;
 
@@ -90,40 +103,47 @@ struct DatasetArguments {
     #[arg(long, value_enum)]
     workload: Workload,
     /// How many records are loaded
-    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 100_000, allow_negative_numbers = true,
+          value_parser = clap::value_parser!(u64).range(1..=MAX_RECORDS))]
     records: u64,
     /// How many clients make requests at once
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=MAX_THREADS))]
+    #[arg(long, value_name = "N", default_value_t = 64, allow_negative_numbers = true,
+          value_parser = clap::value_parser!(u64).range(1..=MAX_THREADS))]
     threads: u64,
     /// Bytes of one field
-    #[arg(long, value_name = "N", default_value_t = 100,
+    #[arg(long, value_name = "N", default_value_t = 100, allow_negative_numbers = true,
           value_parser = clap::value_parser!(u64).range(1..=MAX_FIELD_SIZE))]
     value_size: u64,
     /// Fields of a record
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=MAX_FIELDS))]
+    #[arg(long, value_name = "N", default_value_t = 10, allow_negative_numbers = true,
+          value_parser = clap::value_parser!(u64).range(1..=MAX_FIELDS))]
     fields: u64,
     /// The same seed makes the same requests
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     seed: u64,
 }
 
 #[derive(Debug, Args)]
 struct LoadArguments {
     /// Records in one request of the load
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=MAX_BATCH))]
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true,
+          value_parser = clap::value_parser!(u64).range(1..=MAX_BATCH))]
     batch: u64,
 }
 
 #[derive(Debug, Args)]
 struct RunArguments {
     /// Ends after so many operations [default: 100000]
-    #[arg(long, value_name = "N", conflicts_with = "seconds", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", conflicts_with = "seconds", allow_negative_numbers = true,
+          value_parser = clap::value_parser!(u64).range(1..=MAX_OPERATIONS))]
     operations: Option<u64>,
     /// Ends after so many seconds
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true,
+          value_parser = clap::value_parser!(u64).range(1..=MAX_SECONDS))]
     seconds: Option<u64>,
     /// Runs the workload for so many seconds before it measures
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true,
+          value_parser = clap::value_parser!(u64).range(1..=MAX_SECONDS))]
     warmup: Option<u64>,
 }
 
@@ -132,6 +152,21 @@ struct Plan {
     loads: bool,
     runs: bool,
     options: Options,
+}
+
+impl Plan {
+    /// Whether a store takes such records, and this machine a request of them.
+    fn check(&self) -> Result<(), CliError> {
+        let (size, batch) = (self.options.shape.value_size() as u64, self.options.batch as u64);
+        if size > MAX_RECORD_BYTES {
+            return Err(CliError::LargeRecord { size, limit: MAX_RECORD_BYTES });
+        }
+        // Both are bounded: no product overflows.
+        if size * batch > MAX_REQUEST_BYTES {
+            return Err(CliError::LargeRequest { size, batch, limit: MAX_REQUEST_BYTES });
+        }
+        Ok(())
+    }
 }
 
 impl YcsbCommand {
@@ -175,6 +210,7 @@ struct Benchmark {
 impl YcsbArguments {
     pub async fn execute(self) -> Result<(), CliError> {
         let plan = self.command.plan();
+        plan.check()?;
         let json = self.cluster.json;
         let database = Arc::new(Cluster::connect(&self.cluster).await?.kv());
         let phases =
@@ -391,7 +427,44 @@ mod tests {
         assert!(plan("run").is_err(), "which workload?");
         assert!(plan("run --workload g").is_err());
         assert!(plan("load --workload a --operations 9").is_err(), "a load inserts all records");
-        assert!(plan("load --workload a --threads 0").is_err());
+    }
+
+    #[test]
+    fn numbers_out_of_their_range_are_refused_by_the_name_of_their_option() {
+        let edges = [
+            ("records", MAX_RECORDS),
+            ("threads", MAX_THREADS),
+            ("value-size", MAX_FIELD_SIZE),
+            ("fields", MAX_FIELDS),
+            ("batch", MAX_BATCH),
+            ("operations", MAX_OPERATIONS),
+            ("seconds", MAX_SECONDS),
+            ("warmup", MAX_SECONDS),
+        ];
+        for (option, most) in edges {
+            assert!(plan(&format!("all --workload a --{option} {most}")).is_ok(), "{option}");
+            let outside = [0, most + 1, u64::MAX].map(|number| number.to_string());
+            for number in outside.into_iter().chain(["-1".into(), "1.5".into(), "many".into()]) {
+                let refused = plan(&format!("all --workload a --{option} {number}"));
+                let Err(refused) = refused else { panic!("--{option} {number} is taken") };
+                assert!(refused.to_string().contains(&format!("'--{option} <")), "{refused}");
+            }
+        }
+    }
+
+    #[test]
+    fn records_that_no_store_would_take_are_refused_before_the_first() {
+        let check = |line: &str| plan(line).expect("each number is in its range").check();
+        assert!(check("all --workload a --fields 7 --value-size 1048576").is_ok());
+        assert!(check("load --workload a --batch 1024").is_ok());
+        for (line, named) in [
+            ("all --workload a --fields 8 --value-size 1048576", "--value-size"),
+            ("run --workload a --fields 1024 --value-size 1048576", "--value-size"),
+            ("load --workload a --fields 7 --value-size 1048576 --batch 10", "--batch"),
+        ] {
+            let refused = check(line).expect_err(line).to_string();
+            assert!(refused.contains(named), "{refused}");
+        }
     }
 
     #[tokio::test]

@@ -22,8 +22,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tonic::service::Routes;
 
+use super::address::{self, Address};
 use super::descriptors::{self, Share};
-use super::{Node, NodeBuilder, NodeConfig, Roles, damage};
+use super::{Node, NodeBuilder, NodeConfig, Roles, damage, vital};
 use crate::Error;
 use crate::server::admin::AdminService;
 use crate::server::founding::{self, Adoption};
@@ -72,8 +73,14 @@ impl Drop for Starting {
 
 pub(super) async fn start(mut builder: NodeBuilder) -> Result<Node, Error> {
     let directory = builder.data_dir.clone().ok_or(Error::NoDataDir)?;
+    builder.config.check()?;
+    let addresses = address::check(&builder.listen, builder.advertise.as_deref(), &builder.join)?;
+    builder.listen = addresses.listen.to_string();
+    builder.join = addresses.join.iter().map(Address::to_string).collect();
     let listener = builder.bind().await?;
-    let address = advertised(&builder.listen, &listener)?;
+    let bound = builder.bound(&listener)?;
+    addresses.recognise(bound, builder.roles.map(|roles| roles.placement)).await?;
+    let address = addresses.own(bound).to_string();
     let members = builder.placement_members(&address)?;
     let runs_store = builder.roles.is_none_or(|roles: Roles| roles.store);
     if members.is_none() && !runs_store {
@@ -185,12 +192,15 @@ impl Newcomer {
             *slot.lock() = Some(store);
             late.open(state);
             let id = handle.store_id().0;
-            tokio::spawn(damage::watch(handle, folder, (health, Part::Placement), move || {
-                traffic.remove(id);
-                if let Some(store) = slot.lock().take() {
-                    store.stop();
-                }
-            }));
+            vital::spawn(
+                "watching for damage",
+                damage::watch(handle, folder, (health, Part::Placement), move || {
+                    traffic.remove(id);
+                    if let Some(store) = slot.lock().take() {
+                        store.stop();
+                    }
+                }),
+            );
             Ok::<(), Error>(())
         };
         if let Some(adoption) = member.adoption().cloned() {
@@ -198,7 +208,7 @@ impl Newcomer {
         }
         let nonce = founding::nonce(member.data())?;
         announced.is_empty_with(nonce);
-        starting.tasks.push(tokio::spawn(async move {
+        starting.tasks.push(vital::spawn("the placement member", async move {
             let folder = member.data().path().to_owned();
             let settled = founding::settle(&members, nonce, may_found, &folder).await;
             let opened = settled.and_then(|adoption| open(member, &members, &adoption));
@@ -213,15 +223,6 @@ impl Newcomer {
         }));
         Ok(())
     }
-}
-
-/// The address by which others reach the node: what was asked for, with the port that was bound.
-fn advertised(listen: &str, listener: &TcpListener) -> Result<String, Error> {
-    let bound = listener
-        .local_addr()
-        .map_err(|source| Error::Listen { address: listen.to_owned(), source })?;
-    let host = listen.rsplit_once(':').map_or(listen, |(host, _)| host);
-    Ok(format!("{host}:{}", bound.port()))
 }
 
 fn serve(
@@ -242,19 +243,18 @@ fn serve(
     let mut http = pages::router(starting.address.clone(), store, pages::collected_metrics());
     if let Some(state) = member {
         let mut placement = PlacementConfig::new(state.configured().name());
-        if let Some(interval) = config.schedule_interval() {
-            placement.schedule_interval = interval;
-        }
+        placement.schedule_interval = config.schedule_interval();
         starting.tasks.push(tokio::spawn(follow(state.leadership(), starting.health.clone())));
         let clock = Arc::new(SystemClock::new());
         let placement = PlacementServer::new(placement, state as Arc<dyn ReplicatedState>, clock);
         routes = routes
             .add_service(placement.pd_service())
             .add_service(placement.keyspace_service())
-            .add_service(placement.members_service());
+            .add_service(placement.members_service())
+            .add_service(placement.admin_service());
         http = http.merge(placement.http());
         let driver = placement.run();
-        starting.tasks.push(tokio::spawn(async move {
+        starting.tasks.push(vital::spawn("placement", async move {
             if let Err(error) = driver.await {
                 // What the members agreed on cannot be read: going on could give
                 // out ids and timestamps twice.
@@ -265,7 +265,7 @@ fn serve(
         }));
     }
     let mut stopped = starting.shutdown.subscribe();
-    starting.server = Some(tokio::spawn(async move {
+    starting.server = Some(vital::spawn("the server of this node", async move {
         let shutdown = async move {
             let _ = stopped.wait_for(|stop| *stop).await;
         };
@@ -274,7 +274,10 @@ fn serve(
             ..server::ConnectionLimits::default()
         };
         if let Err(error) = server::serve(listener, limits, routes, http, shutdown).await {
+            // A node that nobody can reach is better started again.
             tracing::error!("{error}");
+            eprintln!("esker: the server of this node stops: {error}");
+            std::process::abort();
         }
     }));
 }
@@ -403,12 +406,9 @@ async fn open_store(
     events.connect(handle.clone());
     node.store_service.open(Arc::new(RegionService::new(handle.clone(), placement.clone())));
     node.traffic.add(ident.cluster_id, handle.clone(), data.snap());
-    node.tasks.push(tokio::spawn(heartbeats::run(
-        handle.clone(),
-        placement,
-        waiting_reports,
-        data.path().to_owned(),
-    )));
+    let heartbeats =
+        heartbeats::run(handle.clone(), placement, waiting_reports, data.path().to_owned());
+    node.tasks.push(vital::spawn("reporting to placement", heartbeats));
     node.health.set(Part::Store, true);
     node.store_id = Some(ident.store_id);
     *node.store.lock() = Some(running);
@@ -416,13 +416,16 @@ async fn open_store(
         (node.store.clone(), node.traffic.clone(), node.store_service.clone());
     let directory = data.path().to_owned();
     let health = (node.health.clone(), Part::Store);
-    node.tasks.push(tokio::spawn(damage::watch(handle, directory, health, move || {
-        traffic.remove(ident.store_id);
-        service.close();
-        if let Some(running) = slot.lock().take() {
-            running.stop();
-        }
-    })));
+    node.tasks.push(vital::spawn(
+        "watching for damage",
+        damage::watch(handle, directory, health, move || {
+            traffic.remove(ident.store_id);
+            service.close();
+            if let Some(running) = slot.lock().take() {
+                running.stop();
+            }
+        }),
+    ));
     node.directory = Some(data);
     Ok(())
 }

@@ -114,7 +114,7 @@ fn remembered(directory: &Path) -> Result<Vec<Region>, Error> {
     let (mut rest, mut regions) = (bytes, Vec::new());
     while !rest.is_empty() {
         let region = Region::decode_length_delimited(&mut rest)
-            .map_err(|error| Error::Config { path: path.clone(), reason: error.to_string() })?;
+            .map_err(|error| Error::Damaged { path: path.clone(), reason: error.to_string() })?;
         regions.push(region);
     }
     Ok(regions)
@@ -180,7 +180,8 @@ mod tests {
     impl Starting {
         async fn new(placement: &PlacementClient, address: &str) -> Self {
             let root = tempfile::tempdir().expect("a directory");
-            let data = DataDir::open(root.path(), esker_engine::Kind::Store).expect("an empty directory");
+            let data =
+                DataDir::open(root.path(), esker_engine::Kind::Store).expect("an empty directory");
             let ident = identify(&data, placement, address, false).await.expect("an id").ident;
             let options = EngineOptions::in_memory(MemoryEnv::new());
             Starting {

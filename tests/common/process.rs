@@ -166,6 +166,17 @@ impl Process {
         assert!(sent.expect("there is a `kill`").success(), "{signal} was not sent to {id}");
     }
 
+    /// Sends it a signal by name, and waits until it ends: its exit status, or none where it was
+    /// the signal that ended it.
+    pub async fn end_by(mut self, signal: &str) -> Option<i32> {
+        let id = self.child.id().expect("it is still running").to_string();
+        let sent = Command::new("kill").args(["-s", signal, &id]).status().await;
+        assert!(sent.expect("there is a kill").success(), "it could not be sent {signal}");
+        let status = timeout(PATIENCE, self.child.wait()).await;
+        let status = status.unwrap_or_else(|_| panic!("{signal} did not end it: {}", self.log()));
+        status.expect("it is our child").code()
+    }
+
     /// Whether it still runs.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("it is our child").is_none()
@@ -193,9 +204,15 @@ pub struct Finished {
 
 /// Runs a command to its end.
 pub async fn run(arguments: &[&str]) -> Finished {
+    run_with(arguments, &[]).await
+}
+
+/// The same with variables of the environment.
+pub async fn run_with(arguments: &[&str], variables: &[(&str, &str)]) -> Finished {
     let mut child = command(arguments)
         // The message at the end is under test, not the log on the way there.
         .env("ESKER_LOG", "off")
+        .envs(variables.iter().copied())
         .spawn()
         .expect("the program that was built for this test starts");
     let (mut output, mut errors) = (String::new(), String::new());

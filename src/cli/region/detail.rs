@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::cli::cluster::Cluster;
 use crate::cli::error::CliError;
 use crate::cli::output::{Align, one_line, table};
-use crate::cli::view::{PeerView, RegionView, bound, epoch};
+use crate::cli::view::{PeerView, RegionView, epoch};
 
 /// A region, what each replica says of itself, and what the leader knows of each.
 #[derive(Debug, Serialize)]
@@ -132,8 +132,8 @@ impl RegionDetail {
         format!(
             "region:  {}\nrange:   [{}, {})\nepoch:   {}\nleader:  {leader}\nsize:    {} bytes (approximate)\n\n{}",
             region.id,
-            bound(&region.start_key),
-            bound(&region.end_key),
+            region.start_key.bound(),
+            region.end_key.bound(),
             epoch(region.epoch),
             known(self.approximate_size),
             table(&headers, self.replicas.iter().map(Replica::row)),

@@ -46,14 +46,14 @@ enum RegionCommand {
     #[command(after_help = "Example:\n  esker region show 2")]
     Show {
         /// The region
-        #[arg(value_name = "ID")]
+        #[arg(value_name = "ID", allow_negative_numbers = true)]
         id: u64,
     },
     /// Shows the region that covers a key
     #[command(after_help = "Example:\n  esker region key 'user42\\x00'")]
     Key {
         /// The key, with \xNN for bytes that cannot be typed
-        #[arg(value_name = "KEY")]
+        #[arg(value_name = "KEY", allow_hyphen_values = true)]
         key: Text,
     },
     /// Splits a region, at the keys given or into parts of about equal size
@@ -62,13 +62,13 @@ enum RegionCommand {
     )]
     Split {
         /// The region
-        #[arg(value_name = "ID")]
+        #[arg(value_name = "ID", allow_negative_numbers = true)]
         id: u64,
         /// Where a new region starts; may be given more than once
-        #[arg(long = "key", value_name = "KEY")]
+        #[arg(long = "key", value_name = "KEY", allow_hyphen_values = true)]
         keys: Vec<Text>,
         /// How many regions there are to be afterwards [default: 2]
-        #[arg(long, value_name = "N", conflicts_with = "keys",
+        #[arg(long, value_name = "N", conflicts_with = "keys", allow_negative_numbers = true,
               value_parser = clap::value_parser!(u32).range(2..=MAX_PARTS))]
         parts: Option<u32>,
     },
@@ -76,10 +76,10 @@ enum RegionCommand {
     #[command(after_help = "Example:\n  esker region transfer-leader 2 --to 3")]
     TransferLeader {
         /// The region
-        #[arg(value_name = "ID")]
+        #[arg(value_name = "ID", allow_negative_numbers = true)]
         id: u64,
         /// The store whose replica is to lead
-        #[arg(long, value_name = "STORE")]
+        #[arg(long, value_name = "STORE", allow_negative_numbers = true)]
         to: u64,
     },
 }

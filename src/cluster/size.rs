@@ -1,0 +1,132 @@
+//! How large the cluster in a playground's directory is.
+//!
+//! A cluster that is started again with fewer stores would wait for replicas that nobody
+//! brings back, and one with another number of placement members would be another group. So
+//! its size is written beside the nodes' folders once they run, and compared at each start.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use super::node_folder;
+use crate::Error;
+
+const FILE: &str = "CLUSTER";
+const FILE_NEW: &str = "CLUSTER.new";
+/// What a node writes in its store's folder, and its member's, once they are somebody's.
+const IDENT: &str = "IDENT";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Size {
+    pub(super) stores: u32,
+    pub(super) placements: u32,
+}
+
+impl Size {
+    /// Refuses a directory that holds a cluster of another size.
+    pub(super) fn check(self, directory: &Path) -> Result<(), Error> {
+        let (found, is_exact) = match Size::written(directory)? {
+            Some(found) => (found, true),
+            None => (Size::counted(directory), false),
+        };
+        let differs = |found, wanted| found > wanted || is_exact && found != wanted;
+        let other = |what, option, found, wanted| {
+            let path = directory.to_owned();
+            Err(Error::OtherSize { path, what, option, found, wanted })
+        };
+        if differs(found.stores, self.stores) {
+            return other("stores", "--stores", found.stores, self.stores);
+        }
+        if differs(found.placements, self.placements) {
+            let what = "placement members";
+            return other(what, "--placements", found.placements, self.placements);
+        }
+        Ok(())
+    }
+
+    /// Writes the size down, for the next start.
+    pub(super) fn remember(self, directory: &Path) -> Result<(), Error> {
+        let Size { stores, placements } = self;
+        let text = format!("stores = {stores}\nplacements = {placements}\n");
+        let (path, new) = (directory.join(FILE), directory.join(FILE_NEW));
+        fs::write(&new, text).and_then(|()| fs::rename(&new, &path)).map_err(|source| Error::File {
+            what: "cannot write",
+            path,
+            source,
+        })
+    }
+
+    fn written(directory: &Path) -> Result<Option<Size>, Error> {
+        let path = directory.join(FILE);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            // It is no directory at all: the first node says so.
+            Err(error) if error.kind() == ErrorKind::NotADirectory => return Ok(None),
+            Err(source) => return Err(Error::File { what: "cannot read", path, source }),
+        };
+        let number = |name: &str| {
+            let lines = text.lines().filter_map(|line| line.split_once('='));
+            let mut values = lines.filter(|(key, _)| key.trim() == name);
+            values.next().and_then(|(_, value)| value.trim().parse().ok())
+        };
+        match (number("stores"), number("placements")) {
+            (Some(stores), Some(placements)) => Ok(Some(Size { stores, placements })),
+            _ => {
+                let reason = "it does not say how many stores and placements there are".to_owned();
+                Err(Error::Damaged { path, reason })
+            }
+        }
+    }
+
+    /// The nodes whose first start came to its end, where none was told to write it down. There
+    /// may have been meant to be more.
+    fn counted(directory: &Path) -> Size {
+        let has = |part: &'static str| move |node: &PathBuf| node.join(part).join(IDENT).is_file();
+        let nodes =
+            || (1..).map(|number| node_folder(directory, number)).take_while(|node| node.is_dir());
+        let count = |part| u32::try_from(nodes().filter(has(part)).count()).unwrap_or(u32::MAX);
+        Size { stores: count("store"), placements: count("placement") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const THREE: Size = Size { stores: 3, placements: 1 };
+
+    #[test]
+    fn a_directory_is_only_used_with_the_size_that_it_has() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        assert!(THREE.check(root.path()).is_ok(), "nothing is there yet");
+        assert!(THREE.check(&root.path().join("missing")).is_ok());
+        THREE.remember(root.path()).expect("it can be written");
+        assert!(THREE.check(root.path()).is_ok());
+        for (size, option) in [
+            (Size { stores: 1, ..THREE }, "--stores 3"),
+            (Size { stores: 4, ..THREE }, "--stores 3"),
+            (Size { placements: 3, ..THREE }, "--placements 1"),
+        ] {
+            let refused = size.check(root.path()).expect_err("another size").to_string();
+            assert!(refused.contains(option), "{refused}");
+        }
+        fs::write(root.path().join(FILE), "stores = three\n").expect("it can be written");
+        assert!(matches!(THREE.check(root.path()), Err(Error::Damaged { .. })));
+    }
+
+    #[test]
+    fn without_a_written_size_the_nodes_are_counted_and_none_is_left_out() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        for node in 1..=3 {
+            let store = node_folder(root.path(), node).join("store");
+            fs::create_dir_all(&store).expect("it can be made");
+            fs::write(store.join(IDENT), "").expect("it can be written");
+        }
+        let refused = Size { stores: 2, ..THREE }.check(root.path()).expect_err("a node too few");
+        assert!(refused.to_string().contains("3 stores"), "{refused}");
+        assert!(THREE.check(root.path()).is_ok());
+        // The first start may have been killed before the other nodes were made.
+        assert!(Size { stores: 5, ..THREE }.check(root.path()).is_ok());
+    }
+}
