@@ -362,7 +362,7 @@ fn placement_talks(cluster_id: u64, region: &RegionInfo, fresh: u64) -> Vec<Talk
         ("/pdpb.PD/RegionHeartbeat", vec![report.clone(), report]),
         one("/pdpb.PD/Tso", tso),
         one("/pdpb.PD/QueryRegion", query),
-        one("/pdpb.PD/GetMembers", GetMembersRequest { header: header(), ..Default::default() }),
+        one("/pdpb.PD/GetMembers", GetMembersRequest { header: header() }),
         one("/pdpb.PD/AllocID", AllocIdRequest { header: header(), count: 2 }),
         one(
             "/pdpb.PD/PutStore",
@@ -380,7 +380,7 @@ fn placement_talks(cluster_id: u64, region: &RegionInfo, fresh: u64) -> Vec<Talk
         one("/pdpb.PD/IsBootstrapped", IsBootstrappedRequest { header: header() }),
         one(
             "/pdpb.PD/StoreHeartbeat",
-            StoreHeartbeatRequest { header: header(), stats: Some(stats), ..Default::default() },
+            StoreHeartbeatRequest { header: header(), stats: Some(stats) },
         ),
         one(
             "/pdpb.PD/GetRegion",

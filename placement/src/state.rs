@@ -157,7 +157,7 @@ pub enum Fact {
     GcSafePoint(u64),
     Service(Vec<u8>, ServiceSafePoint),
     ServiceGone(Vec<u8>),
-    Store(metapb::Store),
+    Store(Box<metapb::Store>),
 }
 
 impl Fact {
@@ -258,7 +258,7 @@ mod tests {
             Fact::MaxReplicas(5),
             Fact::GcSafePoint(6),
             Fact::Service(b"backup".to_vec(), point.clone()),
-            Fact::Store(store.clone()),
+            Fact::Store(Box::new(store.clone())),
         ];
         let pairs = facts
             .into_iter()

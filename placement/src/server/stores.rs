@@ -61,7 +61,8 @@ pub async fn bootstrap(
             region.id, store.id
         )));
     }
-    let facts = vec![Fact::Store(convert::descriptor_message(&store)), Fact::Bootstrapped];
+    let facts =
+        vec![Fact::Store(Box::new(convert::descriptor_message(&store))), Fact::Bootstrapped];
     lead.commit(facts).await?;
     let now = lead.clock.now();
     lead.cluster.write().stores.put(store, now);
@@ -140,7 +141,7 @@ pub async fn put_store(
         put.push(lead.cluster.read().stores.check_put(store)?);
     }
     // Together, or not at all: the address has one store at any time.
-    let facts = put.iter().map(|store| Fact::Store(convert::descriptor_message(store)));
+    let facts = put.iter().map(|store| Fact::Store(Box::new(convert::descriptor_message(store))));
     lead.commit(facts.collect()).await?;
     let mut cluster = lead.cluster.write();
     for store in put {
@@ -220,9 +221,9 @@ async fn save_memory(lead: &Lead, id: StoreId) -> Result<(), Refusal> {
     // As it is now, not as it was before the wait.
     let store = lead.cluster.read().stores.get(id).map(|store| store.descriptor.clone());
     match store {
-        Some(store) => {
-            Ok(lead.commit(vec![Fact::Store(convert::descriptor_message(&store))]).await?)
-        }
+        Some(store) => Ok(lead
+            .commit(vec![Fact::Store(Box::new(convert::descriptor_message(&store)))])
+            .await?),
         None => Ok(()),
     }
 }

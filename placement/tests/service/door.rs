@@ -227,7 +227,6 @@ async fn stores_describe_themselves_within_bounds() {
     let request = pdpb::StoreHeartbeatRequest {
         header: scene.pd.header(),
         stats: Some(pdpb::StoreStats { store_id: 4, capacity: u64::MAX, ..Default::default() }),
-        ..Default::default()
     };
     let answer = scene.pd.client.store_heartbeat(request).await.unwrap().into_inner();
     assert!(error_of(&answer.header).is_some());

@@ -309,9 +309,12 @@ pub(super) fn replace(batch: &mut KvBatch, region: RegionId, data: &SnapshotData
     }
 }
 
+/// Keys and values, as they are stored.
+pub type Records = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// The records of what a region remembers, as they are stored: equal on all replicas that have
 /// applied the same entries.
-pub fn records(kv: &KvEngine, region: RegionId) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+pub fn records(kv: &KvEngine, region: RegionId) -> Result<Records, StoreError> {
     let mut iter = kv.snapshot().iter(Cf::Meta, &key(region, LogIndex(0)), Some(&end(region)));
     iter.seek_to_first();
     let mut found = Vec::new();
