@@ -20,6 +20,7 @@ use esker_raft::{
 use esker_raftstore::RegionExt;
 use esker_rpc::placement::RegionInfo;
 use esker_rpc::proto::esker::admin_client::AdminClient;
+use esker_rpc::proto::esker::command::RegionSnapshot;
 use esker_rpc::proto::esker::snapshot_chunk::Part;
 use esker_rpc::proto::esker::transport_client::TransportClient;
 use esker_rpc::proto::esker::{
@@ -184,7 +185,8 @@ fn from_a_stranger(cluster: u64, region: &Region) -> (Vec<Bytes>, Vec<Vec<Bytes>
         .collect();
     let meta =
         SnapshotMeta { index: LogIndex(99), term: Term(9), configuration: region.configuration() };
-    let data = Bytes::from(region.encode_to_vec());
+    let data = RegionSnapshot { format: 1, region: Some(region.clone()), ..Default::default() };
+    let data = Bytes::from(data.encode_to_vec());
     let body = MessageBody::InstallSnapshot { meta: Box::new(meta), data };
     let head = SnapshotHead {
         cluster_id: cluster,

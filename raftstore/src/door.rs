@@ -13,12 +13,13 @@
 mod entries;
 mod snapshot;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use esker_raft::{DecodeError, LogIndex, Message, MessageBody};
 use esker_rpc::proto::esker::RaftMessage;
 use esker_rpc::proto::metapb::{Peer, Region, RegionEpoch};
+use esker_rpc::repeat::Repeated;
 use parking_lot::Mutex;
 
 pub use entries::Reach;
@@ -49,6 +50,8 @@ pub enum Fault {
     Snapshot(String),
     #[error("{0} contradict each other")]
     Contradiction(&'static str),
+    #[error("{0}")]
+    Tags(&'static str),
     #[error("it is for store {0}; is an address used twice?")]
     OtherStore(StoreId),
     #[error("it says to come from store {said} and comes from store {from}")]
@@ -235,24 +238,16 @@ fn decode(envelope: &RaftMessage, from: Peer, to: Peer) -> Result<Message, Fault
 /// Says that a message was refused: once, and then at most once in a while, however
 /// many come.
 pub(crate) fn complain(store: StoreId, envelope: &RaftMessage, fault: &Fault) {
-    const EVERY: Duration = Duration::from_secs(10);
-    static LAST: Mutex<(Option<Instant>, u64)> = Mutex::new((None, 0));
+    static REFUSALS: Mutex<Repeated<Instant>> = Mutex::new(Repeated::new());
     metrics::counter!("esker_raft_messages_refused_total").increment(1);
-    let others = {
-        let mut last = LAST.lock();
-        let (at, others) = *last;
-        if at.is_some_and(|at| at.elapsed() < EVERY) {
-            last.1 = others.saturating_add(1);
-            return;
-        }
-        *last = (Some(Instant::now()), 0);
-        others
-    };
-    let from = envelope.from.unwrap_or_default();
-    tracing::warn!(
-        %store, region = envelope.region_id, from_store = from.store_id, from_peer = from.id,
-        others, "refused a Raft message: {fault}"
-    );
+    let times = REFUSALS.lock().failed(Instant::now());
+    if let Some(times) = times {
+        let from = envelope.from.unwrap_or_default();
+        tracing::warn!(
+            %store, region = envelope.region_id, from_store = from.store_id, from_peer = from.id,
+            times, "refused a Raft message: {fault}"
+        );
+    }
 }
 
 #[cfg(test)]

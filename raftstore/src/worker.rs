@@ -63,6 +63,7 @@ pub struct Worker {
     stopping: bool,
     /// The store's data is damaged: no peer of this worker serves any more.
     retired: bool,
+    /// Snapshots that other regions are in the way of: they may come again and again.
     crowded: Repeated<Time>,
     /// Room for what one turn takes, kept from turn to turn.
     inputs: Vec<Input>,

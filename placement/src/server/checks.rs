@@ -7,8 +7,9 @@
 //! the map's to say ([`crate::map::may_follow`]). Who may connect at all is not
 //! asked here.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use esker_rpc::repeat::Repeated;
 use parking_lot::Mutex;
 
 use super::convert::Malformed;
@@ -182,19 +183,10 @@ pub fn safe_point(safe_point: u64, wall_ms: u64) -> Result<(), Malformed> {
 
 /// Says that a message was refused: once, then at most once in a while however many come.
 pub fn complain(from: Option<StoreId>, why: &dyn std::fmt::Display) {
-    const EVERY: Duration = Duration::from_secs(10);
-    static LAST: Mutex<(Option<Instant>, u64)> = Mutex::new((None, 0));
+    static REFUSALS: Mutex<Repeated<Instant>> = Mutex::new(Repeated::new());
     metrics::counter!("esker_placement_reports_refused_total").increment(1);
-    let others = {
-        let mut last = LAST.lock();
-        let (at, others) = *last;
-        if at.is_some_and(|at| at.elapsed() < EVERY) {
-            last.1 = others.saturating_add(1);
-            return;
-        }
-        *last = (Some(Instant::now()), 0);
-        others
-    };
-    let from = from.map_or(0, |store| store.0);
-    tracing::warn!(from, others, "refused a report: {why}");
+    let times = REFUSALS.lock().failed(Instant::now());
+    if let Some(times) = times {
+        tracing::warn!(from = from.map_or(0, |store| store.0), times, "refused a report: {why}");
+    }
 }

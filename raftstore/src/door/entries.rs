@@ -118,7 +118,7 @@ fn decode(index: LogIndex, command: &Bytes) -> Result<(RegionEpoch, RaftCommand)
         let (found, known) = (command.format, TAGGED_FORMAT);
         return Err(Fault::Format { index, found, known });
     }
-    check_tagged(&command).map_err(|why| Fault::Entry { index, why: why.to_owned() })?;
+    check_tagged(&command).map_err(Fault::Tags)?;
     let epoch = command.epoch.ok_or(Fault::Missing("epoch"))?;
     check_epoch(&epoch)?;
     Ok((epoch, command))

@@ -12,7 +12,8 @@ use esker_raftstore::{PeerId, RegionExt, RegionId, SnapshotReceiver, StoreId, Te
 use esker_rpc::proto::esker::RaftMessage;
 use esker_rpc::proto::esker::command::{
     AdminCommand, ChangePeer, ChangePeers, CompactLog, CompareAndSwap, Delete, DeleteRange,
-    Mutation, NewRegion, Put, RaftCommand, Split, admin_command, mutation,
+    Mutation, NewRegion, Put, RaftCommand, RegionSnapshot, Split, TaggedCommand, admin_command,
+    mutation,
 };
 use esker_rpc::proto::metapb::{Peer, Region, RegionEpoch};
 use prost::Message as _;
@@ -152,6 +153,16 @@ fn malformed_payloads(region: &Region) -> Vec<(&'static str, Payload)> {
             Payload::Command(whole.slice(..whole.len() - 1))
         }),
         ("a later format", command(&RaftCommand { format: 99, ..plain(epoch) })),
+        ("a tag in an untagged entry", {
+            let tagged = vec![TaggedCommand { first: 0, count: 1, ..Default::default() }];
+            let mutations = vec![put(0, bytes("k"))];
+            command(&RaftCommand { tagged, mutations, ..plain(epoch) })
+        }),
+        ("a tag of what is not there", {
+            let tagged = vec![TaggedCommand { first: 7, count: 1, ..Default::default() }];
+            let mutations = vec![put(0, bytes("k"))];
+            command(&RaftCommand { format: 2, tagged, mutations, ..plain(epoch) })
+        }),
         ("no epoch", command(&RaftCommand { epoch: None, ..plain(epoch) })),
         ("a change of no kind", with(vec![Mutation { kind: None }])),
         ("the store's own column family", with(vec![put(3, bytes("k"))])),
@@ -443,7 +454,8 @@ fn snapshot_head(cluster: &mut Cluster, change: impl Fn(&mut Region)) -> RaftMes
     };
     let (from, to) = (*region.peer_on(StoreId(1)).unwrap(), *region.peer_on(StoreId(3)).unwrap());
     change(&mut region);
-    let data = Bytes::from(region.encode_to_vec());
+    let data = RegionSnapshot { format: 1, region: Some(region.clone()), ..Default::default() };
+    let data = Bytes::from(data.encode_to_vec());
     let body = MessageBody::InstallSnapshot { meta: Box::new(meta), data };
     RaftMessage {
         is_initial: true,
