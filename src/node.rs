@@ -143,7 +143,19 @@ impl Node {
         if let Some(server) = self.server.take() {
             let _ = server.await;
         }
+        // They hold the stores, whose directories must be free when this returns.
+        for task in self.tasks.drain(..) {
+            let _ = task.await;
+        }
         let (store, member) = (self.store.lock().take(), self.member.lock().take());
+        let member = match member {
+            Some(start::RunningMember { store, watch }) => {
+                watch.abort();
+                let _ = watch.await;
+                Some(store)
+            }
+            None => None,
+        };
         let directory = self.directory.take();
         let stopping = tokio::task::spawn_blocking(move || {
             if let Some(store) = store {
@@ -165,6 +177,9 @@ impl Node {
         self.store_service.close();
         for task in &self.tasks {
             task.abort();
+        }
+        if let Some(member) = &*self.member.lock() {
+            member.watch.abort();
         }
     }
 }

@@ -274,7 +274,10 @@ async fn a_node_without_a_free_descriptor_refuses_at_once_and_serves_again_when_
     node.line_after("ready: node at ").await;
     newcomer(&address).await;
     let pid = Pid::from_raw(node.id() as i32);
-    let used = std::fs::read_dir(format!("/proc/{}/fd", node.id())).expect("it runs").count();
+    // The limit is one of numbers: just above the highest that is in use.
+    let open = std::fs::read_dir(format!("/proc/{}/fd", node.id())).expect("it runs");
+    let numbers = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<usize>().ok());
+    let used = numbers.max().expect("it has some") + 1;
     let limit = |files: usize| {
         let limit = Rlimit { current: Some(files as u64), maximum: Some(1024) };
         prlimit(pid, Resource::Nofile, limit).expect("it is our child")

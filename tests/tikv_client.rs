@@ -15,9 +15,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::eventually;
 use common::operator::Operator;
 use common::process::PATIENCE;
+use common::{alone, eventually};
 use esker::{Cluster, ClusterOptions};
 use model::Subject;
 use tikv_client::{Config, RawClient};
@@ -105,6 +105,7 @@ async fn split(operator: &Operator, layout: Layout, worker: usize, regions: usiz
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_raw_operation_answers_as_a_map_would() {
+    let _alone = alone().await;
     let (cluster, operator) = start().await;
     for regions in REGIONS {
         for layout in Layout::ALL {
@@ -128,6 +129,7 @@ async fn every_raw_operation_answers_as_a_map_would() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_error_reaches_a_client_while_regions_split_and_leaders_move() {
+    let _alone = alone().await;
     let (cluster, operator) = start().await;
     let operator = Arc::new(operator);
     let stop = Arc::new(AtomicBool::new(false));
@@ -161,6 +163,7 @@ async fn no_error_reaches_a_client_while_regions_split_and_leaders_move() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_value_is_gone_when_its_time_to_live_is_over() {
+    let _alone = alone().await;
     let options = ClusterOptions { stores: 1, ..ClusterOptions::default() };
     let cluster = Cluster::start(options).await.expect("the cluster starts");
     for layout in Layout::ALL {

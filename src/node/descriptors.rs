@@ -47,7 +47,10 @@ impl Share {
         let within = |wanted: u64, range: std::ops::RangeInclusive<u64>| {
             wanted.clamp(*range.start(), *range.end())
         };
-        let engine_files = within(descriptors / 2 / ENGINES, ENGINE_FILES);
+        // Of few descriptors half would leave too little for the rest.
+        let least = OWN + *OUTGOING.start() + *ACCEPTED.start();
+        let spare = descriptors.saturating_sub(least) / ENGINES;
+        let engine_files = within((descriptors / 2 / ENGINES).min(spare), ENGINE_FILES);
         let outgoing = within(descriptors / 16, OUTGOING);
         let rest = descriptors.saturating_sub(OWN + ENGINES * engine_files + outgoing);
         Share { engine_files: engine_files as i32, connections: within(rest, ACCEPTED) as usize }

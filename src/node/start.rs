@@ -49,7 +49,13 @@ const PLACEMENT_FOLDER: &str = "placement";
 /// A store that runs; whoever stops it takes it out.
 pub(super) type StoreSlot = Arc<Mutex<Option<RunningStore>>>;
 /// The member's store, once it is open; a node that stops takes it out.
-pub(super) type MemberSlot = Arc<Mutex<Option<MemberStore>>>;
+pub(super) type MemberSlot = Arc<Mutex<Option<RunningMember>>>;
+
+/// A member's store, and the task that waits for damage to it.
+pub(super) struct RunningMember {
+    pub store: MemberStore,
+    pub watch: JoinHandle<()>,
+}
 
 /// A node on its way up. What is in it is undone when it is dropped.
 struct Starting {
@@ -189,18 +195,19 @@ impl Newcomer {
             let folder = member.data().path().to_owned();
             let (store, state) = member.start(members, adoption, &traffic)?;
             let handle = state.store().clone();
-            *slot.lock() = Some(store);
             late.open(state);
             let id = handle.store_id().0;
-            vital::spawn(
+            let damaged = slot.clone();
+            let watch = vital::spawn(
                 "watching for damage",
                 damage::watch(handle, folder, (health, Part::Placement), move || {
                     traffic.remove(id);
-                    if let Some(store) = slot.lock().take() {
-                        store.stop();
+                    if let Some(member) = damaged.lock().take() {
+                        member.store.stop();
                     }
                 }),
             );
+            *slot.lock() = Some(RunningMember { store, watch });
             Ok::<(), Error>(())
         };
         if let Some(adoption) = member.adoption().cloned() {

@@ -5,9 +5,10 @@
 //! directory is replaced, in [`super::replacing`].
 
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use esker_engine::{Cf, DataDir, EngineOptions, Engines, Ident, Kind, KvSnapshot};
 use esker_placement::{
     Leadership, MemberId, MemberInfo, Pairs, ReplicatedState, StateError, StateWrite,
@@ -85,6 +86,7 @@ pub fn is_member_store(store: StoreId) -> bool {
 pub struct MemberStore {
     running: RunningStore,
     _directory: DataDir,
+    book: Arc<MemberBook>,
 }
 
 /// A member's directory, opened and found whole, and not in use yet.
@@ -159,7 +161,7 @@ impl MemberDirectory {
         let book = Arc::new(MemberBook {
             members: members.clone(),
             record: record.clone(),
-            store: OnceLock::new(),
+            store: ArcSwapOption::empty(),
         });
         let events = Arc::new(Events::default());
         let transport = RaftTransport::new(
@@ -189,17 +191,19 @@ impl MemberDirectory {
         self.data.empty_snapshots()?;
         let running = store.start()?;
         let handle = running.handle().clone();
-        let _ = book.store.set(handle.clone());
+        book.store.store(Some(Arc::new(handle.clone())));
         events.connect(handle.clone());
         traffic.add(record.group, handle.clone(), self.data.snap());
-        let state = MemberState::new(handle, book, leader);
-        Ok((MemberStore { running, _directory: self.data }, Arc::new(state)))
+        let state = MemberState::new(handle, book.clone(), leader);
+        Ok((MemberStore { running, _directory: self.data, book }, Arc::new(state)))
     }
 }
 
 impl MemberStore {
     /// Blocks until everything is on disk.
     pub fn stop(self) {
+        // Connections to the other members, which end a little later, ask it for addresses.
+        self.book.store.store(None);
         self.running.stop();
     }
 }
@@ -226,13 +230,15 @@ fn first_region(record: &Record) -> Region {
 pub struct MemberBook {
     members: Members,
     record: Record,
-    store: OnceLock<StoreHandle>,
+    /// While the member's store runs.
+    store: ArcSwapOption<StoreHandle>,
 }
 
 impl MemberBook {
     /// The members of the group as it is now; none while this one is yet to be filled.
     pub fn group(&self) -> Vec<GroupMember> {
-        let region = self.store.get().and_then(|store| store.delegates().get(REGION));
+        let store = self.store.load();
+        let region = store.as_ref().and_then(|store| store.delegates().get(REGION));
         let Some(region) = region.map(|region| region.descriptor()) else { return Vec::new() };
         region.peers.iter().filter_map(|peer| self.member(MemberId(peer.id))).collect()
     }
@@ -255,13 +261,14 @@ impl MemberBook {
         if let Some(founder) = self.record.founders.iter().find(|founder| founder.id == id.0) {
             return Some(GroupMember::from(founder));
         }
-        let stored = self.store.get()?.engine().get(Cf::Default, &later_member(id.0)).ok()??;
+        let store = self.store.load_full()?;
+        let stored = store.engine().get(Cf::Default, &later_member(id.0)).ok()??;
         read_member(&stored)
     }
 
     /// Everybody who was ever written down after the founders.
     pub fn later(&self) -> Vec<GroupMember> {
-        let Some(store) = self.store.get() else { return Vec::new() };
+        let Some(store) = self.store.load_full() else { return Vec::new() };
         let pairs = with_prefix(&store.engine().snapshot(), LATER_MEMBERS).unwrap_or_default();
         pairs.iter().filter_map(|(_, stored)| read_member(stored)).collect()
     }

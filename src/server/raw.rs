@@ -139,6 +139,12 @@ impl RawStore {
                      check the client's placement addresses"
                 )))
             }
+            // The store has begun to hand its regions over: another replica has the data. The
+            // client is sent there, as when a store stops.
+            RawError::Engine(error) if error.is_corruption() => {
+                let (store, region) = (self.store.store_id(), RegionId(0));
+                self.refuse(RawError::Region(RequestError::Stopped { store, region }))
+            }
             RawError::Engine(error) => Refusal::Said(Status::data_loss(error.to_string())),
             RawError::Damaged(what) => Refusal::Said(Status::data_loss(what)),
         }

@@ -13,6 +13,14 @@ use std::time::{Duration, Instant};
 /// Between two looks at something that is about to become true.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
+/// Held by a test whose cluster wants the machine for itself: clients in the field give up
+/// after a second and a half without a leader, which the clusters of two tests at once can
+/// make of each other on a small machine.
+pub async fn alone() -> tokio::sync::MutexGuard<'static, ()> {
+    static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    ALONE.lock().await
+}
+
 /// Looks until `look` finds what it is looking for, and fails the test with the last
 /// reason why not when that takes longer than `within`.
 pub async fn eventually<T>(

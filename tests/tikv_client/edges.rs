@@ -9,6 +9,7 @@ use esker_raftstore::config::{KEYS_TOP, MAX_KEY_BYTES};
 use tikv_client::{Config, Error, KvPair, RawClient, Result};
 
 use crate::Layout;
+use crate::common::alone;
 use crate::common::operator::Operator;
 use crate::common::process::PATIENCE;
 
@@ -45,6 +46,7 @@ async fn put(client: &RawClient, keys: &[&[u8]]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn scans_of_a_fresh_cluster_find_what_is_in_their_range_and_come_to_an_end() {
+    let _alone = alone().await;
     let (cluster, operator) = start(1).await;
     for layout in Layout::ALL {
         let client = layout.client(&cluster).await;
@@ -76,6 +78,7 @@ async fn scans_of_a_fresh_cluster_find_what_is_in_their_range_and_come_to_an_end
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_bounds_of_key_spaces_are_cut_for_those_who_use_one_and_only_then() {
+    let _alone = alone().await;
     let (cluster, operator) = start(3).await;
     let bounds = async || {
         let regions = operator.whole(3, PATIENCE).await;
@@ -122,6 +125,7 @@ async fn the_bounds_of_key_spaces_are_cut_for_those_who_use_one_and_only_then() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reverse_scan_over_several_regions_is_refused_where_the_client_begins_at_the_wrong_end() {
+    let _alone = alone().await;
     let (cluster, operator) = start(1).await;
     let client = Layout::Plain.client(&cluster).await;
     let letters: Vec<Vec<u8>> = (b'a'..=b'h').map(|letter| vec![b'p', b'/', letter]).collect();
@@ -153,6 +157,7 @@ async fn a_reverse_scan_over_several_regions_is_refused_where_the_client_begins_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_is_too_large_is_an_error_and_not_a_pair() {
+    let _alone = alone().await;
     const VALUE: usize = 5 << 20;
     let (cluster, operator) = start(1).await;
     let config = Config::default().with_grpc_max_decoding_message_size(256 << 20);
@@ -181,6 +186,7 @@ async fn an_answer_that_is_too_large_is_an_error_and_not_a_pair() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_at_both_ends_of_the_key_space_are_kept_found_and_removed() {
+    let _alone = alone().await;
     let (cluster, operator) = start(1).await;
     for layout in Layout::ALL {
         let client = layout.client(&cluster).await;

@@ -529,6 +529,8 @@ fn cut(whole: &metapb::Region, keys: &[Bytes], first_id: u64) -> Vec<metapb::Reg
 #[tokio::test]
 async fn a_key_space_is_loaded_once_the_regions_are_cut_at_its_bounds() {
     let (_, _, mut pd) = bootstrapped().await;
+    // The parts below have ids that were given.
+    pd.alloc(100).await;
     let whole = region_message(2, &[(3, 1)], 1);
     let (reports, mut orders) = report(&mut pd, &whole).await;
 
@@ -571,6 +573,8 @@ async fn a_key_space_is_loaded_once_the_regions_are_cut_at_its_bounds() {
 #[tokio::test]
 async fn the_default_key_space_exists_and_no_other() {
     let (_, _, mut pd) = bootstrapped().await;
+    // The parts below have ids that were given.
+    pd.alloc(100).await;
     let bounds = [&b"r\0\0\0"[..], b"r\0\0\x01", b"x\0\0\0", b"x\0\0\x01"]
         .map(|bound| Bytes::from([bound, b"\0\0\0\0\xfb"].concat()));
     let parts = cut(&region_message(2, &[(3, 1)], 1), &bounds, 10);
