@@ -93,6 +93,11 @@ impl KvEngine {
         Ok(())
     }
 
+    /// Handles, snapshots and iterators that keep the engine open, this one included.
+    pub fn holders(&self) -> usize {
+        Arc::strong_count(&self.shared)
+    }
+
     /// Whether its data was found damaged.
     pub fn damage(&self) -> &Damage {
         &self.shared.at.damage

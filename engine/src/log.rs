@@ -214,6 +214,11 @@ impl LogEngine {
         self.check(&iter)
     }
 
+    /// Handles that keep the log open, this one included.
+    pub fn holders(&self) -> usize {
+        Arc::strong_count(&self.shared)
+    }
+
     /// Whether its data was found damaged.
     pub fn damage(&self) -> &Damage {
         &self.shared.at.damage

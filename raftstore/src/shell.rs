@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, Sender, after, never};
 use esker_engine::KvEngine;
@@ -120,12 +120,27 @@ impl RunningStore {
     }
 
     /// Stops the parts one after another, and makes the data durable so that the
-    /// next start has nothing to redo.
+    /// next start has nothing to redo. Returns when the directory can be opened again:
+    /// requests that were under way hold the engines until they have been answered.
     pub fn stop(mut self) {
+        /// How long they may take, and how often it is looked.
+        const RELEASED_WITHIN: Duration = Duration::from_secs(2);
+        const LOOK: Duration = Duration::from_millis(2);
         self.shut_down();
+        let store = self.handle.store_id();
         if let Err(error) = self.kv.persist() {
             // The log has everything; only the next start takes longer.
-            tracing::warn!("store {}: final flush: {error}", self.handle.store_id());
+            tracing::warn!("store {store}: final flush: {error}");
+        }
+        let (kv, log) = (self.kv.clone(), self.handle.log.clone());
+        drop(self);
+        let began = Instant::now();
+        while kv.holders() > 1 || log.holders() > 1 {
+            if began.elapsed() > RELEASED_WITHIN {
+                tracing::warn!("store {store} is stopped, but somebody still reads its data");
+                return;
+            }
+            std::thread::sleep(LOOK);
         }
     }
 

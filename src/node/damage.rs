@@ -32,6 +32,7 @@ pub(super) async fn watch(
     if let Ok(Err(error)) = condemned {
         tracing::error!(store = %name, "the damage could not be written down: {error}");
     }
+    drop(store);
     tokio::time::sleep(HANDOVER).await;
     let _ = tokio::task::spawn_blocking(stop).await;
     tracing::error!(store = %name, "this store is stopped, its data is damaged");

@@ -107,7 +107,7 @@ mod tests {
             let share = Share::of(descriptors);
             assert!(used(share) + OUTGOING.start() <= descriptors, "{descriptors}: {share:?}");
         }
-        let (engine_files, connections) = (2500, 8654);
+        let (engine_files, connections) = (2500, 8880);
         assert_eq!(Share::of(20_000), Share { engine_files, connections });
         let (engine_files, connections) = (8192, 16_384);
         assert_eq!(Share::of(MOST), Share { engine_files, connections });

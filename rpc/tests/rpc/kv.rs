@@ -277,7 +277,7 @@ async fn an_operation_that_cannot_succeed_ends_with_one_line_that_says_why() {
     let address = cluster.stores.remove(1).stop().await.to_string();
     let error = hasty.put("e\n", "1").await.expect_err("its store is gone");
     let message = error.to_string();
-    assert!(message.starts_with("put of key e\\x0a gave up after "), "{message}");
+    assert!(message.starts_with("put of key e\\x0A gave up after "), "{message}");
     assert!(message.contains(&address) || message.contains("leader"), "{message}");
     assert!(!message.contains('\n'), "{message}");
 }
