@@ -260,54 +260,6 @@ async fn thousands_of_idle_neighbours_cost_no_client_its_time_and_the_store_no_f
     node.kill().await;
 }
 
-/// What the system lets a process have can end whatever it planned with.
-#[cfg(target_os = "linux")]
-#[tokio::test(flavor = "multi_thread")]
-async fn a_node_without_a_free_descriptor_refuses_at_once_and_serves_again_when_it_has_one() {
-    use rustix::process::{Pid, Resource, Rlimit, prlimit};
-    let root = tempfile::tempdir().expect("a temporary directory");
-    let data = root.path().join("data");
-    let address = free_address();
-    let data_dir = data.to_str().expect("a plain name");
-    let start = ["start", "--data-dir", data_dir, "--listen", &address, "--join", &address];
-    let mut node = Process::spawn_limited("-Sn 1024", &start);
-    node.line_after("ready: node at ").await;
-    newcomer(&address).await;
-    let pid = Pid::from_raw(node.id() as i32);
-    // The limit is one of numbers: just above the highest that is in use.
-    let open = std::fs::read_dir(format!("/proc/{}/fd", node.id())).expect("it runs");
-    let numbers = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<usize>().ok());
-    let used = numbers.max().expect("it has some") + 1;
-    let limit = |files: usize| {
-        let limit = Rlimit { current: Some(files as u64), maximum: Some(1024) };
-        prlimit(pid, Resource::Nofile, limit).expect("it is our child")
-    };
-    limit(used);
-    // Those that still find a descriptor are held, until none is left: faster than the node
-    // drops those that say nothing.
-    const A_MOMENT: Duration = Duration::from_millis(10);
-    let mut held = Vec::new();
-    eventually("a connection is refused", PATIENCE, async || {
-        let mut stream = TcpStream::connect(&address).await.expect("the queue takes it");
-        let mut byte = [0];
-        match timeout(A_MOMENT, stream.read(&mut byte)).await {
-            Ok(Ok(0) | Err(_)) => Ok(()),
-            other => {
-                held.push(stream);
-                Err(format!("{} are held, {other:?}", held.len()))
-            }
-        }
-    })
-    .await;
-    assert!(node.is_running(), "the node ended: {}", node.log());
-    limit(1024);
-    assert!(newcomer(&address).await <= AT_ONCE);
-    let log = node.log();
-    let refusals = log.lines().filter(|line| line.contains("a connection was refused")).count();
-    assert_eq!(refusals, 1, "{log}");
-    node.kill().await;
-}
-
 #[tokio::test]
 async fn a_limit_that_is_too_low_for_a_node_is_refused_in_one_line() {
     let root = tempfile::tempdir().expect("a temporary directory");

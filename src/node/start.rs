@@ -47,7 +47,21 @@ const STORE_FOLDER: &str = "store";
 const PLACEMENT_FOLDER: &str = "placement";
 
 /// A store that runs; whoever stops it takes it out.
-pub(super) type StoreSlot = Arc<Mutex<Option<RunningStore>>>;
+pub(super) type StoreSlot = Arc<Mutex<Option<OpenStore>>>;
+
+/// The data store, and the way by which the transport tells it what became of its messages.
+pub(super) struct OpenStore {
+    running: RunningStore,
+    events: Arc<Events>,
+}
+
+impl OpenStore {
+    /// Blocks until everything is on disk and the directory is free.
+    pub fn stop(self) {
+        self.events.disconnect();
+        self.running.stop();
+    }
+}
 /// The member's store, once it is open; a node that stops takes it out.
 pub(super) type MemberSlot = Arc<Mutex<Option<RunningMember>>>;
 
@@ -418,7 +432,7 @@ async fn open_store(
     node.tasks.push(vital::spawn("reporting to placement", heartbeats));
     node.health.set(Part::Store, true);
     node.store_id = Some(ident.store_id);
-    *node.store.lock() = Some(running);
+    *node.store.lock() = Some(OpenStore { running, events });
     let (slot, traffic, service) =
         (node.store.clone(), node.traffic.clone(), node.store_service.clone());
     let directory = data.path().to_owned();

@@ -87,6 +87,7 @@ pub struct MemberStore {
     running: RunningStore,
     _directory: DataDir,
     book: Arc<MemberBook>,
+    events: Arc<Events>,
 }
 
 /// A member's directory, opened and found whole, and not in use yet.
@@ -195,7 +196,7 @@ impl MemberDirectory {
         events.connect(handle.clone());
         traffic.add(record.group, handle.clone(), self.data.snap());
         let state = MemberState::new(handle, book.clone(), leader);
-        Ok((MemberStore { running, _directory: self.data, book }, Arc::new(state)))
+        Ok((MemberStore { running, _directory: self.data, book, events }, Arc::new(state)))
     }
 }
 
@@ -204,6 +205,7 @@ impl MemberStore {
     pub fn stop(self) {
         // Connections to the other members, which end a little later, ask it for addresses.
         self.book.store.store(None);
+        self.events.disconnect();
         self.running.stop();
     }
 }

@@ -1,7 +1,8 @@
 //! What leaves a store of this node: messages by the transport, reports by a channel.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
+use arc_swap::ArcSwapOption;
 use esker_raftstore::{
     Outbox, PeerId, RegionId, RegionReport, RegionSnapshotSource, StoreHandle, StoreId,
 };
@@ -113,24 +114,30 @@ impl SnapshotSource for Outgoing {
 /// the transport that needs this.
 #[derive(Default)]
 pub struct Events {
-    store: OnceLock<StoreHandle>,
+    store: ArcSwapOption<StoreHandle>,
 }
 
 impl Events {
     pub fn connect(&self, store: StoreHandle) {
-        let _ = self.store.set(store);
+        self.store.store(Some(Arc::new(store)));
+    }
+
+    /// Connections to other stores end a little later than the store; until then they must
+    /// not keep its directory in use.
+    pub fn disconnect(&self) {
+        self.store.store(None);
     }
 }
 
 impl TransportEvents for Events {
     fn unreachable(&self, store: u64) {
-        if let Some(handle) = self.store.get() {
+        if let Some(handle) = &*self.store.load() {
             handle.unreachable(StoreId(store));
         }
     }
 
     fn snapshot_outcome(&self, snapshot: SentSnapshot, outcome: SnapshotOutcome) {
-        if let Some(handle) = self.store.get() {
+        if let Some(handle) = &*self.store.load() {
             let delivered = outcome == SnapshotOutcome::Delivered;
             handle.snapshot_sent(RegionId(snapshot.region), PeerId(snapshot.to_peer), delivered);
         }
