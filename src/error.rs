@@ -39,6 +39,12 @@ pub enum Error {
     )]
     OtherMembers { path: PathBuf },
     #[error(
+        "data directory {} is an older copy of store {store}: the cluster has seen more of it; put \
+         the newest back; if it is lost for good, empty the directory and start with --replace",
+        path.display()
+    )]
+    OlderCopy { path: PathBuf, store: u64 },
+    #[error(
         "data directory {} is empty, but {address} is the address of store {store}: use its \
          directory (is a disk not mounted?), or, if that is lost for good, start with --replace",
         path.display()
@@ -110,7 +116,10 @@ impl Error {
                     | DirError::Engine(_)
                     | DirError::BadIdent { .. }
             ),
-            Error::Engine(_) | Error::Store(_) | Error::AddressTaken { .. } => true,
+            Error::Engine(_)
+            | Error::Store(_)
+            | Error::AddressTaken { .. }
+            | Error::OlderCopy { .. } => true,
             Error::Client(ClientError::PlacementRefused { call, .. }) => *call == "put_store",
             _ => false,
         }

@@ -179,6 +179,11 @@ impl DataDir {
         self.mark.is_some_and(|mark| mark.generation > 0)
     }
 
+    /// From which directory it is and how often it was started, as it was found.
+    pub fn lineage_and_generation(&self) -> Option<(u64, u64)> {
+        self.mark.map(|mark| (mark.lineage, mark.generation))
+    }
+
     /// Whether there are engines in it, whoever made them.
     pub fn holds_engines(&self) -> bool {
         [self.kv(), self.log()].iter().any(|engine| engine.join(CURRENT).exists())

@@ -67,10 +67,11 @@ impl DataDir {
         let Some(ident) = self.mark() else {
             panic!("the directory {} is started before it has an owner", self.path().display());
         };
-        // Above what an interrupted start left.
+        // A start that was interrupted has not spoken: its generation is taken up again. One
+        // more each time would leave a part further behind than one crash can.
         let left = [engines.kv.mark()?, engines.log.mark()?];
-        let newest = left.iter().flatten().map(|mark| mark.generation).max().unwrap_or(0);
-        let generation = newest.max(ident.generation) + 1;
+        let begun = left.iter().flatten().map(|mark| mark.generation).max().unwrap_or(0);
+        let generation = begun.max(ident.generation + 1);
         let next = Mark { generation, log_sequence: engines.log.sequence(), ..ident };
         self.mark_all(next, engines)?;
         Ok(next)

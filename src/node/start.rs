@@ -374,6 +374,10 @@ async fn open_store(
     };
     if identity.is_new {
         data.found(ident, rand::random(), &engines)?;
+    } else {
+        // Before anything is counted up: a copy that is refused again and again must not come
+        // closer to what the cluster has seen.
+        bootstrap::check_memory(&data, &engines.log, &placement, ident).await?;
     }
     let mark = data.begin(&engines)?;
     let Engines { kv, log } = engines;

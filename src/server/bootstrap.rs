@@ -86,6 +86,30 @@ pub async fn identify(
     Ok(Identity { ident, is_new: true })
 }
 
+/// Whether the directory holds at least what the cluster has seen of the store.
+///
+/// # Errors
+/// When it does not: it is an older copy.
+pub async fn check_memory(
+    data: &DataDir,
+    log: &LogEngine,
+    placement: &PlacementClient,
+    ident: Ident,
+) -> Result<(), Error> {
+    let stores = placement.get_stores(true).await?;
+    let known = stores.into_iter().find(|store| store.id == ident.store_id);
+    // A store that was removed is told so when it introduces itself.
+    let Some(known) = known.and_then(|known| known.esker_memory) else { return Ok(()) };
+    let Some((lineage, generation)) = data.lineage_and_generation() else { return Ok(()) };
+    let is_whole = known.lineage == lineage
+        && known.generation <= generation
+        && known.log_sequence <= log.sequence();
+    match is_whole {
+        true => Ok(()),
+        false => Err(Error::OlderCopy { path: data.path().to_owned(), store: ident.store_id }),
+    }
+}
+
 fn failed(what: &'static str, path: PathBuf) -> impl FnOnce(std::io::Error) -> Error {
     move |source| Error::File { what, path, source }
 }
@@ -95,9 +119,11 @@ fn remember(directory: &Path, regions: &[Region]) -> Result<(), Error> {
     let bytes: Vec<u8> =
         regions.iter().flat_map(|region| region.encode_length_delimited_to_vec()).collect();
     let write = || {
-        let mut file = fs::File::create(&path)?;
+        let new = path.with_extension("new");
+        let mut file = fs::File::create(&new)?;
         file.write_all(&bytes)?;
         file.sync_all()?;
+        fs::rename(&new, &path)?;
         fs::File::open(directory)?.sync_all()
     };
     write().map_err(failed("cannot write", path.clone()))
@@ -122,7 +148,12 @@ fn remembered(directory: &Path) -> Result<Vec<Region>, Error> {
 
 fn forget(directory: &Path) -> Result<(), Error> {
     let path = directory.join(FILE);
-    fs::remove_file(&path).map_err(failed("cannot remove", path))
+    let remove = || {
+        fs::remove_file(&path)?;
+        // What came back after a power failure would be taken up again.
+        fs::File::open(directory)?.sync_all()
+    };
+    remove().map_err(failed("cannot remove", path.clone()))
 }
 
 /// Makes the cluster's first regions here, if this store was the one to begin them. To be
