@@ -32,6 +32,12 @@ struct Watched {
 }
 
 impl Watched {
+    /// The engines know first; those that they tell may not have been told yet.
+    fn is_damaged(&self) -> bool {
+        let StoreHandle { kv, log, .. } = &self.handle;
+        kv.damage().found().is_some() || log.damage().found().is_some()
+    }
+
     /// Nothing when the part must end, because the store's data is damaged: the whole store
     /// is being stopped then, and the node lives on to say so. Any other error ends the
     /// process: a store that could not write, or that found what cannot be, must not go on
@@ -40,7 +46,7 @@ impl Watched {
         let store = &self.name;
         match outcome {
             Ok(value) => Some(value),
-            Err(error) if self.handle.damage().is_some() => {
+            Err(error) if self.is_damaged() => {
                 tracing::error!("a part of {store} stops: {error}");
                 None
             }

@@ -17,7 +17,7 @@ use esker_raft::{LogIndex, PeerId, SnapshotMeta, Term, Time};
 use esker_rpc::proto::metapb::{Peer as PeerMeta, Region};
 use esker_rpc::repeat::Repeated;
 
-use crate::config::{StoreConfig, WORKER_TURN};
+use crate::config::{INITIAL_INDEX, StoreConfig, WORKER_TURN};
 use crate::door::Arrived;
 use crate::error::{RequestError, StoreError};
 use crate::ids::{RegionId, StoreId};
@@ -322,6 +322,18 @@ impl Worker {
             Some(peer) => Some(*peer.raft_state()),
             None => raft_state(&self.shared.log, id)?,
         };
+        if let Some(earlier) = earlier
+            && earlier.peer.0 == me.id
+            && earlier.last.0 > INITIAL_INDEX
+        {
+            // It lived already: what it acknowledged would be forgotten.
+            return Err(StoreError::Corrupt {
+                what: format!("the state of region {id}"),
+                why: "a split would create it anew, but its log has entries; the data is an older \
+                      copy"
+                    .into(),
+            });
+        }
         let mut state = RaftState::initial(PeerId(me.id));
         if let Some(earlier) = earlier
             && earlier.hard_state.term > state.hard_state.term
