@@ -38,6 +38,9 @@ pub struct Replaced {
 /// # Errors
 /// Why it was not done or is not finished, and what to do.
 pub async fn replace(state: &MemberState, name: &str) -> Result<Replaced, String> {
+    // Two at once could give one id to two members.
+    static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let _alone = ONE_AT_A_TIME.lock().await;
     let status = leading(state).await?;
     let book = state.book();
     let mut of_name: Vec<GroupMember> =
