@@ -104,9 +104,10 @@ struct Listed<'a> {
 
 impl Drop for Listed<'_> {
     fn drop(&mut self) {
-        if let Some(caller) = self.pending.callers.lock().by_id.remove(&self.id) {
-            self.seen.store(caller.sent, Ordering::Relaxed);
-        }
+        let caller = self.pending.callers.lock().by_id.remove(&self.id);
+        // A caller that somebody else has struck off was answered, or is about to be: the store
+        // may have carried its request out, though the caller no longer waits to hear so.
+        self.seen.store(caller.is_none_or(|caller| caller.sent), Ordering::Relaxed);
     }
 }
 
@@ -213,5 +214,39 @@ impl Pending {
                 .ok_or_else(|| SendError::Refused("the store does not serve this command".into()));
             let _ = caller.answer.send(answer);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether a caller that stops waiting takes its request for seen, after `happened`.
+    fn is_seen_after(happened: impl Fn(&Pending)) -> bool {
+        let pending = Pending { room: Semaphore::new(1), callers: Mutex::default() };
+        let (answer, _answered) = oneshot::channel();
+        pending.callers.lock().by_id.insert(7, Caller { answer, sent: false });
+        let seen = AtomicBool::new(false);
+        let listed = Listed { id: 7, pending: &pending, seen: &seen };
+        happened(&pending);
+        drop(listed);
+        seen.into_inner()
+    }
+
+    #[test]
+    fn only_a_request_still_in_the_queue_is_known_not_to_be_seen() {
+        assert!(!is_seen_after(|_| ()));
+        assert!(is_seen_after(|pending| assert!(pending.mark_sent(7))));
+        // An answer, or the end of the stream, that comes as the caller's time runs out.
+        assert!(is_seen_after(|pending| {
+            pending.mark_sent(7);
+            let request_ids = vec![7];
+            let responses = vec![Default::default()];
+            pending.answer(BatchCommandsResponse { responses, request_ids, ..Default::default() });
+        }));
+        assert!(is_seen_after(|pending| {
+            pending.mark_sent(7);
+            drop(std::mem::take(&mut pending.callers.lock().by_id));
+        }));
     }
 }
