@@ -553,7 +553,14 @@ async fn whatever_reaches_a_service_the_node_lives_and_starts_again_with_its_dat
     };
     let answer = AdminClient::new(channel(node.address())).split_region(cut).await;
     assert_eq!(answer.expect("an answer").into_inner().region_error, None);
-    let regions = operator.whole(1, PATIENCE).await;
+    let regions = eventually("placement hears of the split", PATIENCE, async || {
+        let regions = operator.whole(1, PATIENCE).await;
+        match regions.iter().any(|region| region.region.start_key == "x") {
+            true => Ok(regions),
+            false => Err(format!("{regions:?}")),
+        }
+    })
+    .await;
     let last = regions.iter().find(|region| region.region.start_key == "x").expect("a region");
     let cluster = operator.placement().cluster_id();
     let fresh = operator.placement().alloc_id(1).await.expect("an id").start;
