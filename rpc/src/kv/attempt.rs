@@ -28,16 +28,32 @@ impl KvClient {
         key: &Bytes,
         request: R,
     ) -> Result<R::Response, ClientError> {
+        self.ask_at(At::Key, key, |_| request.clone()).await.map(|(_, response)| response)
+    }
+
+    /// Asks the region that lies `at` a key what `make` makes for it, until it answers; which one
+    /// that was, and its answer.
+    pub(super) async fn ask_at<R: RegionRequest>(
+        &self,
+        at: At,
+        key: &Bytes,
+        make: impl Fn(&Route) -> R,
+    ) -> Result<(Arc<Route>, R::Response), ClientError> {
         let mut attempts = Attempts::new(R::CALL, key.clone(), self.deadline);
-        let mut fence = self.shared.tags.fence();
+        let mut fence = Fence::default();
         loop {
             let asked = async {
-                let route = self.route(key).await?;
+                let route = match at {
+                    At::Key => self.route(key).await?,
+                    At::Below => self.route_below(key).await?,
+                };
                 let timeout = attempts.timeout();
-                self.attempt(&route, key, request.clone(), timeout, &mut fence).await
+                let request = make(&route);
+                let response = self.attempt(&route, key, request, timeout, &mut fence).await?;
+                Ok((route, response))
             };
             let ended = match asked.await {
-                Ok(response) => return Ok(response),
+                Ok(answered) => return Ok(answered),
                 Err(Failure::Final(error)) => error,
                 Err(Failure::Again(retry)) => match attempts.next(retry).await {
                     Ok(()) => continue,
@@ -289,6 +305,15 @@ impl KvClient {
         let reason = if error.message.is_empty() { "not served now".into() } else { error.message };
         again(Wait::Backoff, reason)
     }
+}
+
+/// Which region a key stands for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum At {
+    /// The one that holds it.
+    Key,
+    /// The one that holds the keys just below it.
+    Below,
 }
 
 /// The way to one store.

@@ -41,12 +41,6 @@ impl Default for Tags {
 }
 
 impl Tags {
-    /// For a write that was not sent yet.
-    pub(super) fn fence(&self) -> Fence {
-        let sequence = self.next.fetch_add(1, Ordering::Relaxed);
-        Fence { sequence, first: None, unknown: None }
-    }
-
     fn horizon(&self, region: u64) -> u64 {
         self.horizons.read().get(&region).map_or(0, |known| known.load(Ordering::Relaxed))
     }
@@ -70,9 +64,10 @@ impl Tags {
 }
 
 /// One write, however often it is sent: to one region, the same changes each time.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Fence {
-    sequence: u64,
+    /// Drawn when it is sent first: reads need none.
+    sequence: Option<u64>,
     /// The region that it was sent to, and the horizon that went with it.
     first: Option<(u64, u64)>,
     /// Why it is not known what became of an attempt.
@@ -88,7 +83,9 @@ impl Fence {
             // Earlier attempts had no effect and never will.
             _ => *self.first.insert((region, tags.horizon(region))),
         };
-        Some(WriteTag { client: tags.client, sequence: self.sequence, horizon })
+        let sequence =
+            *self.sequence.get_or_insert_with(|| tags.next.fetch_add(1, Ordering::Relaxed));
+        Some(WriteTag { client: tags.client, sequence, horizon })
     }
 
     /// An attempt may have been applied, or may be yet.
@@ -141,14 +138,14 @@ mod tests {
     fn a_repetition_keeps_its_tag_and_its_horizon_whatever_was_learnt_meanwhile() {
         let tags = Tags::default();
         tags.learn(7, 40);
-        let mut fence = tags.fence();
+        let mut fence = Fence::default();
         let first = fence.tag(&tags, 7).expect("a tag");
         assert_eq!(first.horizon, 40);
         tags.learn(7, 90);
         tags.learn(7, 60);
         fence.lost_sight("cut off".into());
         assert_eq!(fence.tag(&tags, 7), Some(first));
-        let next = tags.fence().tag(&tags, 7).expect("a tag");
+        let next = Fence::default().tag(&tags, 7).expect("a tag");
         assert_eq!((next.client, next.horizon), (first.client, 90), "horizons only grow");
         assert_ne!(next.sequence, first.sequence);
     }
@@ -157,7 +154,7 @@ mod tests {
     fn a_horizon_is_never_used_for_another_region() {
         let tags = Tags::default();
         tags.learn(7, 40);
-        let mut fence = tags.fence();
+        let mut fence = Fence::default();
         assert_eq!(fence.tag(&tags, 7).map(|tag| tag.horizon), Some(40));
         assert_eq!(fence.tag(&tags, 8).map(|tag| tag.horizon), Some(0), "nothing is known of it");
         fence.lost_sight("cut off".into());
@@ -173,7 +170,7 @@ mod tests {
             waited: std::time::Duration::from_millis(300),
             reason: "region 1: it has no leader".into(),
         };
-        let mut fence = Tags::default().fence();
+        let mut fence = Fence::default();
         let error = fence.conclude("put", b"a", deadline());
         assert!(matches!(error, ClientError::Deadline { .. }), "{error}");
         fence.lost_sight("cut off".into());

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 
+use super::attempt::At;
 use super::cache::Route;
 use super::fence::{Fence, unknown};
 use super::request::{Effect, RegionRequest};
@@ -170,41 +171,25 @@ impl KvClient {
     ) -> Result<Vec<Pair>, ClientError> {
         let (mut cursor, end) = (start.into(), end.into());
         let mut pairs = Vec::new();
-        let mut attempts = Attempts::new(RawScanRequest::CALL, cursor.clone(), self.deadline);
         while (pairs.len() as u32) < limit && (end.is_empty() || cursor < end) {
             let wanted = (limit - pairs.len() as u32).min(MAX_SCAN_BATCH);
-            let asked = async {
-                let route = self.route(&cursor).await?;
-                let request = RawScanRequest {
-                    start_key: cursor.clone(),
-                    end_key: lower_end(&end, &route.region.end_key),
-                    limit: wanted,
-                    ..Default::default()
-                };
-                let timeout = attempts.timeout();
-                let mut fence = self.shared.tags.fence();
-                let answer = self.attempt(&route, &cursor, request, timeout, &mut fence).await?;
-                Ok::<_, Failure>((route, answer.kvs))
+            let request = |route: &Route| RawScanRequest {
+                start_key: cursor.clone(),
+                end_key: lower_end(&end, &route.region.end_key),
+                limit: wanted,
+                ..Default::default()
             };
-            let (route, found) = match asked.await {
-                Ok(answered) => answered,
-                Err(Failure::Final(error)) => return Err(error),
-                Err(Failure::Again(retry)) => {
-                    attempts.next(retry).await?;
-                    continue;
-                }
-            };
+            let (route, answer) = self.ask_at(At::Key, &cursor, request).await?;
             // Fewer than were asked for: the region has no more.
-            let region_done = (found.len() as u32) < wanted;
-            let last = found.last().map(|pair| pair.key.clone());
-            pairs.extend(found.into_iter().map(|pair| (pair.key, pair.value)));
+            let region_done = (answer.kvs.len() as u32) < wanted;
+            let last = answer.kvs.last().map(|pair| pair.key.clone());
+            pairs.extend(answer.kvs.into_iter().map(|pair| (pair.key, pair.value)));
             cursor = match last {
                 _ if region_done && route.region.end_key.is_empty() => break,
                 _ if region_done => route.region.end_key.clone(),
                 Some(last) => after(&last),
                 None => break,
             };
-            attempts = Attempts::new(RawScanRequest::CALL, cursor.clone(), self.deadline);
         }
         pairs.truncate(limit as usize);
         Ok(pairs)
@@ -220,34 +205,19 @@ impl KvClient {
     ) -> Result<Vec<Pair>, ClientError> {
         let (mut cursor, end) = (start.into(), end.into());
         let mut pairs = Vec::new();
-        let mut attempts = Attempts::new(RawScanRequest::CALL, cursor.clone(), self.deadline);
         while (pairs.len() as u32) < limit && (cursor.is_empty() || cursor > end) {
             let wanted = (limit - pairs.len() as u32).min(MAX_SCAN_BATCH);
-            let asked = async {
-                let route = self.route_below(&cursor).await?;
-                let request = RawScanRequest {
-                    start_key: cursor.clone(),
-                    end_key: end.clone().max(route.region.start_key.clone()),
-                    limit: wanted,
-                    reverse: true,
-                    ..Default::default()
-                };
-                let timeout = attempts.timeout();
-                let mut fence = self.shared.tags.fence();
-                let answer = self.attempt(&route, &cursor, request, timeout, &mut fence).await?;
-                Ok::<_, Failure>((route, answer.kvs))
+            let request = |route: &Route| RawScanRequest {
+                start_key: cursor.clone(),
+                end_key: end.clone().max(route.region.start_key.clone()),
+                limit: wanted,
+                reverse: true,
+                ..Default::default()
             };
-            let (route, found) = match asked.await {
-                Ok(answered) => answered,
-                Err(Failure::Final(error)) => return Err(error),
-                Err(Failure::Again(retry)) => {
-                    attempts.next(retry).await?;
-                    continue;
-                }
-            };
-            let region_done = (found.len() as u32) < wanted;
-            let last = found.last().map(|pair| pair.key.clone());
-            pairs.extend(found.into_iter().map(|pair| (pair.key, pair.value)));
+            let (route, answer) = self.ask_at(At::Below, &cursor, request).await?;
+            let region_done = (answer.kvs.len() as u32) < wanted;
+            let last = answer.kvs.last().map(|pair| pair.key.clone());
+            pairs.extend(answer.kvs.into_iter().map(|pair| (pair.key, pair.value)));
             cursor = match last {
                 _ if region_done => route.region.start_key.clone(),
                 Some(last) => last,
@@ -257,7 +227,6 @@ impl KvClient {
             if cursor.is_empty() {
                 break;
             }
-            attempts = Attempts::new(RawScanRequest::CALL, cursor.clone(), self.deadline);
         }
         pairs.truncate(limit as usize);
         Ok(pairs)
@@ -271,40 +240,23 @@ impl KvClient {
         end: impl Into<Bytes>,
     ) -> Result<(), ClientError> {
         let (mut cursor, end) = (start.into(), end.into());
-        let call = RawDeleteRangeRequest::CALL;
-        let mut attempts = Attempts::new(call, cursor.clone(), self.deadline);
-        let mut fence = self.shared.tags.fence();
         let mut begun = false;
         while end.is_empty() || cursor < end {
-            let asked = async {
-                let route = self.route(&cursor).await?;
-                let request = RawDeleteRangeRequest {
-                    start_key: cursor.clone(),
-                    end_key: lower_end(&end, &route.region.end_key),
-                    ..Default::default()
-                };
-                self.attempt(&route, &cursor, request, attempts.timeout(), &mut fence).await?;
-                Ok::<_, Failure>(route)
+            let request = |route: &Route| RawDeleteRangeRequest {
+                start_key: cursor.clone(),
+                end_key: lower_end(&end, &route.region.end_key),
+                ..Default::default()
             };
-            let ended = match asked.await {
-                Ok(route) if route.region.end_key.is_empty() => break,
-                Ok(route) => {
-                    begun = true;
-                    cursor = route.region.end_key.clone();
-                    attempts = Attempts::new(call, cursor.clone(), self.deadline);
-                    fence = self.shared.tags.fence();
-                    continue;
-                }
-                Err(Failure::Final(error)) => error,
-                Err(Failure::Again(retry)) => match attempts.next(retry).await {
-                    Ok(()) => continue,
-                    Err(error) => error,
-                },
-            };
-            return Err(match begun {
-                true => unknown(call, &cursor, ended),
-                false => fence.conclude(call, &cursor, ended),
-            });
+            let (route, _) =
+                self.ask_at(At::Key, &cursor, request).await.map_err(|error| match begun {
+                    true => unknown(RawDeleteRangeRequest::CALL, &cursor, error),
+                    false => error,
+                })?;
+            if route.region.end_key.is_empty() {
+                break;
+            }
+            begun = true;
+            cursor = route.region.end_key.clone();
         }
         Ok(())
     }
@@ -323,7 +275,7 @@ impl KvClient {
         };
         let call = SplitRegionRequest::CALL;
         let mut attempts = Attempts::new(call, first, self.deadline);
-        let mut fence = self.shared.tags.fence();
+        let mut fence = Fence::default();
         let mut begun = false;
         while let Some(key) = left.first().cloned() {
             let asked = async {
@@ -351,7 +303,7 @@ impl KvClient {
                     regions.extend(made);
                     let next = left.first().cloned().unwrap_or_default();
                     attempts = Attempts::new(call, next, self.deadline);
-                    fence = self.shared.tags.fence();
+                    fence = Fence::default();
                     continue;
                 }
                 Err(Failure::Final(error)) => error,
@@ -480,7 +432,7 @@ impl KvClient {
             bytes = item_size;
         }
         left.clear();
-        let new = |(route, items)| (route, Part { items, fence: self.shared.tags.fence() });
+        let new = |(route, items)| (route, Part { items, fence: Fence::default() });
         Ok(routes.into_iter().zip(lost.drain(..)).chain(parts.into_iter().map(new)).collect())
     }
 }
