@@ -5,12 +5,12 @@ mod common;
 
 use bytes::Bytes;
 use common::eventually;
+use common::http::page;
 use common::operator::Operator;
 use common::process::{PATIENCE, run};
 use esker::{Cluster, ClusterOptions};
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 
 const STORES: usize = 3;
 
@@ -270,11 +270,7 @@ async fn of_several_placement_members_one_that_answers_is_enough() {
 
 /// The JSON at a path of the port that serves everything.
 async fn http_get(address: &str, path: &str) -> Value {
-    let mut stream = TcpStream::connect(address).await.expect("placement listens");
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.expect("it reads");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.expect("it answers");
+    let answer = page(address, path).await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     let (start, end) = (answer.find('{'), answer.rfind('}'));
     let (start, end) = start.zip(end).unwrap_or_else(|| panic!("no JSON: {answer}"));

@@ -6,6 +6,7 @@
 
 mod common;
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -25,10 +26,11 @@ use esker_rpc::proto::esker::command::RegionSnapshot;
 use esker_rpc::proto::esker::snapshot_chunk::Part;
 use esker_rpc::proto::esker::transport_client::TransportClient;
 use esker_rpc::proto::esker::{
-    MemberStageRequest, RaftBatch, RaftMessage, RegionDetailRequest, ReplaceMemberRequest,
-    SnapshotBlock, SnapshotChunk, SnapshotHead, SnapshotTail, SplitRegionRequest,
-    StoreDetailRequest, TransferLeaderRequest,
+    MemberStageRequest, MemberStatusRequest, RaftBatch, RaftMessage, RegionDetailRequest,
+    ReplaceMemberRequest, SnapshotBlock, SnapshotChunk, SnapshotHead, SnapshotTail,
+    SplitRegionRequest, StoreDetailRequest, StoreStatesRequest, TransferLeaderRequest,
 };
+use esker_rpc::proto::grpc::health::v1::HealthCheckRequest;
 use esker_rpc::proto::metapb::{self, Peer, Region};
 use esker_rpc::proto::tikvpb::BatchCommandsRequest;
 use esker_rpc::proto::tikvpb::batch_commands_request::{Request as Batched, request::Cmd};
@@ -40,7 +42,7 @@ use tokio::task::JoinSet;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
 /// A store that nobody has heard of.
 const STRANGER: u64 = 999;
@@ -90,21 +92,19 @@ impl Decoder for Raw {
 }
 
 /// Sends messages to a method, and reads what it answers.
-async fn call(channel: Channel, path: &'static str, messages: Vec<Bytes>) {
+/// Whether it is refused, and how, is each service's own affair.
+async fn call(channel: Channel, path: &'static str, messages: Vec<Bytes>) -> Result<(), Status> {
     let mut client = tonic::client::Grpc::new(channel);
     let talk = async {
-        if client.ready().await.is_err() {
-            return;
-        }
+        client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
         let request = Request::new(tokio_stream::iter(messages));
-        let path = PathAndQuery::from_static(path);
-        if let Ok(answers) = client.streaming(request, path, Raw).await {
-            let mut answers = answers.into_inner();
-            while let Ok(Some(_)) = answers.message().await {}
-        }
+        let answers = client.streaming(request, PathAndQuery::from_static(path), Raw).await?;
+        let mut answers = answers.into_inner();
+        while answers.message().await?.is_some() {}
+        Ok(())
     };
-    // Whether it is refused, and how, is each service's own affair.
-    let _ = tokio::time::timeout(ANSWER_WITHIN, talk).await;
+    // A stream goes on for as long as its client wants.
+    tokio::time::timeout(ANSWER_WITHIN, talk).await.unwrap_or(Ok(()))
 }
 
 fn channel(address: &str) -> Channel {
@@ -295,6 +295,14 @@ fn client_talks(region: &RegionInfo) -> Vec<Talk> {
             RawGetKeyTtlRequest { context: c(), key: k(), ..Default::default() },
         ),
         one(
+            "/tikvpb.Tikv/RawChecksum",
+            RawChecksumRequest {
+                context: c(),
+                algorithm: 0,
+                ranges: vec![KeyRange { start_key: k(), end_key: "y-o".into() }],
+            },
+        ),
+        one(
             "/tikvpb.Tikv/SplitRegion",
             SplitRegionRequest { context: c(), split_keys: vec![k()], ..Default::default() },
         ),
@@ -326,8 +334,11 @@ fn operator_talks(region: &RegionInfo) -> Vec<Talk> {
             RegionDetailRequest { region_id: id, with_checksum: true },
         ),
         one("/esker.Admin/StoreDetail", StoreDetailRequest {}),
-        one("/esker.Members/Stage", MemberStageRequest::default()),
-        one("/esker.Members/Replace", ReplaceMemberRequest { name: "nobody".into() }),
+        one("/esker.Founding/Stage", MemberStageRequest::default()),
+        one("/esker.Founding/Replace", ReplaceMemberRequest { name: "nobody".into() }),
+        one("/esker.Members/MemberStatus", MemberStatusRequest {}),
+        one("/esker.PlacementAdmin/StoreStates", StoreStatesRequest { header: None }),
+        one("/grpc.health.v1.Health/Check", HealthCheckRequest { service: "store".into() }),
     ]
 }
 
@@ -472,6 +483,10 @@ fn placement_talks(cluster_id: u64, region: &RegionInfo, fresh: u64) -> Vec<Talk
             keyspacepb::LoadKeyspaceRequest { header: header(), name: "DEFAULT".into() },
         ),
         one(
+            "/keyspacepb.Keyspace/LoadKeyspaceByID",
+            keyspacepb::LoadKeyspaceByIdRequest { header: header(), id: Some(0) },
+        ),
+        one(
             "/keyspacepb.Keyspace/GetAllKeyspaces",
             keyspacepb::GetAllKeyspacesRequest { header: header(), ..Default::default() },
         ),
@@ -577,8 +592,14 @@ async fn whatever_reaches_a_service_the_node_lives_and_starts_again_with_its_dat
         talks.extend(client_talks(last));
     }
 
-    let mut random = ChaCha8Rng::seed_from_u64(number("ESKER_DOOR_SEED", 1));
     let channel = channel(node.address());
+    let mut paths = HashSet::new();
+    for (path, messages) in talks.iter().filter(|(path, _)| paths.insert(*path)) {
+        let answer = call(channel.clone(), path, messages.clone()).await;
+        let code = answer.err().map(|status| status.code());
+        assert_ne!(code, Some(Code::Unimplemented), "{path} leads nowhere");
+    }
+    let mut random = ChaCha8Rng::seed_from_u64(number("ESKER_DOOR_SEED", 1));
     let mut under_way = JoinSet::new();
     for case in 0..number("ESKER_DOOR_CASES", 1_500) {
         let (path, messages) = &talks[random.random_range(0..talks.len())];

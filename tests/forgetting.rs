@@ -6,9 +6,9 @@ mod common;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use common::eventually;
+use common::http::try_page;
 use common::operator::Operator;
 use common::process::{PATIENCE, Process, free_address, run};
 use esker_rpc::proto::metapb::StoreState;
@@ -99,21 +99,26 @@ async fn all_there(operator: &Operator, keys: &[String]) {
     }
 }
 
-/// How many stores placement knows that were not removed.
+/// The stores that placement knows and that were not removed.
 async fn stores(operator: &Operator) -> Vec<(u64, String)> {
     let stores = operator.placement().get_stores(true).await.expect("placement answers");
     stores.into_iter().map(|store| (store.id, store.address)).collect()
+}
+
+/// Waits until so many are known, and answers them.
+async fn stores_are(operator: &Operator, count: usize) -> Vec<(u64, String)> {
+    eventually("the stores are known", PATIENCE, async || {
+        let known = stores(operator).await;
+        (known.len() == count).then(|| known.clone()).ok_or_else(|| format!("{known:?}"))
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_lost_a_part_of_its_memory_refuses_to_start_and_says_which() {
     // The placement driver on a node of its own, and three stores.
     let (mut machines, operator) = Machines::all_started(4, 1).await;
-    eventually("four stores are known", PATIENCE, async || {
-        let count = stores(&operator).await.len();
-        (count == 4).then_some(()).ok_or_else(|| format!("{count} stores"))
-    })
-    .await;
+    stores_are(&operator, 4).await;
     operator.whole(3, PATIENCE).await;
     let keys = put(&operator, "key", 5).await;
     let lost = 3;
@@ -194,12 +199,17 @@ async fn a_copy_of_yesterday_is_refused_and_a_lost_store_is_replaced() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_lost_its_directory_never_votes_itself_a_new_group_and_is_replaced() {
-    let (mut machines, operator) = Machines::all_started(4, 3).await;
+    let mut machines = Machines::new(4, 3);
+    for member in 0..3 {
+        machines.start(member);
+    }
+    let operator = Operator::connect(&machines.join).await;
     operator.whole(3, PATIENCE).await;
     let keys = put(&operator, "key", 5).await;
     // The fourth node comes to be known while the second one is away.
     machines.kill(1).await;
-    let before = stores(&operator).await;
+    machines.start(3);
+    let before = stores_are(&operator, 4).await;
     let timestamp = operator.placement().tso(1).await.expect("a timestamp");
     let id = operator.placement().alloc_id(1).await.expect("an id").start;
     machines.kill(0).await;
@@ -336,7 +346,8 @@ async fn a_store_whose_data_is_damaged_hands_over_says_what_and_does_not_open_ag
     all_there(&operator, &keys).await;
     eventually("the operator sees which file", PATIENCE, async || {
         let listed = run(&["store", "list", "--placement", &machines.join[0]]).await;
-        let metrics = page(&machines.addresses[node], "/metrics").await;
+        let metrics = try_page(&machines.addresses[node], "/metrics").await;
+        let metrics = metrics.map_err(|error| error.to_string())?;
         let seen = listed.output.contains("damaged") && metrics.contains("esker_store_damaged 1");
         seen.then_some(()).ok_or_else(|| format!("{}\n{metrics}", listed.output))
     })
@@ -350,20 +361,4 @@ async fn a_store_whose_data_is_damaged_hands_over_says_what_and_does_not_open_ag
     machines.running[node] = Some(process);
     operator.whole(3, PATIENCE).await;
     all_there(&operator, &keys).await;
-}
-
-/// A page of a node, by plain HTTP.
-async fn page(address: &str, path: &str) -> String {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let asked = async {
-        let mut stream = tokio::net::TcpStream::connect(address).await?;
-        let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        Ok::<_, std::io::Error>(answer)
-    };
-    tokio::time::timeout(Duration::from_secs(5), asked)
-        .await
-        .map_or_else(|late| late.to_string(), |page| page.unwrap_or_else(|e| e.to_string()))
 }

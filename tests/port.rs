@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use common::eventually;
+use common::http::metric;
 use common::load::Load;
 use common::operator::Operator;
 use common::process::{PATIENCE, Process, free_address};
@@ -138,22 +139,6 @@ async fn answer(mut stream: TcpStream) {
     }
 }
 
-async fn page(address: &str, path: &str) -> String {
-    let mut stream = TcpStream::connect(address).await.expect("the node listens");
-    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.expect("sent");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.expect("an answer in text");
-    answer
-}
-
-/// The value of a metric without labels.
-async fn metric(address: &str, name: &str) -> f64 {
-    let page = page(address, "/metrics").await;
-    let mut values = page.lines().filter_map(|line| line.strip_prefix(name)?.trim().parse().ok());
-    values.next().unwrap_or_else(|| panic!("no {name} in {page}"))
-}
-
 fn tables(data_dir: &Path) -> usize {
     let files = std::fs::read_dir(data_dir.join("store/kv")).expect("the store is there");
     let is_table = |name: &std::ffi::OsStr| Path::new(name).extension().is_some_and(|e| e == "sst");
@@ -238,7 +223,7 @@ async fn thousands_of_idle_neighbours_cost_no_client_its_time_and_the_store_no_f
     load.acknowledges(SOME_WRITES).await;
     newcomers = newcomers.max(newcomer(&address).await);
     let outcome = load.stop().await;
-    let open = metric(&address, "esker_connections_open ").await;
+    let open = metric(&address, "esker_connections_open").await.expect("it is counted");
     println!(
         "{} neighbours, {open} connections open; the slowest connection took {longest:?}, newcomer \
          {newcomers:?}, write {:?} of {}",

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use common::eventually;
+use common::http::metric;
 use common::load::{self, Load, Outcome};
 use common::operator::Operator;
 use common::process::{PATIENCE, Process, free_address};
@@ -168,18 +169,6 @@ async fn a_playground_killed_under_load_has_every_acknowledged_write_on_every_re
 /// Attempts to reach a store that is away, after which the log must still have one line.
 const ATTEMPTS: f64 = 6.0;
 
-/// The value of a metric without labels, 0 before it is first counted.
-async fn metric(address: &str, name: &str) -> f64 {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let mut stream = tokio::net::TcpStream::connect(address).await.expect("the node listens");
-    let request = "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-    stream.write_all(request.as_bytes()).await.expect("sent");
-    let mut page = String::new();
-    stream.read_to_string(&mut page).await.expect("an answer in text");
-    let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok();
-    page.lines().find_map(value).unwrap_or(0.0)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_is_away_is_one_line_in_the_log_and_one_more_when_it_is_back() {
     let mut nodes = Nodes::start(1).await;
@@ -190,6 +179,7 @@ async fn a_node_that_is_away_is_one_line_in_the_log_and_one_more_when_it_is_back
     for other in 0..victim {
         eventually("the node is missed", PATIENCE, async || {
             let breaks = metric(&nodes.addresses[other], "esker_transport_breaks_total").await;
+            let breaks = breaks.unwrap_or(0.0);
             match breaks >= ATTEMPTS {
                 true => Ok(()),
                 false => Err(format!("{breaks} attempts")),

@@ -24,7 +24,8 @@ use crate::error::EngineError;
 use crate::mark::{Fault, Mark, Part};
 
 const LOCK: &str = "LOCK";
-const IDENT: &str = "IDENT";
+/// Written last when a directory gets an owner.
+pub const IDENT: &str = "IDENT";
 const DAMAGED: &str = "DAMAGED";
 /// A file on its way to its name.
 const NEW: &str = "new";
@@ -179,17 +180,13 @@ impl DataDir {
         self.mark.is_some_and(|mark| mark.generation > 0)
     }
 
-    /// From which directory it is and how often it was started, as it was found.
-    pub fn lineage_and_generation(&self) -> Option<(u64, u64)> {
-        self.mark.map(|mark| (mark.lineage, mark.generation))
-    }
-
     /// Whether there are engines in it, whoever made them.
     pub fn holds_engines(&self) -> bool {
         [self.kv(), self.log()].iter().any(|engine| engine.join(CURRENT).exists())
     }
 
-    pub(crate) fn mark(&self) -> Option<Mark> {
+    /// As of its last start; `None` until it was used for the first time.
+    pub fn mark(&self) -> Option<Mark> {
         self.mark
     }
 
@@ -198,21 +195,20 @@ impl DataDir {
     ///
     /// # Errors
     /// When the disk fails.
-    pub fn write_record(&self, name: &str, text: &str) -> Result<(), DirError> {
-        self.write_file(name, text, "writing a record")
+    pub fn write_record(&self, name: &str, record: &[u8]) -> Result<(), DirError> {
+        self.write_file(name, record, "writing a record")
     }
 
     /// What [`DataDir::write_record`] wrote under this name, if anything.
     ///
     /// # Errors
-    /// When it cannot be read, or is no text.
-    pub fn read_record(&self, name: &str) -> Result<Option<String>, DirError> {
-        let failed =
-            |source| DirError::Io { path: self.path.join(name), what: "reading it", source };
-        match fs::read_to_string(self.path.join(name)) {
-            Ok(text) => Ok(Some(text)),
+    /// When it cannot be read.
+    pub fn read_record(&self, name: &str) -> Result<Option<Vec<u8>>, DirError> {
+        let path = self.path.join(name);
+        match fs::read(&path) {
+            Ok(record) => Ok(Some(record)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(failed(source)),
+            Err(source) => Err(DirError::Io { path, what: "reading it", source }),
         }
     }
 
@@ -240,7 +236,7 @@ impl DataDir {
             let (path, wanted) = (self.path.clone(), mark.owner);
             return Err(DirError::OtherOwner { path, found, wanted });
         }
-        self.write_file(IDENT, &to_text(&mark), "writing IDENT")?;
+        self.write_file(IDENT, to_text(&mark).as_bytes(), "writing IDENT")?;
         self.mark = Some(mark);
         Ok(())
     }
@@ -252,16 +248,16 @@ impl DataDir {
     /// When the disk refuses that, too.
     pub fn condemn(path: &Path, what: &str) -> Result<(), DirError> {
         let line = what.replace('\n', " ");
-        write_file(path, DAMAGED, &line).map_err(|source| DirError::Io {
+        replace_file(path, DAMAGED, line.as_bytes()).map_err(|source| DirError::Io {
             path: path.to_path_buf(),
             what: "writing DAMAGED",
             source,
         })
     }
 
-    fn write_file(&self, name: &str, text: &str, what: &'static str) -> Result<(), DirError> {
+    fn write_file(&self, name: &str, content: &[u8], what: &'static str) -> Result<(), DirError> {
         let failed = |source| DirError::Io { path: self.path.clone(), what, source };
-        write_file(&self.path, name, text).map_err(failed)
+        replace_file(&self.path, name, content).map_err(failed)
     }
 
     /// How a part that is at fault is said.
@@ -326,12 +322,15 @@ fn to_text(mark: &Mark) -> String {
     )
 }
 
-/// A crash leaves the old file or the whole new one: the new name is made durable only
-/// after the content.
-fn write_file(folder: &Path, name: &str, text: &str) -> io::Result<()> {
+/// Writes a file, durable when this returns. A crash leaves the old file or the whole new
+/// one: the new name is made durable only after the content.
+///
+/// # Errors
+/// When the disk fails.
+pub fn replace_file(folder: &Path, name: &str, content: &[u8]) -> io::Result<()> {
     let new = folder.join(name).with_extension(NEW);
     let mut file = File::create(&new)?;
-    file.write_all(text.as_bytes())?;
+    file.write_all(content)?;
     file.sync_all()?;
     fs::rename(&new, folder.join(name))?;
     File::open(folder)?.sync_all()

@@ -51,7 +51,7 @@ mod sst;
 mod statistics;
 
 pub use damage::Damage;
-pub use directory::{DataDir, DirError, Ident, Kind};
+pub use directory::{DataDir, DirError, IDENT, Ident, Kind, replace_file};
 pub use environment::{Environment, MemoryEnv};
 pub use error::{EngineError, EngineName};
 pub use family::Cf;

@@ -97,13 +97,13 @@ pub(crate) fn check(
     log: Option<&Mark>,
     sequence: u64,
 ) -> Result<(), (Part, Fault)> {
+    let log = log.ok_or((Part::Log, Fault::New))?;
+    let kv = kv.ok_or((Part::Kv, Fault::New))?;
     for (part, mark) in [(Part::Log, log), (Part::Kv, kv)] {
-        let Some(mark) = mark else { return Err((part, Fault::New)) };
         if (mark.owner, mark.lineage) != (ident.owner, ident.lineage) {
             return Err((part, Fault::Foreign { owner: mark.owner }));
         }
     }
-    let (Some(kv), Some(log)) = (kv, log) else { return Ok(()) };
     let newest = ident.generation.max(kv.generation).max(log.generation);
     let older = |generation| Fault::Older { generation, newest };
     // In the order in which a start writes them: log, kv, IDENT.

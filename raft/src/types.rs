@@ -71,7 +71,7 @@ impl fmt::Display for LogIndex {
 /// its answers; one that was told more believes nothing, and nothing is lost.
 pub const MAX_TERM_LEAP: u64 = 1 << 32;
 
-/// How far behind the end of its log a peer believes entries to be. An index is an
+/// How far beyond the end of its log a peer believes entries to be. An index is an
 /// entry: a hundred thousand each second for 89 years are less than this.
 pub const MAX_INDEX_LEAP: u64 = 1 << 48;
 

@@ -19,6 +19,7 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
 use esker_engine::{Cf, KvBatch, KvEngine};
 use esker_raft::{ConfChange, Entries, Payload, PeerId, SnapshotMeta};
+use esker_rpc::display_key;
 use esker_rpc::proto::esker::command::{
     CompareAndSwap, Mutation, RaftCommand, TaggedCommand, mutation::Kind,
 };
@@ -468,7 +469,7 @@ impl Applier {
         let previous = match self.kv.get(cf, &cas.key)? {
             Some(stored) => {
                 Some(RawValue::decode(stored.into()).map_err(|e| StoreError::Corrupt {
-                    what: format!("the value of key {}", cas.key.escape_ascii()),
+                    what: format!("the value of key {}", display_key(&cas.key)),
                     why: e.to_string(),
                 })?)
             }

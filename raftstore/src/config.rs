@@ -72,11 +72,14 @@ pub const MAX_EARLY_MESSAGES: usize = 8;
 /// Tagged writes that a region remembers, so that each takes effect once (see
 /// `apply::remembered`). A client repeats a write after two seconds without an answer: up to
 /// thirty thousand writes a second in one region the repetition is still recognised.
+///
+/// Another number, here or in [`REMEMBERED_SECONDS`], is another format of entries: replicas that
+/// forget at different places decide differently what is a repetition.
 pub const MAX_REMEMBERED_WRITES: usize = 64 << 10;
 /// They are forgotten after this long, so that what a store remembers follows from the writes of
 /// so many seconds and not from how many regions it has. Longer than a client's deadline.
 pub const REMEMBERED_SECONDS: u64 = 30;
-/// Tagged writes that one apply worker holds in memory, about 50 bytes each, for all its regions.
+/// Tagged writes that one apply worker holds in memory, for all its regions.
 /// The regions whose last write is longest ago are read again when they need it.
 pub const MAX_REMEMBERED_IN_MEMORY: usize = 1 << 20;
 /// Peers of one worker that wait for their region's data: more are created when those have it.
@@ -104,8 +107,7 @@ pub struct StoreConfig {
     pub log_gc_threshold: u64,
     /// A follower this many entries behind is no longer waited for; it will need a snapshot.
     pub log_gc_max_lag: u64,
-    /// See [`MAX_REMEMBERED_WRITES`]. Not to be tuned: replicas that forget at different places
-    /// would decide differently what is a repetition. Tests set it, for all stores alike.
+    /// See [`MAX_REMEMBERED_WRITES`]. Not to be tuned: tests set it, for all stores alike.
     pub remembered_writes: usize,
     /// See [`MAX_REMEMBERED_IN_MEMORY`].
     pub remembered_in_memory: usize,

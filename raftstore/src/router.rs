@@ -353,16 +353,17 @@ impl StoreHandle {
             complain(self.store, &message, &Fault::OtherSender { said, from });
             return;
         }
-        // The whole message is needed for the complaint only: its parts are shared.
-        let checked = Arrived::check(self.store, message.clone());
-        match checked {
+        // What a complaint speaks of.
+        let envelope =
+            RaftMessage { region_id: message.region_id, from: message.from, ..Default::default() };
+        match Arrived::check(self.store, message) {
             Ok(arrived) => {
                 let region = arrived.region();
                 if self.deliver(region, Input::Raft(Box::new(arrived))).is_err() {
                     metrics::counter!("esker_raft_messages_dropped_total").increment(1);
                 }
             }
-            Err(fault) => complain(self.store, &message, &fault),
+            Err(fault) => complain(self.store, &envelope, &fault),
         }
     }
 

@@ -65,7 +65,7 @@ async fn a_request_that_finds_no_room_is_held_until_there_is() {
 }
 
 #[tokio::test]
-async fn a_request_is_not_held_for_ever_and_nothing_is_done_for_it_afterwards() {
+async fn a_request_is_not_held_for_ever() {
     let store = full();
     let began = Instant::now();
     let answer = ask(&store).await;

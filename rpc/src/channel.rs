@@ -17,8 +17,12 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 /// How long the answer to that may take before the connection counts as broken.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The endpoint behind `host:port`, with or without `http://` before it.
-pub(crate) fn endpoint(address: &str) -> Result<Endpoint, ClientError> {
+/// The endpoint behind `host:port`, with or without `http://` before it. A connection to it that
+/// is dead is noticed within seconds, and what waits for an answer on it fails.
+///
+/// # Errors
+/// When the address is none.
+pub fn endpoint(address: &str) -> Result<Endpoint, ClientError> {
     let refused = |reason: String| ClientError::Address { address: address.into(), reason };
     let bare = address.trim();
     let bare = bare.strip_prefix("http://").unwrap_or(bare).trim_end_matches('/');

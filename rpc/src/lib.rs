@@ -28,6 +28,7 @@ pub mod service;
 pub mod text;
 pub mod transport;
 
+pub use channel::endpoint;
 pub use error::{ClientError, display_key};
 pub use kv::KvClient;
 pub use placement::PlacementClient;

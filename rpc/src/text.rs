@@ -2,7 +2,7 @@
 //!
 //! Printable text stands for itself, whatever its language. What is not printable (control
 //! characters, those that turn the direction of writing, unassigned ones, bytes that are no
-//! UTF-8) is `\\xNN` for each of its bytes, and a backslash is `\\\\`.
+//! UTF-8) is `\xNN` for each of its bytes, and a backslash is `\\`.
 
 use std::fmt::{self, Write};
 
@@ -52,7 +52,7 @@ enum Kind {
 fn kind(character: char) -> Kind {
     match character {
         '\\' => Kind::Backslash,
-        '"' | '\'' | ' '..='~' => Kind::Printable,
+        ' '..='~' => Kind::Printable,
         _ => {
             // The standard library knows what is printable, and says so in two ways: a string
             // that begins with a combining character has it escaped, one that has it later has

@@ -156,9 +156,8 @@ impl Cluster {
         let leader = self.placement.get_members().await.map_err(|error| error.to_string())?.leader;
         let address = leader.and_then(|leader| leader.client_urls.first().cloned());
         let address = address.ok_or("the placement driver has no leader; try again")?;
-        let endpoint = Endpoint::from_shared(address).map_err(|error| error.to_string())?;
-        let connected = endpoint.connect_timeout(CONNECT_TIMEOUT).connect().await;
-        let channel = connected.map_err(|error| causes(&error))?;
+        // No limit to the answer: the member has its own, and a dead connection is noticed.
+        let channel = connect(&address, |endpoint| endpoint).await?;
         let request = wire::ReplaceMemberRequest { name: name.to_owned() };
         let answer = FoundingClient::new(channel).replace(request).await;
         answer.map(tonic::Response::into_inner).map_err(|status| status.message().to_owned())
@@ -174,17 +173,21 @@ impl Cluster {
     /// The admin service of a store.
     pub async fn admin(&self, store: u64) -> Result<StoreAdmin, CliError> {
         let address = self.address(store).await?;
-        let endpoint = Endpoint::from_shared(format!("http://{address}"))
-            .map(|endpoint| endpoint.connect_timeout(CONNECT_TIMEOUT).timeout(ANSWER_TIMEOUT));
-        let connected = match endpoint {
-            Ok(endpoint) => endpoint.connect().await,
-            Err(error) => Err(error),
-        };
-        match connected {
+        match connect(&address, |endpoint| endpoint.timeout(ANSWER_TIMEOUT)).await {
             Ok(channel) => Ok(StoreAdmin { store, address, client: AdminClient::new(channel) }),
-            Err(error) => Err(CliError::Store { store, address, reason: causes(&error) }),
+            Err(reason) => Err(CliError::Store { store, address, reason }),
         }
     }
+}
+
+/// Connects to one of the cluster's servers.
+async fn connect(
+    address: &str,
+    adjusted: impl FnOnce(Endpoint) -> Endpoint,
+) -> Result<Channel, String> {
+    let endpoint = esker_rpc::endpoint(address).map_err(|error| error.to_string())?;
+    let connected = adjusted(endpoint.connect_timeout(CONNECT_TIMEOUT)).connect().await;
+    connected.map_err(|error| causes(&error))
 }
 
 /// An error and what caused it: the transport's own message does not say.

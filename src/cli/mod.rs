@@ -26,6 +26,7 @@ mod fake;
 #[cfg(test)]
 mod tests;
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -87,8 +88,9 @@ pub fn main() -> ExitCode {
 fn usage(error: &clap::Error) -> ExitCode {
     let _ = error.print();
     let named = error.get(ContextKind::InvalidArg).map(ToString::to_string).unwrap_or_default();
-    let is_typed = std::env::args().any(|argument| argument.starts_with("--placement"));
-    if named.starts_with("--placement") && !is_typed {
+    // Not every argument is text.
+    let is_typed = |argument: OsString| argument.as_encoded_bytes().starts_with(b"--placement");
+    if named.starts_with("--placement") && !std::env::args_os().any(is_typed) {
         let _ = writeln!(std::io::stderr(), "The value is that of the variable {VARIABLE}.");
     }
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(WRONG_USAGE))

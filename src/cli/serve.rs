@@ -19,8 +19,8 @@ const LOG_VARIABLE: &str = "ESKER_LOG";
 
 /// Runs a whole cluster in this process, on loopback
 ///
-/// Prints `ready: placement at 127.0.0.1:PORT` once every store is up and the first
-/// region has all its replicas. Ctrl-C stops it.
+/// Prints `ready: placement at 127.0.0.1:PORT` once every store is up and every region has all
+/// its replicas. Ctrl-C stops it.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  esker playground --stores 3 --data-dir /tmp/esker")]
 pub struct PlaygroundArguments {

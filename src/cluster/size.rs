@@ -8,15 +8,15 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use esker_engine::{IDENT, replace_file};
+use serde::{Deserialize, Serialize};
+
 use super::node_folder;
 use crate::Error;
 
 const FILE: &str = "CLUSTER";
-const FILE_NEW: &str = "CLUSTER.new";
-/// What a node writes in its store's folder, and its member's, once they are somebody's.
-const IDENT: &str = "IDENT";
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Size {
     pub(super) stores: u32,
     pub(super) placements: u32,
@@ -46,42 +46,34 @@ impl Size {
 
     /// Writes the size down, for the next start.
     pub(super) fn remember(self, directory: &Path) -> Result<(), Error> {
-        let Size { stores, placements } = self;
-        let text = format!("stores = {stores}\nplacements = {placements}\n");
-        let (path, new) = (directory.join(FILE), directory.join(FILE_NEW));
-        fs::write(&new, text).and_then(|()| fs::rename(&new, &path)).map_err(|source| Error::File {
+        let text = toml::to_string(&self)
+            .map_err(|error| Error::Internal { reason: error.to_string() })?;
+        replace_file(directory, FILE, text.as_bytes()).map_err(|source| Error::File {
             what: "cannot write",
-            path,
+            path: directory.join(FILE),
             source,
         })
     }
 
     fn written(directory: &Path) -> Result<Option<Size>, Error> {
         let path = directory.join(FILE);
-        let text = match fs::read_to_string(&path) {
+        let text = match fs::read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             // It is no directory at all: the first node says so.
             Err(error) if error.kind() == ErrorKind::NotADirectory => return Ok(None),
             Err(source) => return Err(Error::File { what: "cannot read", path, source }),
         };
-        let number = |name: &str| {
-            let lines = text.lines().filter_map(|line| line.split_once('='));
-            let mut values = lines.filter(|(key, _)| key.trim() == name);
-            values.next().and_then(|(_, value)| value.trim().parse().ok())
-        };
-        match (number("stores"), number("placements")) {
-            (Some(stores), Some(placements)) => Ok(Some(Size { stores, placements })),
-            _ => {
-                let reason = "it does not say how many stores and placements there are".to_owned();
-                Err(Error::Damaged { path, reason })
-            }
+        match toml::from_slice(&text) {
+            Ok(size) => Ok(Some(size)),
+            Err(error) => Err(Error::Damaged { path, reason: error.message().to_owned() }),
         }
     }
 
     /// The nodes whose first start came to its end, where none was told to write it down. There
     /// may have been meant to be more.
     fn counted(directory: &Path) -> Size {
+        // Its store's folder, and its member's, have one once they are somebody's.
         let has = |part: &'static str| move |node: &PathBuf| node.join(part).join(IDENT).is_file();
         let nodes =
             || (1..).map(|number| node_folder(directory, number)).take_while(|node| node.is_dir());

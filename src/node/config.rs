@@ -24,7 +24,7 @@ pub struct Setting {
 }
 
 macro_rules! settings {
-    ($($(#[doc = $doc:literal])* $field:ident, $name:literal = $default:literal in $range:expr, $meaning:literal;)*) => {
+    ($($field:ident, $name:literal = $default:literal in $range:expr, $meaning:literal;)*) => {
         /// A node's settings, as many of them as are not to have their default. In a file they
         /// are TOML, with dashes in their names; unknown names are refused.
         ///

@@ -1,9 +1,9 @@
 //! What a node does when the data of one of its stores is found damaged.
 //!
 //! The store has begun to hand its regions over by itself. The node says that it does not
-//! serve, writes the finding down, so that the directory does not open again, gives the regions a moment, and stops
-//! the store. It lives on: placement and the operator hear from it what is damaged, and a
-//! placement member beside the store goes on.
+//! serve, writes the finding down, so that the directory does not open again, gives the
+//! regions a moment, and stops the store. The node itself lives on: placement and the operator
+//! hear from it what is damaged, and a placement member beside the store goes on.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -398,7 +398,7 @@ async fn open_store(
         }),
         ..metapb::Store::default()
     };
-    bootstrap::first_regions(data.path(), &placement, &descriptor, &kv, &log).await?;
+    bootstrap::first_regions(&data, &placement, &descriptor, &kv, &log).await?;
     // Known to placement, so that the others find this store, before it speaks.
     match builder.replace {
         true => replace_store(&placement, descriptor).await?,

@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status};
 
 use super::late::{LateStore, not_open};
 use super::pages::disk_space;
-use super::raw::RawError;
+use super::raw::{RawError, blocking};
 use super::regions::RegionService;
 
 /// The most parts that one request may cut a region into.
@@ -151,12 +151,9 @@ async fn middle_keys(
     let (engine, region) = (store.engine().clone(), region.clone());
     let scan = move || {
         let end = (!region.end_key.is_empty()).then_some(&region.end_key[..]);
-        engine.split_keys(&region.start_key, end, parts as usize)
+        Ok(engine.split_keys(&region.start_key, end, parts as usize)?)
     };
-    // Reads the whole region.
-    let keys = tokio::task::spawn_blocking(scan)
-        .await
-        .map_err(|error| RawError::Refused(error.to_string()))??;
+    let keys = blocking(store, id, scan).await?;
     if keys.is_empty() {
         return Err(refused("it holds too few keys to be cut into parts".into()).into());
     }
@@ -213,7 +210,7 @@ async fn detail(
 
 /// The sum over all that a replica holds of a region, with the index it is as of.
 async fn checksum(store: &StoreHandle, region: &Region) -> Result<RegionChecksum, RawError> {
-    let (engine, region) = (store.engine().clone(), region.clone());
+    let (engine, region, id) = (store.engine().clone(), region.clone(), region.region_id());
     let sum = move || {
         let view = engine.snapshot();
         let applied = applied_in(&view, region.region_id())
@@ -235,12 +232,12 @@ async fn checksum(store: &StoreHandle, region: &Region) -> Result<RegionChecksum
                 iter.next();
             }
         }
-        Ok::<_, RawError>(RegionChecksum {
+        Ok(RegionChecksum {
             applied_index: applied.map_or(0, |applied| applied.index.0),
             checksum: u64::from(hash.finalize()),
             pairs,
             bytes,
         })
     };
-    tokio::task::spawn_blocking(sum).await.map_err(|error| RawError::Refused(error.to_string()))?
+    blocking(store, id, sum).await
 }

@@ -9,13 +9,9 @@
 //!   → BOOTSTRAP removed
 //! ```
 //!
-//! There are two: one for all keys, and one above all keys, which stays empty (the reason is
+//! The first regions are two: one for all keys, and one above all keys, which stays empty (the reason is
 //! with [`KEYS_TOP`]). Nothing else is cut where nobody asked; the bounds of TiKV's key spaces
 //! are when a client first uses one.
-
-use std::fs;
-use std::io::{ErrorKind, Write};
-use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use esker_engine::{DataDir, Ident, KvEngine, LogEngine};
@@ -81,7 +77,7 @@ pub async fn identify(
         let top = Bytes::from_static(&KEYS_TOP);
         let all_keys = Region { end_key: top.clone(), ..region(ids.start) };
         let above = Region { start_key: top, ..region(ids.start + 2) };
-        remember(data.path(), &[all_keys, above])?;
+        remember(data, &[all_keys, above])?;
     }
     Ok(Identity { ident, is_new: true })
 }
@@ -100,9 +96,9 @@ pub async fn check_memory(
     let known = stores.into_iter().find(|store| store.id == ident.store_id);
     // A store that was removed is told so when it introduces itself.
     let Some(known) = known.and_then(|known| known.esker_memory) else { return Ok(()) };
-    let Some((lineage, generation)) = data.lineage_and_generation() else { return Ok(()) };
-    let is_whole = known.lineage == lineage
-        && known.generation <= generation
+    let Some(mark) = data.mark() else { return Ok(()) };
+    let is_whole = known.lineage == mark.lineage
+        && known.generation <= mark.generation
         && known.log_sequence <= log.sequence();
     match is_whole {
         true => Ok(()),
@@ -110,62 +106,35 @@ pub async fn check_memory(
     }
 }
 
-fn failed(what: &'static str, path: PathBuf) -> impl FnOnce(std::io::Error) -> Error {
-    move |source| Error::File { what, path, source }
-}
-
-fn remember(directory: &Path, regions: &[Region]) -> Result<(), Error> {
-    let path = directory.join(FILE);
-    let bytes: Vec<u8> =
+fn remember(data: &DataDir, regions: &[Region]) -> Result<(), Error> {
+    let record: Vec<u8> =
         regions.iter().flat_map(|region| region.encode_length_delimited_to_vec()).collect();
-    let write = || {
-        let new = path.with_extension("new");
-        let mut file = fs::File::create(&new)?;
-        file.write_all(&bytes)?;
-        file.sync_all()?;
-        fs::rename(&new, &path)?;
-        fs::File::open(directory)?.sync_all()
-    };
-    write().map_err(failed("cannot write", path.clone()))
+    Ok(data.write_record(FILE, &record)?)
 }
 
 /// The first regions, where this store has begun to make them; none otherwise.
-fn remembered(directory: &Path) -> Result<Vec<Region>, Error> {
-    let path = directory.join(FILE);
-    let bytes = match fs::read(&path) {
-        Ok(bytes) => Bytes::from(bytes),
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(source) => return Err(Error::File { what: "cannot read", path, source }),
-    };
-    let (mut rest, mut regions) = (bytes, Vec::new());
+fn remembered(data: &DataDir) -> Result<Vec<Region>, Error> {
+    let mut rest = Bytes::from(data.read_record(FILE)?.unwrap_or_default());
+    let mut regions = Vec::new();
     while !rest.is_empty() {
-        let region = Region::decode_length_delimited(&mut rest)
-            .map_err(|error| Error::Damaged { path: path.clone(), reason: error.to_string() })?;
+        let region = Region::decode_length_delimited(&mut rest).map_err(|error| {
+            Error::Damaged { path: data.path().join(FILE), reason: error.to_string() }
+        })?;
         regions.push(region);
     }
     Ok(regions)
 }
 
-fn forget(directory: &Path) -> Result<(), Error> {
-    let path = directory.join(FILE);
-    let remove = || {
-        fs::remove_file(&path)?;
-        // What came back after a power failure would be taken up again.
-        fs::File::open(directory)?.sync_all()
-    };
-    remove().map_err(failed("cannot remove", path.clone()))
-}
-
 /// Makes the cluster's first regions here, if this store was the one to begin them. To be
 /// called before the store is opened: each step may be taken again.
 pub async fn first_regions(
-    directory: &Path,
+    data: &DataDir,
     placement: &PlacementClient,
     store: &Store,
     kv: &KvEngine,
     log: &LogEngine,
 ) -> Result<(), Error> {
-    let regions = remembered(directory)?;
+    let regions = remembered(data)?;
     let Some(first) = regions.first() else { return Ok(()) };
     // What is registered is that the key space belongs to this store; how it is cut is learnt
     // from the regions' leaders.
@@ -177,7 +146,7 @@ pub async fn first_regions(
             // is not made known in any other way before this is over.
             let known = placement.get_stores(false).await?;
             if !known.iter().any(|other| other.id == store.id) {
-                return forget(directory);
+                return Ok(data.remove_record(FILE)?);
             }
         }
         Err(error) => return Err(error.into()),
@@ -188,11 +157,13 @@ pub async fn first_regions(
             bootstrap_region(kv, log, StoreId(store.id), region)?;
         }
     }
-    forget(directory)
+    Ok(data.remove_record(FILE)?)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use esker_engine::{EngineOptions, MemoryEnv};
     use esker_raftstore::state::RegionState;
 
@@ -229,11 +200,11 @@ mod tests {
         }
 
         fn begun(&self) -> Vec<Region> {
-            remembered(self.data.path()).expect("it can be read")
+            remembered(&self.data).expect("it can be read")
         }
 
         async fn go_on(&self, placement: &PlacementClient) {
-            first_regions(self.data.path(), placement, &self.store, &self.kv, &self.log)
+            first_regions(&self.data, placement, &self.store, &self.kv, &self.log)
                 .await
                 .expect("the start goes on");
             assert_eq!(self.begun(), [], "it is over");
@@ -273,7 +244,7 @@ mod tests {
             assert_eq!(first.on_disk(region), Some(RegionState::Normal(region.clone())));
         }
         // All but the removal of the file; meanwhile a region is no longer what it was.
-        remember(first.data.path(), &regions).expect("it is written");
+        remember(&first.data, &regions).expect("it is written");
         let later = Region { end_key: "m".into(), ..regions[0].clone() };
         bootstrap_region(&first.kv, &first.log, StoreId(first.store.id), &later)
             .expect("it is written");

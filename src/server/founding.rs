@@ -33,7 +33,7 @@ use super::member::Members;
 use crate::Error;
 
 const FOUNDING: &str = "FOUNDING";
-const MEMBERS: &str = "MEMBERS";
+pub(super) const MEMBERS: &str = "MEMBERS";
 const FORMAT: u32 = 1;
 
 /// How long one member may take to say where it stands.
@@ -84,13 +84,13 @@ impl Record {
 
     /// What the directory of a member that was used says of its group.
     pub fn read(data: &DataDir) -> Result<Option<Record>, Error> {
-        let Some(text) = data.read_record(MEMBERS)? else { return Ok(None) };
-        parse(data, MEMBERS, &text, |record: &Record| record.format).map(Some)
+        let Some(record) = data.read_record(MEMBERS)? else { return Ok(None) };
+        parse(data, MEMBERS, &record, |record: &Record| record.format).map(Some)
     }
 
     /// Before the directory gets its owner.
     pub fn write(&self, data: &DataDir) -> Result<(), Error> {
-        Ok(data.write_record(MEMBERS, &to_text(self)?)?)
+        Ok(data.write_record(MEMBERS, to_text(self)?.as_bytes())?)
     }
 }
 
@@ -101,11 +101,11 @@ fn to_text<T: Serialize>(value: &T) -> Result<String, Error> {
 fn parse<T: for<'a> Deserialize<'a>>(
     data: &DataDir,
     name: &str,
-    text: &str,
+    record: &[u8],
     format: impl Fn(&T) -> u32,
 ) -> Result<T, Error> {
     let damaged = |reason: String| Error::Record { path: data.path().join(name), reason };
-    let value: T = toml::from_str(text).map_err(|error| damaged(error.message().to_owned()))?;
+    let value: T = toml::from_slice(record).map_err(|error| damaged(error.message().to_owned()))?;
     match format(&value) {
         FORMAT => Ok(value),
         other => Err(damaged(format!("it has format {other}, this version reads {FORMAT}"))),
@@ -114,11 +114,11 @@ fn parse<T: for<'a> Deserialize<'a>>(
 
 /// The number of an empty directory: drawn once, and durable before anybody is told.
 pub fn nonce(data: &DataDir) -> Result<u64, Error> {
-    if let Some(text) = data.read_record(FOUNDING)? {
-        return Ok(parse(data, FOUNDING, &text, |waiting: &Waiting| waiting.format)?.nonce);
+    if let Some(record) = data.read_record(FOUNDING)? {
+        return Ok(parse(data, FOUNDING, &record, |waiting: &Waiting| waiting.format)?.nonce);
     }
     let nonce = rand::random::<u64>().max(1);
-    data.write_record(FOUNDING, &to_text(&Waiting { format: FORMAT, nonce })?)?;
+    data.write_record(FOUNDING, to_text(&Waiting { format: FORMAT, nonce })?.as_bytes())?;
     Ok(nonce)
 }
 

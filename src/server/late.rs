@@ -18,7 +18,8 @@ use tonic::Status;
 
 use super::regions::RegionService;
 
-/// Answers `UNAVAILABLE` while the store is not there.
+/// Answers `UNAVAILABLE` while the store is not there, or, where clients would take that as
+/// final, that it does not lead.
 #[derive(Default)]
 pub struct LateStore {
     service: ArcSwapOption<RegionService>,

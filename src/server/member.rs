@@ -28,7 +28,7 @@ use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::sync::watch;
 
-use super::founding::{Adoption, Record};
+use super::founding::{Adoption, MEMBERS, Record};
 use super::outbox::{Audience, Events, MemberAddresses, NodeOutbox, RegionLeader};
 use super::traffic::Traffic;
 use crate::Error;
@@ -117,7 +117,7 @@ impl MemberDirectory {
                 let record = Record::read(&data)?
                     .filter(|record| record.group == ident.cluster_id)
                     .ok_or_else(|| Error::Record {
-                        path: directory.join("MEMBERS"),
+                        path: directory.join(MEMBERS),
                         reason: "it is missing, or of another group; put it back".to_owned(),
                     })?;
                 if record.join != members.tag {

@@ -14,6 +14,7 @@ use esker_raftstore::{
     LogIndex, PeerId, RegionExt, RegionId, RegionSnapshot, RequestContext, RequestError,
     StoreHandle, StoreId, Term, WriteResult, WriteTag,
 };
+use esker_rpc::display_key;
 use esker_rpc::proto::errorpb;
 use esker_rpc::proto::esker::command::{
     CompareAndSwap, Delete, DeleteRange, Mutation, Put, mutation::Kind,
@@ -323,9 +324,19 @@ impl RawStore {
     }
 }
 
+/// Runs what reads too much for a thread that serves others, too: a whole region, or ranges of it.
+pub async fn blocking<T: Send + 'static>(
+    store: &StoreHandle,
+    region: RegionId,
+    read: impl FnOnce() -> Result<T, RawError> + Send + 'static,
+) -> Result<T, RawError> {
+    let stopped = RequestError::Stopped { store: store.store_id(), region };
+    tokio::task::spawn_blocking(read).await.unwrap_or_else(|_| Err(stopped.into()))
+}
+
 pub fn decode(stored: Bytes, key: &[u8]) -> Result<RawValue, RawError> {
     RawValue::decode(stored)
-        .map_err(|error| RawError::Damaged(format!("value of key {}: {error}", key.escape_ascii())))
+        .map_err(|error| RawError::Damaged(format!("value of key {}: {error}", display_key(key))))
 }
 
 fn live_value(

@@ -262,17 +262,15 @@ async fn checksum(
     let layout = KeyLayout::of(request.context.as_ref());
     let summed = async {
         let target = raw.target(request.context.as_ref())?;
-        let (store, region) = (raw.store.store_id(), target.region);
+        let region = target.region;
         let room = room.acquire_owned().await;
         let view = raw.view(target).await?;
         let (algorithm, ranges) = (request.algorithm, request.ranges);
-        // Reads all of the ranges: too long for a thread that serves others, too.
-        tokio::task::spawn_blocking(move || {
+        let sum = move || {
             let _room = room;
             scan::checksum(&view, Cf::Default, algorithm, &ranges, layout)
-        })
-        .await
-        .unwrap_or_else(|_| Err(RequestError::Stopped { store, region }.into()))
+        };
+        raw::blocking(&raw.store, region, sum).await
     };
     match summed.await {
         Ok(sum) => Ok(RawChecksumResponse {

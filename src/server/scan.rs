@@ -8,6 +8,7 @@ use bytes::Bytes;
 use esker_engine::{Cf, KvIter};
 use esker_raftstore::config::KEYS_TOP;
 use esker_raftstore::{RegionExt, RegionSnapshot, RequestError};
+use esker_rpc::display_key;
 use esker_rpc::proto::kvrpcpb::{ChecksumAlgorithm, KeyRange, KvPair};
 use esker_rpc::proto::metapb::Region;
 use esker_rpc::service::ScanHabit;
@@ -78,7 +79,7 @@ impl Range {
                  region that holds its upper bound; where the client cannot do that, keep to \
                  ranges within one region, or scan forward",
                 region.region_id(),
-                shown(&region.end_key)
+                display_key(&region.end_key)
             )));
         }
         match !self.upper.is_empty() && self.upper <= region.start_key {
@@ -102,15 +103,6 @@ fn elsewhere(region: &Region, key: &Bytes) -> RawError {
         end: region.end_key.clone(),
     }
     .into()
-}
-
-/// A key in a sentence.
-fn shown(key: &[u8]) -> String {
-    const SHOWN: usize = 64;
-    match key.get(..SHOWN) {
-        Some(start) if key.len() > SHOWN => format!("{}...", start.escape_ascii()),
-        _ => key.escape_ascii().to_string(),
-    }
 }
 
 /// Scans the part of a range that lies in the region. Forward from `start` up to
@@ -211,7 +203,7 @@ pub fn check_habit(
         return Err(RawError::Refused(format!(
             "this client ends a scan without an upper bound at the end of its first region, and \
              region {id} ends at {}: give the scan an upper bound (docs/clients.md)",
-            shown(&region.end_key)
+            display_key(&region.end_key)
         )));
     }
     if has_upper_bound && region.end_key.is_empty() {

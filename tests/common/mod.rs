@@ -4,6 +4,7 @@
 // Each test file is a program of its own, and uses a part of this.
 #![allow(dead_code)]
 
+pub mod http;
 pub mod load;
 pub mod operator;
 pub mod process;

@@ -72,9 +72,7 @@ impl Process {
 
     /// `esker start`, one member of `join` or one that follows them.
     pub fn node(data_dir: &Path, listen: &str, join: &[String]) -> Self {
-        let data_dir = data_dir.to_str().expect("a temporary directory has a plain name");
-        let join = join.join(",");
-        Process::spawn(&["start", "--data-dir", data_dir, "--listen", listen, "--join", &join])
+        Process::node_with(data_dir, listen, join, &[])
     }
 
     /// The same with more arguments.
@@ -138,40 +136,33 @@ impl Process {
     }
 
     /// SIGTERM, and waits until it has ended well.
-    pub async fn terminate(mut self) {
-        self.signal("-TERM").await;
-        let ended = timeout(PATIENCE, self.child.wait()).await.expect("it ends");
-        let status = ended.expect("it is our child");
-        assert!(status.success(), "{status}: {}", self.log());
-    }
-
-    pub fn id(&self) -> u32 {
-        self.child.id().expect("it is still running")
+    pub async fn terminate(self) {
+        let log = Arc::clone(&self.log);
+        let status = self.end_by("TERM").await;
+        assert_eq!(status, Some(0), "{}", log.lock());
     }
 
     /// SIGSTOP: it does nothing from now on, but its sockets stay open, and the system
     /// accepts connections for it.
     pub async fn freeze(&self) {
-        self.signal("-STOP").await;
+        self.signal("STOP").await;
     }
 
     /// SIGCONT: it goes on as if nothing had happened.
     pub async fn thaw(&self) {
-        self.signal("-CONT").await;
+        self.signal("CONT").await;
     }
 
     async fn signal(&self, signal: &str) {
         let id = self.child.id().expect("it has not ended").to_string();
-        let sent = Command::new("kill").args([signal, &id]).status().await;
+        let sent = Command::new("kill").args(["-s", signal, &id]).status().await;
         assert!(sent.expect("there is a `kill`").success(), "{signal} was not sent to {id}");
     }
 
     /// Sends it a signal by name, and waits until it ends: its exit status, or none where it was
     /// the signal that ended it.
     pub async fn end_by(mut self, signal: &str) -> Option<i32> {
-        let id = self.child.id().expect("it is still running").to_string();
-        let sent = Command::new("kill").args(["-s", signal, &id]).status().await;
-        assert!(sent.expect("there is a kill").success(), "it could not be sent {signal}");
+        self.signal(signal).await;
         let status = timeout(PATIENCE, self.child.wait()).await;
         let status = status.unwrap_or_else(|_| panic!("{signal} did not end it: {}", self.log()));
         status.expect("it is our child").code()

@@ -126,6 +126,10 @@ async fn a_heartbeat_with_an_absurd_size_does_not_panic_placement() {
             scene.reports.send(report).await.unwrap();
         }
     }
+    // What is refused after them shows that they were taken in.
+    let absurd =
+        pdpb::RegionHeartbeatRequest { term: u64::MAX, ..heartbeat(&scene.pd, &scene.left, 0) };
+    scene.is_refused(absurd, "a term").await;
     scene.is_as_it_was().await;
 }
 

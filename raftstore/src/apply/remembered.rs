@@ -18,7 +18,7 @@
 //! the second is the answer. It is bounded by number, and by age as told by the clock readings that
 //! travel in the entries.
 //!
-//! All of it is a function of the log, so that every replica decides alike: it is written in the
+//! All of it is a function of the log and of two constants, so that every replica decides alike: it is written in the
 //! batch with the entry's effects and the applied index, it is restored with them, and it travels
 //! in snapshots. A region that a split creates begins with nothing, since its log begins anew and
 //! an index of its parent's means nothing in it.

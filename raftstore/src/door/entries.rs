@@ -51,7 +51,7 @@ impl Reach {
         let mut reach = Reach::default();
         for entry in entries {
             check_entry(entry, &mut reach).map_err(|fault| match fault {
-                format @ Fault::Format { .. } => format,
+                fault @ (Fault::Format { .. } | Fault::Entry { .. }) => fault,
                 fault => Fault::Entry { index: entry.index, why: fault.to_string() },
             })?;
         }

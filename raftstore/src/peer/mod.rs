@@ -268,23 +268,22 @@ impl Peer {
         self.retired = true;
         self.delegate.withdraw_lease();
         self.group.set_priority(RETIRED_PRIORITY);
-        self.fail_reads();
+        // Their clients ask another replica.
+        self.fail_reads(&self.not_leader());
         if self.is_leader() {
             // Nobody to hand over to: then nobody else could serve, either.
             let _ = self.group.transfer_leader(now, None);
         }
     }
 
-    /// Reads that wait are sent to another replica.
-    fn fail_reads(&mut self) {
-        let waiting: Vec<ReadRequest> = self
+    /// Ends all reads that wait.
+    fn fail_reads(&mut self, error: &RequestError) {
+        let waiting = self
             .reads
             .drain(..)
             .chain(self.confirming.drain().flat_map(|(_, reads)| reads))
             .chain(self.confirmed.drain(..).flat_map(|(_, reads)| reads))
-            .chain(self.ahead.drain(..).flat_map(|(_, _, reads)| reads))
-            .collect();
-        let error = self.not_leader();
+            .chain(self.ahead.drain(..).flat_map(|(_, _, reads)| reads));
         for read in waiting {
             let _ = read.reply.send(Err(error.clone()));
         }
@@ -455,22 +454,14 @@ impl Peer {
     }
 
     /// Answers everybody who waits. Proposals may still be committed by others.
-    pub fn fail_all(&mut self, reads: &RequestError) {
+    pub fn fail_all(&mut self, error: &RequestError) {
         for proposal in self.proposals.drain(..) {
             proposal.fail(&RequestError::Undetermined(self.id));
         }
         for write in self.writes.drain(..) {
-            let _ = write.reply.send(Err(reads.clone()));
+            let _ = write.reply.send(Err(error.clone()));
         }
-        let waiting = self
-            .reads
-            .drain(..)
-            .chain(self.confirming.drain().flat_map(|(_, reads)| reads))
-            .chain(self.confirmed.drain(..).flat_map(|(_, reads)| reads))
-            .chain(self.ahead.drain(..).flat_map(|(_, _, reads)| reads));
-        for read in waiting {
-            let _ = read.reply.send(Err(reads.clone()));
-        }
+        self.fail_reads(error);
     }
 
     pub fn status(&self) -> RegionStatus {

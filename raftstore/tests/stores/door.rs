@@ -1,6 +1,7 @@
 //! What no honest store sends: it changes nothing, and above all nothing that a
 //! start would have to read.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,6 +9,7 @@ use esker_raft::{
     AppendOutcome, ChangeStep, CommitPoint, ConfChange, Entry, GroupId, LeaveJoint, LogIndex,
     Message, MessageBody, Payload, Stamp,
 };
+use esker_raftstore::config::MAX_EMPTY_PEERS;
 use esker_raftstore::{PeerId, RegionExt, RegionId, SnapshotReceiver, StoreId, Term};
 use esker_rpc::proto::esker::RaftMessage;
 use esker_rpc::proto::esker::command::{
@@ -416,7 +418,7 @@ fn a_removal_that_cannot_have_been_removes_no_peer() {
 }
 
 #[test]
-fn regions_that_nobody_fills_take_no_more_than_their_room() {
+fn messages_before_a_split_that_never_comes_harm_nothing() {
     let mut cluster = quiet();
     let region = cluster.region_on(1, 1).unwrap();
     cluster.split(1, &["m"]);
@@ -442,6 +444,33 @@ fn regions_that_nobody_fills_take_no_more_than_their_room() {
     }
     assert!(cluster.status(2, first).is_some());
     is_unharmed(&mut cluster);
+}
+
+#[test]
+fn regions_that_nobody_fills_take_no_more_than_their_room() {
+    let mut cluster = Cluster::new(2);
+    cluster.await_leader(1);
+    let room = cluster.config.workers * MAX_EMPTY_PEERS;
+    let ids: Vec<u64> = (10_000..).take(room + room / 2).collect();
+    cluster.carried = Some(Vec::new());
+    for ids in ids.chunks(64) {
+        for id in ids.iter().copied() {
+            let region = Region { id, ..cluster.region_on(1, 1).unwrap() };
+            let beat = MessageBody::Heartbeat { commit: LogIndex(0), stamp: Stamp::default() };
+            let message = RaftMessage {
+                is_initial: true,
+                ..said(&region, peer(id + 1, 1), peer(id + 2, 2), 9, beat)
+            };
+            cluster.store(2).handle.raft_message(message);
+        }
+        cluster.settle();
+    }
+    // A peer that was made answers the one that it takes for its leader.
+    let carried = cluster.carried.take().unwrap_or_default();
+    let answers = carried.into_iter().filter(|(to, _)| *to == StoreId(1));
+    let made: BTreeSet<u64> =
+        answers.map(|(_, answer)| answer.region_id).filter(|id| ids.contains(id)).collect();
+    assert_eq!(made.len(), room);
 }
 
 /// The head of a snapshot of region 1 for the peer on store 3, and the region in it.

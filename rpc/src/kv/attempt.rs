@@ -6,20 +6,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
-use tonic::Status;
 
 use super::cache::Route;
 use super::fence::Fence;
 use super::request::{Effect, Incoming, Outgoing, RegionRequest};
 use super::stores::{Connection, SendError};
 use super::{Attempts, Failure, KvClient, Retry, Wait};
-use crate::channel;
 use crate::error::{ClientError, display_key};
 use crate::placement::RegionInfo;
 use crate::proto::errorpb;
 use crate::proto::kvrpcpb::{ApiVersion, Context};
 use crate::proto::metapb::Region;
-use crate::service::{StoreService, is_refusal};
+use crate::service::StoreService;
 
 impl KvClient {
     /// Asks the region that holds `key`, until it answers.
@@ -352,14 +350,7 @@ impl Door<'_> {
                 service.split_region(*request).await.map(Box::new).map(Incoming::Split)
             }
         };
-        answered.map_err(|status: Status| {
-            let reason = format!("store {store}: {}", channel::describe(&status));
-            if is_refusal(&status) {
-                SendError::Refused(reason)
-            } else {
-                SendError::Unknown(reason)
-            }
-        })
+        answered.map_err(|status| SendError::of(format_args!("store {store}"), &status))
     }
 }
 

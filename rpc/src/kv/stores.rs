@@ -32,6 +32,17 @@ pub(super) enum SendError {
     Final(ClientError),
 }
 
+impl SendError {
+    /// What a status of `store` says.
+    pub(super) fn of(store: impl std::fmt::Display, status: &Status) -> Self {
+        let reason = format!("{store}: {}", channel::describe(status));
+        match is_refusal(status) {
+            true => SendError::Refused(reason),
+            false => SendError::Unknown(reason),
+        }
+    }
+}
+
 /// A connection and the stream on it.
 #[derive(Clone)]
 pub(super) struct Connection {
@@ -54,31 +65,28 @@ impl Connection {
         request: Outgoing,
         seen: &AtomicBool,
     ) -> Result<Incoming, SendError> {
-        let mut client = TikvClient::new(self.channel.clone())
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        seen.store(!matches!(request, Outgoing::Batched(_)), Ordering::Relaxed);
+        let client = || {
+            seen.store(true, Ordering::Relaxed);
+            TikvClient::new(self.channel.clone())
+                .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                .max_encoding_message_size(MAX_MESSAGE_BYTES)
+        };
         let answered = match request {
             Outgoing::Batched(command) => {
                 let reply = self.batch.send(command, seen).await?;
                 return Ok(Incoming::Batched(Box::new(reply)));
             }
             Outgoing::CompareAndSwap(request) => {
-                alone(client.raw_compare_and_swap(*request).await, Incoming::CompareAndSwap)
+                alone(client().raw_compare_and_swap(*request).await, Incoming::CompareAndSwap)
             }
             Outgoing::KeyTtl(request) => {
-                alone(client.raw_get_key_ttl(*request).await, Incoming::KeyTtl)
+                alone(client().raw_get_key_ttl(*request).await, Incoming::KeyTtl)
             }
-            Outgoing::Split(request) => alone(client.split_region(*request).await, Incoming::Split),
+            Outgoing::Split(request) => {
+                alone(client().split_region(*request).await, Incoming::Split)
+            }
         };
-        answered.map_err(|status| {
-            let reason = format!("{}: {}", self.address, channel::describe(&status));
-            if is_refusal(&status) {
-                SendError::Refused(reason)
-            } else {
-                SendError::Unknown(reason)
-            }
-        })
+        answered.map_err(|status| SendError::of(&self.address, &status))
     }
 }
 

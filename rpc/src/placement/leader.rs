@@ -184,7 +184,7 @@ impl Leader {
                 };
             }),
             Err(Miss::Again) => tracing::debug!(reason, "no placement leader found"),
-            Err(Miss::Fatal(error)) => complain(&error),
+            Err(Miss::Fatal(error)) => complain("no placement leader found", &error),
         }
     }
 
@@ -264,11 +264,11 @@ enum Useless {
     Fatal(ClientError),
 }
 
-/// Every search may meet the same member of another cluster.
-fn complain(error: &ClientError) {
+/// Every search may meet the same thing, such as a member of another cluster.
+fn complain(what: &str, error: &ClientError) {
     static STRANGERS: Mutex<Repeated> = Mutex::new(Repeated::new());
     if let Some(times) = STRANGERS.lock().failed(Instant::now()) {
-        tracing::warn!(times, %error, "a placement member was replaced");
+        tracing::warn!(times, %error, "{what}");
     }
 }
 
@@ -291,7 +291,7 @@ async fn inquire(address: &str, cluster: Option<u64>) -> Result<Found, Useless> 
     {
         let address = address.to_owned();
         let error = ClientError::ClusterMismatch { address, expected, actual: cluster_id };
-        complain(&error);
+        complain("a placement member was replaced", &error);
         // Another endpoint may still be one of ours.
         return Err(Useless::Because(error.to_string()));
     }

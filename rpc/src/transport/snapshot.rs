@@ -116,7 +116,9 @@ pub(super) fn start(
         let outcome = match result {
             Ok(bytes) => {
                 tracing::info!(?snapshot, bytes, "sent a snapshot");
-                limits.failures.lock().recovered(Instant::now());
+                if let Some(over) = limits.failures.lock().recovered(Instant::now()) {
+                    tracing::info!(times = over.times, lasted = ?over.lasted, "snapshots arrive again");
+                }
                 metrics::counter!("esker_transport_snapshot_bytes_total").increment(bytes);
                 SnapshotOutcome::Delivered
             }
