@@ -46,11 +46,13 @@ pub const MAX_BATCHED_ENTRY_BYTES: usize = 1 << 20;
 pub const WORKER_INBOX: usize = 8 << 10;
 /// Inputs a worker takes in one turn before it lets its outputs go.
 pub const WORKER_TURN: usize = 2 << 10;
-/// How long a request is held and tried again before its client is told that the store is busy:
-/// there are clients that take that as final, and most queues are emptied sooner.
-pub const BUSY_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a request is held and tried again before its client is told that the store is busy, or
+/// that nobody leads the region. There are clients that take the first as final, and most queues
+/// are emptied sooner; and clients that ask ten times within a second and a half whoever leads, so
+/// that an election on slow disks would be an error to them.
+pub const HOLD_PATIENCE: Duration = Duration::from_secs(1);
 /// Between two such attempts, at first and at most.
-pub const BUSY_RETRY: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(50));
+pub const HOLD_RETRY: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(50));
 /// Requests that are held so at the same time; past it callers are told at once.
 pub const MAX_HELD_REQUESTS: usize = 4 << 10;
 /// Log writes that may wait for the disk before the workers wait for them.

@@ -57,6 +57,17 @@ pub enum RequestError {
 }
 
 impl RequestError {
+    /// Whether the same request may well be carried out here, or be sent to a leader, within a
+    /// moment. It has had no effect.
+    pub(crate) fn will_pass(&self) -> bool {
+        matches!(
+            self,
+            RequestError::ServerIsBusy { .. }
+                | RequestError::NotLeader { leader: None, .. }
+                | RequestError::ReadIndexNotReady(_)
+        )
+    }
+
     /// The error as clients expect it inside a response.
     pub fn to_proto(&self) -> errorpb::Error {
         let mut error = errorpb::Error { message: self.to_string(), ..Default::default() };

@@ -16,7 +16,7 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SetOnce, oneshot};
 
 use crate::config::{
-    BUSY_PATIENCE, BUSY_RETRY, MAX_BOUND_BYTES, MAX_COMMAND_BYTES, MAX_STORED_KEY_BYTES,
+    HOLD_PATIENCE, HOLD_RETRY, MAX_BOUND_BYTES, MAX_COMMAND_BYTES, MAX_STORED_KEY_BYTES,
 };
 use crate::door::{Arrived, Fault, check_request, complain};
 use crate::error::RequestError;
@@ -93,11 +93,11 @@ pub struct StoreHandle {
     pub(crate) stopped: Arc<AtomicBool>,
     /// What was found damaged.
     pub(crate) damage: Arc<SetOnce<String>>,
-    /// Room for requests that wait until the store is less busy.
+    /// Room for requests that wait until the store is less busy, or a region has a leader.
     pub(crate) held: Arc<Semaphore>,
 }
 
-/// A request that is tried again for a while before its client is told that the store is busy.
+/// A request that is tried again for a while before its client is told what will soon be over.
 #[derive(Default)]
 struct Held {
     since: Option<(tokio::time::Instant, OwnedSemaphorePermit)>,
@@ -107,7 +107,7 @@ struct Held {
 impl Held {
     /// Waits before the next attempt; `false` when there should be none.
     async fn wait(&mut self, room: &Arc<Semaphore>) -> bool {
-        let (first, longest) = BUSY_RETRY;
+        let (first, longest) = HOLD_RETRY;
         let since = match &self.since {
             Some((since, _)) => *since,
             None => {
@@ -119,7 +119,7 @@ impl Held {
                 now
             }
         };
-        if since.elapsed() + self.wait > BUSY_PATIENCE {
+        if since.elapsed() + self.wait > HOLD_PATIENCE {
             return false;
         }
         tokio::time::sleep(self.wait).await;
@@ -211,7 +211,7 @@ impl StoreHandle {
                 Err(refused) => Err(refused),
             };
             match answer {
-                Err(RequestError::ServerIsBusy { .. }) if held.wait(&self.held).await => {}
+                Err(error) if error.will_pass() && held.wait(&self.held).await => {}
                 answer => return answer,
             }
         }
@@ -237,7 +237,7 @@ impl StoreHandle {
             };
             match written {
                 // As every error but an unknown outcome, this one promises that nothing was done.
-                Err(RequestError::ServerIsBusy { .. }) if held.wait(&self.held).await => {}
+                Err(error) if error.will_pass() && held.wait(&self.held).await => {}
                 written => return written,
             }
         }

@@ -1,17 +1,19 @@
-//! A store that has more to do than room: what a client is told, and when.
+//! A store that cannot serve for the moment: what a client is told, and when.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use esker_engine::{EngineOptions, KvEngine, LogEngine, MemoryEnv};
-use esker_raftstore::config::{BUSY_PATIENCE, WORKER_INBOX};
+use esker_raftstore::config::{HOLD_PATIENCE, WORKER_INBOX};
+use esker_raftstore::state::bootstrap_region;
 use esker_raftstore::{
     MonotonicClock, Outbox, Parts, PeerId, RegionId, RegionReport, RegionSnapshotSource,
     RequestContext, RequestError, Store, StoreConfig, StoreId,
 };
 use esker_rpc::proto::esker::RaftMessage;
-use esker_rpc::proto::metapb::{Peer, Region};
+use esker_rpc::proto::esker::command::{Mutation, Put, mutation};
+use esker_rpc::proto::metapb::{Peer, Region, RegionEpoch};
 
 const REGION: RegionId = RegionId(7);
 
@@ -26,19 +28,42 @@ impl Outbox for Nowhere {
     fn leadership(&self, _: RegionId, _: u64, _: Option<Peer>, _: bool) {}
 }
 
-/// A store without regions, none of whose parts runs yet, and whose worker's inbox is full.
-fn full() -> Store {
+/// A store none of whose parts runs yet, with a region of these peers on as many stores.
+fn store(peers: u64) -> Store {
     let options = EngineOptions::in_memory(MemoryEnv::new());
-    let store = Store::open(Parts {
+    let kv = KvEngine::open(Path::new("/kv"), &options).expect("an engine");
+    let log = LogEngine::open(Path::new("/log"), &options).expect("an engine");
+    if peers > 0 {
+        let peer = |id| Peer { id, store_id: id, ..Peer::default() };
+        let region = Region {
+            id: REGION.0,
+            region_epoch: Some(RegionEpoch { conf_ver: 1, version: 1 }),
+            peers: (1..=peers).map(peer).collect(),
+            ..Region::default()
+        };
+        bootstrap_region(&kv, &log, StoreId(1), &region).expect("it is written");
+    }
+    Store::open(Parts {
         store: StoreId(1),
-        kv: KvEngine::open(Path::new("/kv"), &options).expect("an engine"),
-        log: LogEngine::open(Path::new("/log"), &options).expect("an engine"),
+        kv,
+        log,
         snapshots: "/snap".into(),
-        config: StoreConfig { workers: 1, apply_workers: 1, ..StoreConfig::default() },
+        config: StoreConfig {
+            workers: 1,
+            apply_workers: 1,
+            election_timeout: HOLD_PATIENCE / 5,
+            heartbeat_interval: HOLD_PATIENCE / 50,
+            ..StoreConfig::default()
+        },
         outbox: Arc::new(Nowhere),
         clock: Arc::new(MonotonicClock::default()),
     })
-    .expect("the store opens");
+    .expect("the store opens")
+}
+
+/// A store without regions, none of whose parts runs yet, and whose worker's inbox is full.
+fn full() -> Store {
+    let store = store(0);
     for _ in 0..WORKER_INBOX {
         // Whatever becomes of it, it takes a place.
         drop(store.handle.start_status(REGION).expect("there is room"));
@@ -71,9 +96,46 @@ async fn a_request_is_not_held_for_ever() {
     let answer = ask(&store).await;
     assert!(matches!(answer, Err(RequestError::ServerIsBusy { .. })), "{answer:?}");
     let waited = began.elapsed();
-    assert!(waited > BUSY_PATIENCE / 2, "it was told after {waited:?}");
+    assert!(waited > HOLD_PATIENCE / 2, "it was told after {waited:?}");
     let error = answer.expect_err("checked").to_proto();
     assert!(error.server_is_busy.is_some(), "{error:?}");
+}
+
+fn to_the_region() -> RequestContext {
+    let epoch = RegionEpoch { conf_ver: 1, version: 1 };
+    RequestContext { epoch, ..RequestContext::default() }
+}
+
+#[tokio::test]
+async fn requests_wait_for_an_election() {
+    let running = store(1).start().expect("threads");
+    let put = Mutation {
+        kind: Some(mutation::Kind::Put(Put {
+            key: "k".into(),
+            value: "v".into(),
+            ..Put::default()
+        })),
+    };
+    let written = running.handle().write(REGION, to_the_region(), vec![put]).await;
+    assert!(written.is_ok(), "{written:?}");
+    running.stop();
+    let running = store(1).start().expect("threads");
+    let read = running.handle().snapshot(REGION, to_the_region()).await;
+    assert!(read.is_ok(), "{:?}", read.err());
+    running.stop();
+}
+
+#[tokio::test]
+async fn a_region_that_finds_no_leader_says_so() {
+    let running = store(3).start().expect("threads");
+    let began = Instant::now();
+    let read = running.handle().snapshot(REGION, to_the_region()).await;
+    let written = running.handle().write(REGION, to_the_region(), Vec::new()).await;
+    assert!(began.elapsed() > HOLD_PATIENCE, "after {:?}", began.elapsed());
+    for error in [read.err(), written.err()] {
+        assert_eq!(error, Some(RequestError::NotLeader { region: REGION, leader: None }));
+    }
+    running.stop();
 }
 
 #[tokio::test]
