@@ -1,8 +1,8 @@
 //! Bytes as text that people can read, and that reads back as the same bytes.
 //!
 //! Printable text stands for itself, whatever its language. What is not printable (control
-//! characters, those that turn the direction of writing, unassigned ones, bytes that are no
-//! UTF-8) is `\xNN` for each of its bytes, and a backslash is `\\`.
+//! characters, those that turn the direction of writing, joiners with nothing to join,
+//! unassigned ones, bytes that are no UTF-8) is `\xNN` for each of its bytes, and a backslash is `\\`.
 
 use std::fmt::{self, Write};
 
@@ -12,29 +12,44 @@ pub struct Printable<'a>(pub &'a [u8]);
 
 impl fmt::Display for Printable<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Whether there is a character on which a combining one can stand.
-        let mut has_base = false;
+        // The visible character on which a combining one can stand, if there is one.
+        let mut base = None;
         for chunk in self.0.utf8_chunks() {
-            for character in chunk.valid().chars() {
+            let mut characters = chunk.valid().chars().peekable();
+            while let Some(character) = characters.next() {
+                let next = characters.peek().copied();
                 match kind(character) {
                     Kind::Backslash => f.write_str("\\\\")?,
                     Kind::Printable => f.write_char(character)?,
-                    Kind::Combining if has_base => f.write_char(character)?,
-                    Kind::Combining | Kind::Hidden => {
+                    Kind::Combining if base.is_some() => f.write_char(character)?,
+                    Kind::Joiner if joins(base, next) => {
+                        f.write_char(character)?;
+                        continue;
+                    }
+                    Kind::Combining | Kind::Joiner | Kind::Hidden => {
                         escape(f, character.encode_utf8(&mut [0; 4]).as_bytes())?;
-                        has_base = false;
+                        base = None;
                         continue;
                     }
                 }
-                has_base = true;
+                base = Some(character);
             }
             if !chunk.invalid().is_empty() {
                 escape(f, chunk.invalid())?;
-                has_base = false;
+                base = None;
             }
         }
         Ok(())
     }
+}
+
+/// Whether a joiner between these is seen, by what it makes of them: as in an emoji of several,
+/// or within a word of a script that joins its letters.
+fn joins(before: Option<char>, after: Option<char>) -> bool {
+    let is_joined = |character: char| {
+        !character.is_ascii() && matches!(kind(character), Kind::Printable | Kind::Combining)
+    };
+    before.is_some_and(is_joined) && after.is_some_and(is_joined)
 }
 
 fn escape(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
@@ -45,14 +60,20 @@ enum Kind {
     Printable,
     /// It changes how the character before it looks.
     Combining,
+    /// It joins its neighbours, or keeps them apart, and is nothing by itself.
+    Joiner,
     Hidden,
     Backslash,
 }
 
+/// The space of the scripts whose characters are as wide as high; it is seen.
+pub const WIDE_SPACE: char = '\u{3000}';
+
 fn kind(character: char) -> Kind {
     match character {
         '\\' => Kind::Backslash,
-        ' '..='~' => Kind::Printable,
+        ' '..='~' | WIDE_SPACE => Kind::Printable,
+        '\u{200C}' | '\u{200D}' => Kind::Joiner,
         _ => {
             // The standard library knows what is printable, and says so in two ways: a string
             // that begins with a combining character has it escaped, one that has it later has
@@ -82,6 +103,14 @@ mod tests {
     #[test]
     fn printable_text_of_any_language_stands_for_itself() {
         for text in ["a b", "\"quoted\" 'twice'", "é", "ключ", "鍵", "مفتاح", "🔑", "e\u{301}", "~"]
+            .into_iter()
+            .chain([
+                "👩\u{200D}👧",
+                "👩🏽\u{200D}🚀",
+                "❤\u{FE0F}\u{200D}🔥",
+                "می\u{200C}خواهم",
+                "鍵\u{3000}一",
+            ])
         {
             assert_eq!(printed(text), text);
         }
@@ -97,6 +126,13 @@ mod tests {
             ("a\u{200B}\u{FEFF}".as_bytes(), "a\\xE2\\x80\\x8B\\xEF\\xBB\\xBF"),
             ("a\u{A0}b\u{2028}".as_bytes(), "a\\xC2\\xA0b\\xE2\\x80\\xA8"),
             ("\u{E000}".as_bytes(), "\\xEE\\x80\\x80"),
+            // Nothing is joined here.
+            ("a\u{200D}b".as_bytes(), "a\\xE2\\x80\\x8Db"),
+            ("👩\u{200D}".as_bytes(), "👩\\xE2\\x80\\x8D"),
+            (
+                "\u{200D}👩\u{200D}\u{200D}👧".as_bytes(),
+                "\\xE2\\x80\\x8D👩\\xE2\\x80\\x8D\\xE2\\x80\\x8D👧",
+            ),
             // An accent needs something to stand on.
             ("\u{301}e\u{301}\n\u{301}".as_bytes(), "\\xCC\\x81e\u{301}\\x0A\\xCC\\x81"),
         ] {

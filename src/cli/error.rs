@@ -45,10 +45,14 @@ pub enum CliError {
     )]
     NotTransferred { region: u64, store: u64, patience: Duration },
     #[error(
-        "the key `{key}` does not split region {region}: a split key lies after the region's start `{start}`{}",
-        before(.end)
+        "the key `{key}` does not split region {region}: a split key lies after the region's start {}{}",
+        bound(.start), before(.end)
     )]
     KeyOutside { region: u64, key: Text, start: Text, end: Text },
+    #[error("region {0} lies above all keys and stays empty: it cannot be split")]
+    TopRegion(u64),
+    #[error("the key `{0}` is given twice")]
+    KeyTwice(Text),
     #[error("store {store} at {address} did not answer: {reason}; look at `esker store list`")]
     Store { store: u64, address: String, reason: String },
     #[error(
@@ -100,6 +104,11 @@ fn list(stores: &[u64]) -> String {
     names.join(", ")
 }
 
+fn bound(bound: &Text) -> String {
+    // As in the tables: a bound may be one that nobody could read.
+    format!("`{}`", bound.bound())
+}
+
 fn before(end: &Text) -> String {
-    if end.0.is_empty() { String::new() } else { format!(" and before its end `{end}`") }
+    if end.0.is_empty() { String::new() } else { format!(" and before its end {}", bound(end)) }
 }

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use bytes::Bytes;
 use esker_raftstore::config::KEYS_TOP;
-use esker_rpc::text::Printable;
+use esker_rpc::text::{Printable, WIDE_SPACE};
 use serde::{Serialize, Serializer};
 
 /// A key or a value: any bytes, as text on the command line and in what is printed.
@@ -67,19 +67,21 @@ impl fmt::Display for Text {
 
 impl Text {
     /// As it stands in a table, where a space at an end could not be seen, and two of them part
-    /// columns: such spaces are `\x20`.
+    /// columns: such spaces are escaped.
     pub fn cell(&self) -> String {
-        const SPACE: &str = "\\x20";
         let text = self.to_string();
-        let bytes = text.as_bytes();
         let mut cell = String::with_capacity(text.len());
-        for (at, character) in text.char_indices() {
-            let at_end = at == 0 || at + 1 == bytes.len();
-            let after_another = at > 0 && bytes[at - 1] == b' ';
+        let mut characters = text.chars().peekable();
+        // The beginning is like a space.
+        let mut before = ' ';
+        while let Some(character) = characters.next() {
+            let is_lost = is_space(before) || characters.peek().is_none();
             match character {
-                ' ' if at_end || after_another => cell.push_str(SPACE),
+                ' ' if is_lost => cell.push_str("\\x20"),
+                WIDE_SPACE if is_lost => cell.push_str("\\xE3\\x80\\x80"),
                 _ => cell.push(character),
             }
+            before = character;
         }
         cell
     }
@@ -90,11 +92,16 @@ impl Text {
             b"" => "\"\"".to_owned(),
             // One above all keys is longer than any, and nobody could read it.
             top if *top == KEYS_TOP => "(top)".to_owned(),
-            // A key of two quotation marks is a bound.
+            // Keys that look like these.
             b"\"\"" => "\\x22\\x22".to_owned(),
+            b"(top)" => "\\x28top)".to_owned(),
             _ => self.cell(),
         }
     }
+}
+
+fn is_space(character: char) -> bool {
+    matches!(character, ' ' | WIDE_SPACE)
 }
 
 impl Serialize for Text {
@@ -136,7 +143,7 @@ mod tests {
                     "\\PC{0,4}",
                     "[ \"'\\\\x]{1,3}",
                     any::<char>().prop_map(String::from),
-                    "[\\u{300}-\\u{36F}\\u{200B}-\\u{202E}\\u{FE0F}\\u{E000}\\u{5D0}]",
+                    "[\\u{300}-\\u{36F}\\u{200B}-\\u{202E}\\u{3000}\\u{FE0F}\\u{E000}\\u{5D0}]",
                 ],
                 0..6,
             )
@@ -156,6 +163,8 @@ mod tests {
         assert_eq!(cell("a b"), "a b");
         assert_eq!(cell(" a  b "), "\\x20a \\x20b\\x20");
         assert_eq!(cell(" "), "\\x20");
+        assert_eq!(cell("一\u{3000}二\u{3000} "), "一\u{3000}二\u{3000}\\x20");
+        assert_eq!(cell("\u{3000}"), "\\xE3\\x80\\x80");
         assert_eq!(cell("clé ключ"), "clé ключ");
         assert_eq!(Text(Bytes::from(" a  b ")).to_string(), " a  b ");
     }
@@ -166,6 +175,9 @@ mod tests {
         let quotes = Text(Bytes::from("\"\""));
         assert_eq!(quotes.bound(), "\\x22\\x22");
         assert_eq!(quotes.bound().parse(), Ok(quotes));
+        let top = Text(Bytes::from("(top)"));
+        assert_eq!(top.bound(), "\\x28top)");
+        assert_eq!(top.bound().parse(), Ok(top));
     }
 
     #[test]

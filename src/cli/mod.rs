@@ -46,7 +46,6 @@ const WRONG_USAGE: u8 = 2;
     name = "esker",
     bin_name = "esker",
     version,
-    propagate_version = true,
     disable_help_subcommand = true,
     after_help = "Example:\n  esker playground"
 )]

@@ -87,7 +87,7 @@ pub struct StartArguments {
     /// What this node does
     #[arg(long, value_name = "ROLE,...", value_enum, value_delimiter = ',')]
     roles: Vec<Role>,
-    /// Where this node stands, so that replicas are kept apart
+    /// Where this node stands: kept and shown; replicas are not yet placed by it
     #[arg(long, value_name = "KEY=VALUE,...", value_parser = Labels::from_str)]
     labels: Option<Labels>,
     /// A file with settings

@@ -287,7 +287,12 @@ impl MemberView {
             id: member.member_id,
             leader: leader.is_some_and(|leader| leader.member_id == member.member_id),
             name: member.name,
-            addresses: member.client_urls,
+            // As --placement takes them.
+            addresses: member
+                .client_urls
+                .iter()
+                .map(|url| url.trim_start_matches("http://").to_owned())
+                .collect(),
         }
     }
 }

@@ -133,11 +133,11 @@ struct LoadArguments {
 
 #[derive(Debug, Args)]
 struct RunArguments {
-    /// Ends after so many operations [default: 100000]
+    /// Ends after so many operations [default: 100000, unless --seconds is given]
     #[arg(long, value_name = "N", conflicts_with = "seconds", allow_negative_numbers = true,
           value_parser = clap::value_parser!(u64).range(1..=MAX_OPERATIONS))]
     operations: Option<u64>,
-    /// Ends after so many seconds
+    /// Ends after so many seconds, whatever the number of operations
     #[arg(long, value_name = "N", allow_negative_numbers = true,
           value_parser = clap::value_parser!(u64).range(1..=MAX_SECONDS))]
     seconds: Option<u64>,

@@ -5,6 +5,7 @@ mod detail;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use esker_raftstore::config::KEYS_TOP;
 use esker_rpc::proto::{errorpb, esker as wire};
 use tokio::time::{Instant, sleep};
 
@@ -46,7 +47,7 @@ enum RegionCommand {
     #[command(after_help = "Example:\n  esker region show 2")]
     Show {
         /// The region
-        #[arg(value_name = "ID", allow_negative_numbers = true)]
+        #[arg(value_name = "ID", allow_negative_numbers = true, value_parser = id)]
         id: u64,
     },
     /// Shows the region that covers a key
@@ -62,7 +63,7 @@ enum RegionCommand {
     )]
     Split {
         /// The region
-        #[arg(value_name = "ID", allow_negative_numbers = true)]
+        #[arg(value_name = "ID", allow_negative_numbers = true, value_parser = id)]
         id: u64,
         /// Where a new region starts; may be given more than once
         #[arg(long = "key", value_name = "KEY", allow_hyphen_values = true)]
@@ -76,12 +77,19 @@ enum RegionCommand {
     #[command(after_help = "Example:\n  esker region transfer-leader 2 --to 3")]
     TransferLeader {
         /// The region
-        #[arg(value_name = "ID", allow_negative_numbers = true)]
+        #[arg(value_name = "ID", allow_negative_numbers = true, value_parser = id)]
         id: u64,
         /// The store whose replica is to lead
-        #[arg(long, value_name = "STORE", allow_negative_numbers = true)]
+        #[arg(long, value_name = "STORE", allow_negative_numbers = true, value_parser = id)]
         to: u64,
     },
+}
+
+/// Of a region or a store.
+fn id(typed: &str) -> Result<u64, String> {
+    typed.parse().map_err(|_| {
+        "an id is a number, as `esker region list` and `esker store list` show them".to_owned()
+    })
 }
 
 impl RegionArguments {
@@ -146,6 +154,13 @@ async fn split(
 
 /// A key outside is the caller's mistake only as long as the region is what it was.
 fn check_split_keys(region: &RegionView, keys: &[Text]) -> Result<(), CliError> {
+    if region.start_key.0 >= KEYS_TOP[..] {
+        return Err(CliError::TopRegion(region.id));
+    }
+    let is_twice = |(at, key): &(usize, &Text)| keys[..*at].contains(key);
+    if let Some((_, key)) = keys.iter().enumerate().find(is_twice) {
+        return Err(CliError::KeyTwice(key.clone()));
+    }
     match keys.iter().find(|key| !region.is_split_by(&key.0)) {
         None => Ok(()),
         Some(key) => Err(CliError::KeyOutside {
