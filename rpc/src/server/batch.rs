@@ -15,7 +15,7 @@ use futures_util::{FutureExt, Stream, StreamExt};
 use parking_lot::Mutex;
 use prost::Message;
 use tokio::task::JoinHandle;
-use tonic::{Code, Status};
+use tonic::Status;
 
 use crate::proto::tikvpb::batch_commands_response::Response;
 use crate::proto::tikvpb::{
@@ -110,9 +110,7 @@ where
                 Ok(reply) => Ok((id, Response { cmd: Some(reply) })),
                 Err(status) if is_refusal(&status) => {
                     tracing::debug!(%status, "a batched command was refused");
-                    let said = status.code() != Code::Unimplemented;
-                    let cmd = refused.filter(|_| said).map(|refused| refused(status.message()));
-                    Ok((id, Response { cmd }))
+                    Ok((id, Response { cmd: refused.map(|refused| refused(status.message())) }))
                 }
                 // Of the store as a whole: the stream ends with it, so that the client turns to
                 // another store instead of giving up.
@@ -135,7 +133,7 @@ fn refusal(why: &str) -> Option<errorpb::Error> {
     })
 }
 
-/// The refusal of a command, for those that are served.
+/// The refusal of a command, for all that have a place for an error.
 fn refusal_of(command: &Command) -> Option<fn(&str) -> Reply> {
     macro_rules! refusals {
         ($($variant:ident($response:ident),)*) => {
@@ -151,6 +149,23 @@ fn refusal_of(command: &Command) -> Option<fn(&str) -> Reply> {
         };
     }
     refusals! {
+        Get(GetResponse),
+        Scan(ScanResponse),
+        Prewrite(PrewriteResponse),
+        Commit(CommitResponse),
+        Cleanup(CleanupResponse),
+        BatchGet(BatchGetResponse),
+        BatchRollback(BatchRollbackResponse),
+        ScanLock(ScanLockResponse),
+        ResolveLock(ResolveLockResponse),
+        Gc(GcResponse),
+        DeleteRange(DeleteRangeResponse),
+        PessimisticLock(PessimisticLockResponse),
+        PessimisticRollback(PessimisticRollbackResponse),
+        CheckTxnStatus(CheckTxnStatusResponse),
+        TxnHeartBeat(TxnHeartBeatResponse),
+        CheckSecondaryLocks(CheckSecondaryLocksResponse),
+        GetHealthFeedback(GetHealthFeedbackResponse),
         RawGet(RawGetResponse),
         RawBatchGet(RawBatchGetResponse),
         RawPut(RawPutResponse),

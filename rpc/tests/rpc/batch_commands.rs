@@ -210,7 +210,7 @@ async fn a_stream_with_too_much_unfinished_work_is_not_read() {
 }
 
 #[tokio::test]
-async fn a_command_that_the_store_does_not_know_gets_an_empty_response_and_harms_no_other() {
+async fn a_command_that_the_store_does_not_serve_is_refused_and_harms_no_other() {
     let store = Gated::new();
     let (server, mut client) = start(&store).await;
     let mut stream = open(&mut client).await;
@@ -223,8 +223,11 @@ async fn a_command_that_the_store_does_not_know_gets_an_empty_response_and_harms
     let mut responses = read(&mut stream, 4).await;
     responses.sort_by_key(|(id, _)| *id);
     assert_eq!(value(&responses[0].1), b"a");
+    // One that this version cannot even name.
     assert_eq!(responses[1], (2, None));
-    assert_eq!(responses[2], (3, None));
+    let Some(Reply::Get(refused)) = &responses[2].1 else { panic!("{:?}", responses[2]) };
+    let error = refused.region_error.as_ref().expect("a refusal");
+    assert!(error.raft_entry_too_large.is_some() && !refused.not_found, "{error:?}");
     assert!(matches!(&responses[3].1, Some(Reply::Empty(reply)) if reply.test_id == 42));
     server.stop().await;
 }
