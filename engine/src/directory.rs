@@ -129,25 +129,41 @@ pub struct DataDir {
     path: PathBuf,
     kind: Kind,
     mark: Option<Mark>,
-    _lock: Option<File>,
+    /// Taken away again if the directory is never used.
+    created: Created,
+}
+
+impl Drop for DataDir {
+    fn drop(&mut self) {
+        if self.mark.is_none() && !self.holds_engines() {
+            std::mem::take(&mut self.created).undo();
+        }
+    }
 }
 
 impl DataDir {
     /// Opens a directory, making it and its parents where they are missing, and
-    /// locks it. On an error everything is as it was before.
+    /// locks it. On an error everything is as it was before; also when the directory is
+    /// dropped before it was used.
     ///
     /// # Errors
     /// Also when the directory was used and a part of it is missing or damaged.
     pub fn open(path: &Path, kind: Kind) -> Result<DataDir, DirError> {
         let mut created = Created::default();
-        let opened = DataDir::open_recording(path, kind, &mut created);
-        if opened.is_err() {
-            created.undo();
+        match DataDir::open_recording(path, kind, &mut created) {
+            Ok(mark) => Ok(DataDir { path: path.to_path_buf(), kind, mark, created }),
+            Err(error) => {
+                created.undo();
+                Err(error)
+            }
         }
-        opened
     }
 
-    fn open_recording(path: &Path, kind: Kind, created: &mut Created) -> Result<DataDir, DirError> {
+    fn open_recording(
+        path: &Path,
+        kind: Kind,
+        created: &mut Created,
+    ) -> Result<Option<Mark>, DirError> {
         create_dirs(path, created).map_err(|source| make_error(path, source))?;
         lock(path, created)?;
         let mark = read_mark(path)?;
@@ -157,7 +173,7 @@ impl DataDir {
         for name in [KV, LOG, SNAP] {
             create_dirs(&path.join(name), created).map_err(|source| make_error(path, source))?;
         }
-        Ok(DataDir { path: path.to_path_buf(), kind, mark, _lock: created.lock.take() })
+        Ok(mark)
     }
 
     /// Removes what is left of snapshots that were under way when the directory
@@ -361,12 +377,12 @@ fn require_parts(path: &Path, kind: Kind, owner: Ident) -> Result<(), DirError> 
     }
 }
 
-/// What an attempt to open has made so far.
-#[derive(Default)]
+/// What the opening of a directory has made.
+#[derive(Debug, Default)]
 struct Created {
     /// Outermost first.
     paths: Vec<PathBuf>,
-    /// Held until everything is taken away again.
+    /// Held for as long as the directory is open, and until everything is taken away again.
     lock: Option<File>,
 }
 
@@ -380,7 +396,9 @@ impl Created {
             } else {
                 fs::remove_dir(path)
             };
-            if let Err(error) = removed {
+            if let Err(error) = removed
+                && error.kind() != io::ErrorKind::DirectoryNotEmpty
+            {
                 tracing::warn!(path = %path.display(), %error, "a new data directory is left half made");
             }
         }
