@@ -53,8 +53,12 @@ pub const WORKER_TURN: usize = 2 << 10;
 pub const HOLD_PATIENCE: Duration = Duration::from_secs(1);
 /// Between two such attempts, at first and at most.
 pub const HOLD_RETRY: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(50));
-/// Requests that are held so at the same time; past it callers are told at once.
+/// Requests that are held so at the same time because the store is busy; past it callers are told
+/// at once.
 pub const MAX_HELD_REQUESTS: usize = 4 << 10;
+/// The same for regions without a leader. Of their own, and fewer than one stream may have: a store
+/// that is cut off, or a region that has lost its majority, must not use up what the others need.
+pub const MAX_HELD_LEADERLESS: usize = 1 << 10;
 /// Log writes that may wait for the disk before the workers wait for them.
 pub const LOG_QUEUE: usize = 4 << 10;
 /// Tasks that may wait for one apply worker before the worker that feeds it waits.

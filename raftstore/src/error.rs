@@ -56,16 +56,24 @@ pub enum RequestError {
     Stopped { store: StoreId, region: RegionId },
 }
 
+/// A reason to refuse a request that is over soon, as a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Passing {
+    Busy,
+    Leaderless,
+}
+
 impl RequestError {
-    /// Whether the same request may well be carried out here, or be sent to a leader, within a
-    /// moment. It has had no effect.
-    pub(crate) fn will_pass(&self) -> bool {
-        matches!(
-            self,
-            RequestError::ServerIsBusy { .. }
-                | RequestError::NotLeader { leader: None, .. }
-                | RequestError::ReadIndexNotReady(_)
-        )
+    /// Why the same request may well be carried out here, or be sent to a leader, within a
+    /// moment, if so. It has had no effect.
+    pub(crate) fn passing(&self) -> Option<Passing> {
+        match self {
+            RequestError::ServerIsBusy { .. } => Some(Passing::Busy),
+            RequestError::NotLeader { leader: None, .. } | RequestError::ReadIndexNotReady(_) => {
+                Some(Passing::Leaderless)
+            }
+            _ => None,
+        }
     }
 
     /// The error as clients expect it inside a response.

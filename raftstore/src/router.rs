@@ -16,10 +16,11 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SetOnce, oneshot};
 
 use crate::config::{
-    HOLD_PATIENCE, HOLD_RETRY, MAX_BOUND_BYTES, MAX_COMMAND_BYTES, MAX_STORED_KEY_BYTES,
+    HOLD_PATIENCE, HOLD_RETRY, MAX_BOUND_BYTES, MAX_COMMAND_BYTES, MAX_HELD_LEADERLESS,
+    MAX_HELD_REQUESTS, MAX_STORED_KEY_BYTES,
 };
 use crate::door::{Arrived, Fault, check_request, complain};
-use crate::error::RequestError;
+use crate::error::{Passing, RequestError};
 use crate::ids::{RegionId, StoreId};
 use crate::message::{
     Admin, AdminRequest, AdminResult, Input, Notice, ReadRequest, RegionStatus, Reply,
@@ -93,8 +94,24 @@ pub struct StoreHandle {
     pub(crate) stopped: Arc<AtomicBool>,
     /// What was found damaged.
     pub(crate) damage: Arc<SetOnce<String>>,
-    /// Room for requests that wait until the store is less busy, or a region has a leader.
-    pub(crate) held: Arc<Semaphore>,
+    pub(crate) held: HeldRoom,
+}
+
+/// Room for requests that wait until the store is less busy, and for those that wait until a
+/// region has a leader.
+#[derive(Clone)]
+pub(crate) struct HeldRoom {
+    busy: Arc<Semaphore>,
+    leaderless: Arc<Semaphore>,
+}
+
+impl Default for HeldRoom {
+    fn default() -> Self {
+        HeldRoom {
+            busy: Arc::new(Semaphore::new(MAX_HELD_REQUESTS)),
+            leaderless: Arc::new(Semaphore::new(MAX_HELD_LEADERLESS)),
+        }
+    }
 }
 
 /// A request that is tried again for a while before its client is told what will soon be over.
@@ -106,8 +123,13 @@ struct Held {
 
 impl Held {
     /// Waits before the next attempt; `false` when there should be none.
-    async fn wait(&mut self, room: &Arc<Semaphore>) -> bool {
+    async fn wait(&mut self, room: &HeldRoom, error: &RequestError) -> bool {
         let (first, longest) = HOLD_RETRY;
+        let room = match error.passing() {
+            Some(Passing::Busy) => &room.busy,
+            Some(Passing::Leaderless) => &room.leaderless,
+            None => return false,
+        };
         let since = match &self.since {
             Some((since, _)) => *since,
             None => {
@@ -211,7 +233,7 @@ impl StoreHandle {
                 Err(refused) => Err(refused),
             };
             match answer {
-                Err(error) if error.will_pass() && held.wait(&self.held).await => {}
+                Err(error) if held.wait(&self.held, &error).await => {}
                 answer => return answer,
             }
         }
@@ -237,7 +259,7 @@ impl StoreHandle {
             };
             match written {
                 // As every error but an unknown outcome, this one promises that nothing was done.
-                Err(error) if error.will_pass() && held.wait(&self.held).await => {}
+                Err(error) if held.wait(&self.held, &error).await => {}
                 written => return written,
             }
         }

@@ -15,7 +15,7 @@ use esker_rpc::proto::metapb::Region;
 use tokio::sync::SetOnce;
 
 use crate::apply::{Applier, bury, complete_installation};
-use crate::config::{APPLY_QUEUE, LOG_QUEUE, MAX_HELD_REQUESTS, StoreConfig, WORKER_INBOX};
+use crate::config::{APPLY_QUEUE, LOG_QUEUE, StoreConfig, WORKER_INBOX};
 use crate::error::StoreError;
 use crate::ids::{RegionId, StoreId};
 use crate::log_writer::LogWriter;
@@ -158,7 +158,7 @@ impl Store {
             clock: clock.clone(),
             stopped: Arc::new(AtomicBool::new(false)),
             damage: Arc::new(SetOnce::new()),
-            held: Arc::new(tokio::sync::Semaphore::new(MAX_HELD_REQUESTS)),
+            held: Default::default(),
         };
         for damage in [kv.damage(), log.damage()] {
             let (workers, found) = (shared.notices.clone(), handle.damage.clone());

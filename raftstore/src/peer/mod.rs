@@ -11,7 +11,7 @@ mod requests;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use esker_engine::{KvSnapshot, LogEngine};
 use esker_raft::{
@@ -20,6 +20,8 @@ use esker_raft::{
 };
 use esker_rpc::proto::esker::RaftMessage;
 use esker_rpc::proto::metapb::{Peer as PeerMeta, Region};
+use esker_rpc::repeat::Repeated;
+use parking_lot::Mutex;
 
 pub use outputs::Outputs;
 pub use requests::{COMMAND_FORMAT, TAGGED_FORMAT};
@@ -364,8 +366,14 @@ impl Peer {
                 Err(StoreError::Corrupt { what, why: broken.to_string() })
             }
             Err(broken @ StepError::PeerLostEntries { .. }) => {
+                // The peer says so again with every message.
+                static LOSSES: Mutex<Repeated<Instant>> = Mutex::new(Repeated::new());
                 metrics::counter!("esker_raft_peers_lost_entries_total").increment(1);
-                tracing::error!(region = %self.id, store = %self.store, %broken, "message refused");
+                if let Some(times) = LOSSES.lock().failed(Instant::now()) {
+                    tracing::error!(
+                        region = %self.id, store = %self.store, times, %broken, "message refused"
+                    );
+                }
                 Ok(())
             }
             Err(refused) => {
