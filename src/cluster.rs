@@ -14,6 +14,7 @@ use futures_util::future::{join_all, try_join_all};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 
+pub(crate) use self::size::FILE as SIZE_FILE;
 use self::size::Size;
 use crate::Error;
 use crate::node::address::PLACEMENT_MEMBERS;

@@ -56,6 +56,33 @@ pub enum Error {
         path.display()
     )]
     MemberLost { path: PathBuf },
+    #[error(
+        "the directory {} of this node's placement member is empty, although cluster {cluster} is \
+         asked for at its address; put the directory back (is a disk not mounted?); if that \
+         cluster is given up, stop its stores and clients, and start again", path.display()
+    )]
+    ClusterLost { path: PathBuf, cluster: u64 },
+    #[error(
+        "the directory {} of placement member {name} is an older copy: {told_by} has seen it later; \
+         put the newest back; if it is lost for good, empty the directory, start again, and run \
+         `esker placement replace {name}`", path.display()
+    )]
+    OlderMember { path: PathBuf, name: String, told_by: String },
+    #[error(
+        "{} is the directory of member {found}, and this node runs member {wanted}: give each \
+         member its own directory and address back", path.display()
+    )]
+    OtherMember { path: PathBuf, found: String, wanted: String },
+    #[error(
+        "{} holds a playground of several nodes: start it with `esker playground --data-dir {}`",
+        path.display(), path.display()
+    )]
+    Playground { path: PathBuf },
+    #[error(
+        "{} is the data directory of a single node: start it with `esker start --data-dir {}`, or \
+         choose another directory", path.display(), path.display()
+    )]
+    SingleNode { path: PathBuf },
     #[error("{} cannot be used: {reason}", path.display())]
     Record { path: PathBuf, reason: String },
     #[error("this should not happen, please report it: {reason}")]

@@ -32,6 +32,10 @@ pub use address::{Address, AddressError, AddressesError};
 pub use config::{ConfigError, NodeConfig, SETTINGS, Setting, SettingError};
 pub(crate) use interrupt::Interrupt;
 
+/// In a node's data directory: those of its store and of its placement member.
+pub(crate) const STORE_FOLDER: &str = "store";
+pub(crate) const PLACEMENT_FOLDER: &str = "placement";
+
 /// What a node does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Roles {

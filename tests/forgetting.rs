@@ -295,6 +295,84 @@ async fn a_member_whose_directory_is_not_whole_refuses_and_a_lone_one_is_never_f
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_lone_member_whose_disk_vanished_founds_no_second_cluster() {
+    let (mut machines, operator) = Machines::all_started(2, 1).await;
+    stores_are(&operator, 2).await;
+    let keys = put(&operator, "key", 5).await;
+    machines.kill(0).await;
+    let (folder, whole) = (machines.folder(0), machines.root.path().join("whole"));
+    fs::rename(&folder, &whole).expect("a folder");
+    // The other store goes on asking for its cluster.
+    let line = machines.refusal(0, &[]).await;
+    assert!(line.contains("is asked for at its address") && line.contains("placement"), "{line}");
+    fs::remove_dir_all(&folder).expect("a folder");
+    fs::rename(&whole, &folder).expect("a folder");
+    machines.start(0);
+    let operator = Operator::connect(&machines.join).await;
+    all_there(&operator, &keys).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_copy_of_a_members_directory_and_another_members_are_refused() {
+    let (mut machines, operator) = Machines::all_started(3, 3).await;
+    operator.whole(3, PATIENCE).await;
+    machines.terminate(2).await;
+    let folder = machines.folder(2).join("placement");
+    let (yesterday, newest) =
+        (machines.root.path().join("yesterday"), machines.root.path().join("newest"));
+    copy(&folder, &yesterday);
+    let mut process = machines.process(2, &[]);
+    process.line_after("ready: node at ").await;
+    process.kill().await;
+    copy(&folder, &newest);
+    copy(&yesterday, &folder);
+    let line = machines.refusal(2, &[]).await;
+    assert!(line.contains("older copy") && line.contains("esker placement replace"), "{line}");
+    machines.terminate(1).await;
+    copy(&machines.folder(1).join("placement"), &folder);
+    let line = machines.refusal(2, &[]).await;
+    assert!(line.contains("is the directory of member placement-"), "{line}");
+    copy(&newest, &folder);
+    machines.start(1);
+    let mut process = machines.process(2, &[]);
+    process.line_after("ready: node at ").await;
+    process.terminate().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_whose_copy_was_started_elsewhere_ends() {
+    let (mut machines, operator) = Machines::all_started(2, 1).await;
+    stores_are(&operator, 2).await;
+    let original = machines.running[1].take().expect("it runs");
+    original.freeze().await;
+    let elsewhere = machines.root.path().join("elsewhere");
+    copy(&machines.folder(1), &elsewhere);
+    let mut moved = Process::node_with(&elsewhere, &free_address(), &machines.join, &[]);
+    moved.line_after("ready: node at ").await;
+    original.thaw().await;
+    let (status, log) = original.ended().await;
+    assert!(!status.success() && log.contains("from a copy of its data directory"), "{log}");
+    moved.terminate().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_store_leaves_nothing_behind_and_the_only_one_is_not_replaced() {
+    let mut machines = Machines::new(2, 1);
+    machines.running[0] = Some(machines.process(0, &["--roles", "placement"]));
+    machines.start(1);
+    let operator = Operator::connect(&machines.join).await;
+    operator.whole(1, PATIENCE).await;
+    machines.kill(1).await;
+    let store = machines.folder(1).join("store");
+    fs::remove_dir_all(&store).expect("a folder");
+    for (more, why) in [(&[][..], "is the address of store"), (&["--replace"], "the only one")] {
+        let line = machines.refusal(1, more).await;
+        assert!(line.contains(why), "{line}");
+        assert!(!store.exists(), "{more:?} left something behind");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_store_whose_data_is_damaged_hands_over_says_what_and_does_not_open_again() {
     let (mut machines, operator) = Machines::all_started(4, 1).await;
     operator.whole(3, PATIENCE).await;

@@ -83,6 +83,10 @@ pub trait ReplicatedState: Send + Sync + 'static {
     /// to [`ReplicatedState::write`].
     fn leadership(&self) -> watch::Receiver<Leadership>;
 
+    /// Somebody asked for this cluster, which is not zero. What a member that is not part of a
+    /// group yet makes of it is its own affair.
+    fn heard_of_cluster(&self, _cluster: u64) {}
+
     /// This member's own id; a member that is replaced has another one from then on.
     fn me(&self) -> MemberId;
 
@@ -118,7 +122,10 @@ pub const CLUSTER_ID_PREFIX: &[u8] = CLUSTER_ID;
 /// A stored value that cannot be read: the data is damaged or from a later
 /// release, and carrying on would lose what it says.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("the placement driver's stored value at {} is not readable: {why}", key.escape_ascii())]
+#[error(
+    "the placement driver's stored value at {} is not readable: {why}",
+    esker_rpc::display_key(key)
+)]
 pub struct DamagedState {
     pub key: Vec<u8>,
     pub why: String,

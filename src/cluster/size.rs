@@ -13,8 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use super::node_folder;
 use crate::Error;
+use crate::node::{PLACEMENT_FOLDER, STORE_FOLDER};
 
-const FILE: &str = "CLUSTER";
+pub(crate) const FILE: &str = "CLUSTER";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Size {
@@ -23,8 +24,11 @@ pub(super) struct Size {
 }
 
 impl Size {
-    /// Refuses a directory that holds a cluster of another size.
+    /// Refuses a directory that holds a cluster of another size, or a single node.
     pub(super) fn check(self, directory: &Path) -> Result<(), Error> {
+        if [STORE_FOLDER, PLACEMENT_FOLDER].iter().any(|part| directory.join(part).is_dir()) {
+            return Err(Error::SingleNode { path: directory.to_owned() });
+        }
         let (found, is_exact) = match Size::written(directory)? {
             Some(found) => (found, true),
             None => (Size::counted(directory), false),
@@ -78,7 +82,7 @@ impl Size {
         let nodes =
             || (1..).map(|number| node_folder(directory, number)).take_while(|node| node.is_dir());
         let count = |part| u32::try_from(nodes().filter(has(part)).count()).unwrap_or(u32::MAX);
-        Size { stores: count("store"), placements: count("placement") }
+        Size { stores: count(STORE_FOLDER), placements: count(PLACEMENT_FOLDER) }
     }
 }
 
@@ -105,6 +109,13 @@ mod tests {
         }
         fs::write(root.path().join(FILE), "stores = three\n").expect("it can be written");
         assert!(matches!(THREE.check(root.path()), Err(Error::Damaged { .. })));
+    }
+
+    #[test]
+    fn the_directory_of_a_single_node_is_none_of_a_playground() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        fs::create_dir(root.path().join(STORE_FOLDER)).expect("it can be made");
+        assert!(matches!(THREE.check(root.path()), Err(Error::SingleNode { .. })));
     }
 
     #[test]

@@ -121,6 +121,11 @@ impl Address {
         Address { host: self.host.clone(), port }
     }
 
+    /// Whether the system chooses the port.
+    pub fn is_any_port(&self) -> bool {
+        self.port == 0
+    }
+
     /// `0.0.0.0` and `[::]`: all addresses to listen at, and none to connect to.
     pub fn is_unspecified(&self) -> bool {
         matches!(self.host, Host::Ip(ip) if ip.is_unspecified())

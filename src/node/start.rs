@@ -24,10 +24,11 @@ use tonic::service::Routes;
 
 use super::address::{self, Address};
 use super::descriptors::{self, Share};
-use super::{Node, NodeBuilder, NodeConfig, Roles, damage, vital};
+use super::{Node, NodeBuilder, NodeConfig, PLACEMENT_FOLDER, Roles, STORE_FOLDER, damage, vital};
 use crate::Error;
+use crate::cluster;
 use crate::server::admin::AdminService;
-use crate::server::founding::{self, Adoption};
+use crate::server::founding::{self, Adoption, Candidate};
 use crate::server::health::{Health, Part};
 use crate::server::known_stores::KnownStores;
 use crate::server::late::LateStore;
@@ -36,15 +37,13 @@ use crate::server::newcomer::{FoundingService, LateMember};
 use crate::server::outbox::{
     Audience, Events, MAX_WAITING_REPORTS, NodeOutbox, PlacementAddresses,
 };
+use crate::server::recall::{self, Recall};
 use crate::server::regions::RegionService;
 use crate::server::traffic::Traffic;
 use crate::server::{bootstrap, heartbeats, pages};
 
 /// How long one search for placement lasts before it is mentioned and repeated.
 const PLACEMENT_SEARCH: Duration = Duration::from_secs(10);
-
-const STORE_FOLDER: &str = "store";
-const PLACEMENT_FOLDER: &str = "placement";
 
 /// A store that runs; whoever stops it takes it out.
 pub(super) type StoreSlot = Arc<Mutex<Option<OpenStore>>>;
@@ -88,15 +87,24 @@ impl Drop for Starting {
         for task in self.tasks.iter().chain(&self.server) {
             task.abort();
         }
+        // That of a node which is up belongs to the node.
+        if let Some(member) = self.member.lock().take() {
+            member.watch.abort();
+        }
     }
 }
 
 pub(super) async fn start(mut builder: NodeBuilder) -> Result<Node, Error> {
     let directory = builder.data_dir.clone().ok_or(Error::NoDataDir)?;
     builder.config.check()?;
+    if directory.join(cluster::SIZE_FILE).is_file() {
+        return Err(Error::Playground { path: directory });
+    }
     let addresses = address::check(&builder.listen, builder.advertise.as_deref(), &builder.join)?;
     builder.listen = addresses.listen.to_string();
     builder.join = addresses.join.iter().map(Address::to_string).collect();
+    // A socket that was given, or a port that the system chooses, nobody can have known.
+    let is_findable = builder.listener.is_none() && !addresses.listen.is_any_port();
     let listener = builder.bind().await?;
     let bound = builder.bound(&listener)?;
     addresses.recognise(bound, builder.roles.map(|roles| roles.placement)).await?;
@@ -141,10 +149,11 @@ pub(super) async fn start(mut builder: NodeBuilder) -> Result<Node, Error> {
     serve(&mut starting, &directory, listener, share, late.clone(), &builder.config);
     let (failed, member_failed) = oneshot::channel();
     if let (Some(members), Some(member), Some(late)) = (members, member, late) {
-        // A store that is in use has belonged to a group: the member's empty directory is then
-        // not one of a new cluster.
-        let may_found = data.as_ref().is_none_or(|data| data.ident().is_none());
-        let newcomer = Newcomer { members, member, late, may_found, failed };
+        // A store that is in use, or was and is damaged, has belonged to a group: the member's
+        // empty directory is then not one of a new cluster.
+        let is_used =
+            store_failure.is_some() || data.as_ref().is_some_and(|data| data.ident().is_some());
+        let newcomer = Newcomer { members, member, late, is_used, is_findable, failed };
         newcomer.start(&mut starting)?;
     }
 
@@ -152,10 +161,11 @@ pub(super) async fn start(mut builder: NodeBuilder) -> Result<Node, Error> {
         true => vec![address.clone()],
         false => builder.join.clone(),
     };
+    let belongs_to = data.as_ref().and_then(DataDir::ident).map(|ident| ident.cluster_id);
     let placement = tokio::select! {
         biased;
         Ok(error) = member_failed => return Err(error),
-        placement = find_placement(&endpoints) => placement?,
+        placement = find_placement(&endpoints, belongs_to) => placement?,
     };
     let mut node = Node {
         address,
@@ -169,7 +179,7 @@ pub(super) async fn start(mut builder: NodeBuilder) -> Result<Node, Error> {
         tasks: std::mem::take(&mut starting.tasks),
         store: StoreSlot::default(),
         directory: None,
-        member: starting.member.clone(),
+        member: std::mem::take(&mut starting.member),
         store_failure,
     };
     if let Some(data) = data {
@@ -192,7 +202,10 @@ struct Newcomer {
     members: Members,
     member: MemberDirectory,
     late: Arc<LateMember>,
-    may_found: bool,
+    /// Whether the store beside it is in use.
+    is_used: bool,
+    /// Whether somebody may have known this node's address before it started.
+    is_findable: bool,
     /// For what goes wrong after [`Newcomer::start`].
     failed: oneshot::Sender<Error>,
 }
@@ -201,8 +214,9 @@ impl Newcomer {
     /// At once where the directory knows what the member is; otherwise as soon as it has
     /// found out from the other members, which may take until an operator says so.
     fn start(self, starting: &mut Starting) -> Result<(), Error> {
-        let Newcomer { members, member, late, may_found, failed } = self;
-        let (slot, traffic) = (starting.member.clone(), starting.traffic.clone());
+        let Newcomer { members, member, late, is_used, is_findable, failed } = self;
+        // A node that has ended meanwhile has no place for it.
+        let (slot, traffic) = (Arc::downgrade(&starting.member), starting.traffic.clone());
         let announced = late.clone();
         let health = starting.health.clone();
         let open = move |member: MemberDirectory, members: &Members, adoption: &Adoption| {
@@ -216,33 +230,61 @@ impl Newcomer {
                 "watching for damage",
                 damage::watch(handle, folder, (health, Part::Placement), move || {
                     traffic.remove(id);
-                    if let Some(member) = damaged.lock().take() {
+                    let member = damaged.upgrade().and_then(|slot| slot.lock().take());
+                    if let Some(member) = member {
                         member.store.stop();
                     }
                 }),
             );
-            *slot.lock() = Some(RunningMember { store, watch });
+            match slot.upgrade() {
+                Some(slot) => *slot.lock() = Some(RunningMember { store, watch }),
+                None => watch.abort(),
+            }
             Ok::<(), Error>(())
         };
-        if let Some(adoption) = member.adoption().cloned() {
-            return open(member, &members, &adoption);
+        let recall = Arc::new(Recall::open(member.data())?);
+        announced.remember(recall.clone());
+        let folder = member.data().path().to_owned();
+        if let (Some(adoption), Some(memory)) = (member.adoption().cloned(), member.memory()) {
+            recall.belongs_to(adoption.record.group);
+            announced.is_of(adoption.record.clone());
+            if members.all.len() == 1 {
+                return open(member, &members, &adoption);
+            }
+            starting.tasks.push(vital::spawn("the placement member", async move {
+                let checked = recall::check(&members, &memory, &folder).await;
+                report(checked.and_then(|()| open(member, &members, &adoption)), failed);
+            }));
+            return Ok(());
         }
         let nonce = founding::nonce(member.data())?;
-        announced.is_empty_with(nonce);
+        announced.is_empty_with(nonce, is_used);
+        let listen_until = match is_findable {
+            true => tokio::time::Instant::now() + founding::FIRST_START,
+            false => tokio::time::Instant::now(),
+        };
         starting.tasks.push(vital::spawn("the placement member", async move {
-            let folder = member.data().path().to_owned();
-            let settled = founding::settle(&members, nonce, may_found, &folder).await;
-            let opened = settled.and_then(|adoption| open(member, &members, &adoption));
-            if let Err(error) = opened {
-                tracing::error!("the placement member does not start: {error}");
-                if let Err(error) = failed.send(error) {
-                    // Nobody waits any more: the node runs, and would be without its member.
-                    eprintln!("esker: the placement member stops: {error}");
-                    std::process::abort();
-                }
-            }
+            let candidate =
+                Candidate { members: &members, nonce, directory: &folder, listen_until };
+            let settled = candidate.settle(|| announced.lost(&folder)).await;
+            let opened = settled.and_then(|adoption| {
+                recall.belongs_to(adoption.record.group);
+                open(member, &members, &adoption)
+            });
+            report(opened, failed);
         }));
         Ok(())
+    }
+}
+
+/// Tells the start of the node why its member does not come up.
+fn report(opened: Result<(), Error>, failed: oneshot::Sender<Error>) {
+    let Err(error) = opened else { return };
+    tracing::error!("the placement member does not start: {error}");
+    if let Err(error) = failed.send(error) {
+        // Nobody waits any more: the node runs, and would be without its member.
+        eprintln!("esker: the placement member stops: {error}");
+        std::process::abort();
     }
 }
 
@@ -314,10 +356,16 @@ async fn follow(mut leadership: watch::Receiver<Leadership>, health: Health) {
     }
 }
 
-async fn find_placement(endpoints: &[String]) -> Result<PlacementClient, Error> {
+/// `cluster` is the one that the node's store belongs to.
+async fn find_placement(
+    endpoints: &[String],
+    cluster: Option<u64>,
+) -> Result<PlacementClient, Error> {
     let mut waiting = Repeated::new();
     loop {
-        match PlacementClient::connect_within(endpoints.to_vec(), PLACEMENT_SEARCH).await {
+        let found =
+            PlacementClient::connect_as_of(endpoints.to_vec(), cluster, PLACEMENT_SEARCH).await;
+        match found {
             Ok(client) => return Ok(client),
             // The others may not be up yet.
             Err(error @ ClientError::PlacementUnreachable { .. }) => {
@@ -334,12 +382,19 @@ async fn find_placement(endpoints: &[String]) -> Result<PlacementClient, Error> 
 /// as alive, which it does for a few seconds after its end.
 async fn replace_store(
     placement: &PlacementClient,
+    lost: u64,
     descriptor: metapb::Store,
 ) -> Result<(), ClientError> {
     /// For how long, and how often it is asked.
     const PATIENCE: Duration = Duration::from_secs(15);
     const AGAIN: Duration = Duration::from_millis(500);
     let began = tokio::time::Instant::now();
+    tracing::info!(
+        store = descriptor.id,
+        lost,
+        address = descriptor.address,
+        "waiting until the lost store has been silent for long enough to be replaced"
+    );
     loop {
         match placement.replace_store(descriptor.clone()).await {
             Err(ClientError::PlacementRefused { kind: ErrorType::DuplicatedEntry, .. })
@@ -368,20 +423,7 @@ async fn open_store(
     };
     let identity = bootstrap::identify(&data, &placement, &node.address, builder.replace).await?;
     let ident = identity.ident;
-    let engines = match found {
-        Some(engines) => engines,
-        None => data.open_engines(&options)?,
-    };
-    if identity.is_new {
-        data.found(ident, rand::random(), &engines)?;
-    } else {
-        // Before anything is counted up: a copy that is refused again and again must not come
-        // closer to what the cluster has seen.
-        bootstrap::check_memory(&data, &engines.log, &placement, ident).await?;
-    }
-    let mark = data.begin(&engines)?;
-    let Engines { kv, log } = engines;
-    let descriptor = metapb::Store {
+    let describe = |memory: metapb::StoreMemory| metapb::Store {
         id: ident.store_id,
         address: node.address.clone(),
         labels: builder
@@ -390,20 +432,38 @@ async fn open_store(
             .map(|(key, value)| metapb::StoreLabel { key: key.clone(), value: value.clone() })
             .collect(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        esker_memory: Some(metapb::StoreMemory {
-            lineage: mark.lineage,
-            generation: mark.generation,
-            start: rand::random(),
-            log_sequence: log.sequence(),
-        }),
+        esker_memory: Some(memory),
         ..metapb::Store::default()
     };
+    let lineage = rand::random();
+    if let Some(lost) = identity.replaces {
+        // Nothing is made of the newcomer before it has its place.
+        let memory = metapb::StoreMemory { lineage, ..metapb::StoreMemory::default() };
+        replace_store(&placement, lost, describe(memory)).await?;
+    }
+    let engines = match found {
+        Some(engines) => engines,
+        None => data.open_engines(&options)?,
+    };
+    if identity.is_new {
+        data.found(ident, lineage, &engines)?;
+    } else {
+        // Before anything is counted up: a copy that is refused again and again must not come
+        // closer to what the cluster has seen.
+        bootstrap::check_memory(&data, &engines.log, &placement, ident).await?;
+    }
+    let mark = data.begin(&engines)?;
+    let Engines { kv, log } = engines;
+    let memory = metapb::StoreMemory {
+        lineage: mark.lineage,
+        generation: mark.generation,
+        start: rand::random(),
+        log_sequence: log.sequence(),
+    };
+    let descriptor = describe(memory);
     bootstrap::first_regions(&data, &placement, &descriptor, &kv, &log).await?;
     // Known to placement, so that the others find this store, before it speaks.
-    match builder.replace {
-        true => replace_store(&placement, descriptor).await?,
-        false => placement.put_store(descriptor).await?,
-    }
+    placement.put_store(descriptor).await?;
     let events = Arc::new(Events::default());
     let transport = RaftTransport::new(
         Arc::new(PlacementAddresses(placement.clone())),
@@ -432,7 +492,7 @@ async fn open_store(
     node.store_service.open(Arc::new(RegionService::new(handle.clone(), placement.clone())));
     node.traffic.add(ident.cluster_id, handle.clone(), data.snap());
     let heartbeats =
-        heartbeats::run(handle.clone(), placement, waiting_reports, data.path().to_owned());
+        heartbeats::run(handle.clone(), placement, waiting_reports, data.path().to_owned(), memory);
     node.tasks.push(vital::spawn("reporting to placement", heartbeats));
     node.health.set(Part::Store, true);
     node.store_id = Some(ident.store_id);

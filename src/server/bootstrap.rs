@@ -32,6 +32,8 @@ const FILE: &str = "BOOTSTRAP";
 pub struct Identity {
     pub ident: Ident,
     pub is_new: bool,
+    /// The store at the same address that has lost its memory, and loses its place to this one.
+    pub replaces: Option<u64>,
 }
 
 /// The store's identity, from the directory or new from placement. Nothing is made for one
@@ -52,17 +54,15 @@ pub async fn identify(
                 placement: placement.leader_address(),
             });
         }
-        return Ok(Identity { ident, is_new: false });
+        return Ok(Identity { ident, is_new: false, replaces: None });
     }
-    if !replace {
-        let stores = placement.get_stores(true).await?;
-        if let Some(holder) = stores.iter().find(|store| store.address == address) {
-            return Err(Error::AddressTaken {
-                path: data.path().to_owned(),
-                address: address.to_owned(),
-                store: holder.id,
-            });
-        }
+    let stores = placement.get_stores(true).await?;
+    let replaces = stores.iter().find(|store| store.address == address).map(|store| store.id);
+    if let Some(store) = replaces
+        && !replace
+    {
+        let (path, address) = (data.path().to_owned(), address.to_owned());
+        return Err(Error::AddressTaken { path, address, store });
     }
     let store_id = placement.alloc_id(1).await?.start;
     let ident = Ident { cluster_id, store_id };
@@ -78,8 +78,11 @@ pub async fn identify(
         let all_keys = Region { end_key: top.clone(), ..region(ids.start) };
         let above = Region { start_key: top, ..region(ids.start + 2) };
         remember(data, &[all_keys, above])?;
+    } else {
+        // Of a start that ended before it had an identity; others have made the first regions.
+        data.remove_record(FILE)?;
     }
-    Ok(Identity { ident, is_new: true })
+    Ok(Identity { ident, is_new: true, replaces })
 }
 
 /// Whether the directory holds at least what the cluster has seen of the store.

@@ -6,10 +6,15 @@
 //!
 //! - A **nonce** is drawn for the empty directory and kept in the file `FOUNDING` before
 //!   anybody hears of it.
-//! - When **all** listed members say that they are empty, each knows the same names and
-//!   nonces, and so the same group: its id is made of them. Each begins with the group's
-//!   first state. A member that hears of a group founded with its own name and nonce was
-//!   part of that, and has not spoken yet: it begins with the first state, too.
+//! - When **all** listed members say that they are empty, and were started with the same
+//!   list, each knows the same names and nonces, and so the same group: its id is made of
+//!   them. Each begins with the group's first state. A member that hears of a group founded
+//!   with its own name and nonce was part of that, and has not spoken yet: it begins with the
+//!   first state, too.
+//! - A member that has lost its memory founds nothing, and the others found nothing with it.
+//!   It knows by the store beside it, which is in use; or because somebody asks for a cluster
+//!   at this address within the first [`FIRST_START`]: the stores of a cluster whose placement
+//!   members are gone ask for them every half second.
 //! - A member that hears of a group without its nonce is a newcomer. It waits until an
 //!   operator says so (`esker placement replace NAME`): the leader then writes its nonce
 //!   down under a new id and adds it; it joins under that id, empty, and is filled. A
@@ -19,14 +24,18 @@
 //! keeps what the founders agreed on.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use esker_engine::DataDir;
 use esker_placement::{MemberId, MemberInfo};
 use esker_rpc::proto::esker::founding_client::FoundingClient;
-use esker_rpc::proto::esker::{GroupMember, MemberGroup, MemberStage, MemberStageRequest};
+use esker_rpc::proto::esker::{
+    GroupMember, MemberGroup, MemberMemory, MemberStage, MemberStageRequest,
+};
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use tonic::transport::Endpoint;
 
 use super::member::Members;
@@ -39,8 +48,11 @@ const FORMAT: u32 = 1;
 /// How long one member may take to say where it stands.
 const ASK_WITHIN: Duration = Duration::from_secs(1);
 /// Between two rounds of questions: at first, and at most.
-const ASK_AGAIN: Duration = Duration::from_millis(50);
-const ASK_AGAIN_AT_MOST: Duration = Duration::from_secs(1);
+pub(super) const ASK_AGAIN: Duration = Duration::from_millis(50);
+pub(super) const ASK_AGAIN_AT_MOST: Duration = Duration::from_secs(1);
+/// How long a node with a known address listens, before it helps to found a group, for those
+/// who ask for an earlier one: a few times the longest wait between two such questions.
+pub const FIRST_START: Duration = Duration::from_secs(2);
 /// How often the log says what is waited for.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
 
@@ -153,21 +165,20 @@ fn founded(members: &Members, nonces: &BTreeMap<String, u64>) -> Record {
 enum Verdict {
     /// It is part of a group, and knows under which id.
     Adopt(Adoption),
+    /// Everybody is new: this is the group.
+    Found(Adoption),
     /// A group is there, and does not know it.
     Newcomer { told_by: String },
-    /// Not everybody has said something yet.
-    Wait { silent: Vec<String> },
-    /// Everybody is new, but this node is not: it may not help to begin anew.
-    NotNew,
+    /// Not everybody has said that it is new; why, for each that has not. Whether all of them
+    /// have said at least that their directories are empty: no group will be heard of.
+    Wait { others: Vec<String>, all_are_empty: bool },
 }
 
-/// `answers` are those of the other members, by name. `may_found` is false on a node whose
-/// store is in use: such a node has belonged to a group before.
+/// `answers` are those of the other members, by name.
 fn judge(
     members: &Members,
     name: &str,
     nonce: u64,
-    may_found: bool,
     answers: &BTreeMap<String, MemberStage>,
 ) -> Verdict {
     let is_me = |member: &&GroupMember| member.name == name && member.nonce == nonce;
@@ -191,22 +202,27 @@ fn judge(
         return Verdict::Newcomer { told_by };
     }
     let mut nonces = BTreeMap::from([(name.to_owned(), nonce)]);
-    let mut silent = Vec::new();
+    let (mut missing, mut all_are_empty) = (Vec::new(), true);
     for other in members.all.iter().filter(|other| other.name != name) {
-        match answers.get(&other.name) {
-            Some(answer) if answer.name == other.name && answer.nonce != 0 => {
-                nonces.insert(other.name.clone(), answer.nonce);
+        let answer = answers.get(&other.name);
+        let why = match answer.filter(|answer| answer.name == other.name && answer.nonce != 0) {
+            None => {
+                all_are_empty = false;
+                "has not answered yet"
             }
-            _ => silent.push(format!("{} at {}", other.name, other.address)),
-        }
+            Some(answer) if answer.join != members.tag => "was started with another --join",
+            Some(answer) if answer.lost => "has lost its directory",
+            Some(answer) => {
+                nonces.insert(other.name.clone(), answer.nonce);
+                continue;
+            }
+        };
+        missing.push(format!("{} at {} {why}", other.name, other.address));
     }
-    if !silent.is_empty() {
-        return Verdict::Wait { silent };
+    if !missing.is_empty() {
+        return Verdict::Wait { others: missing, all_are_empty };
     }
-    if !may_found {
-        return Verdict::NotNew;
-    }
-    Verdict::Adopt(Adoption { me: members.me, record: founded(members, &nonces) })
+    Verdict::Found(Adoption { me: members.me, record: founded(members, &nonces) })
 }
 
 impl From<&GroupMember> for Founder {
@@ -230,13 +246,15 @@ pub fn group_message(record: &Record, members: Vec<GroupMember>) -> MemberGroup 
     }
 }
 
-/// Where one member stands; nothing if it does not say so in time.
-pub async fn ask(address: &str) -> Option<MemberStage> {
+/// Where one member stands; nothing if it does not say so in time. It is told how far the
+/// `memory` of a member has come.
+pub async fn ask(address: &str, memory: Option<MemberMemory>) -> Option<MemberStage> {
     let endpoint = Endpoint::from_shared(format!("http://{address}")).ok()?;
     let endpoint = endpoint.connect_timeout(ASK_WITHIN).timeout(ASK_WITHIN);
     let asked = async {
         let channel = endpoint.connect().await.ok()?;
-        let answer = FoundingClient::new(channel).stage(MemberStageRequest {}).await.ok()?;
+        let answer =
+            FoundingClient::new(channel).stage(MemberStageRequest { memory }).await.ok()?;
         Some(answer.into_inner())
     };
     tokio::time::timeout(ASK_WITHIN, asked).await.ok().flatten()
@@ -244,52 +262,67 @@ pub async fn ask(address: &str) -> Option<MemberStage> {
 
 async fn ask_all(others: &[&MemberInfo]) -> BTreeMap<String, MemberStage> {
     let answers = others.iter().map(|other| async {
-        let answer = ask(&other.address).await?;
+        let answer = ask(&other.address, None).await?;
         Some((other.name.clone(), answer))
     });
     join_all(answers).await.into_iter().flatten().collect()
 }
 
-/// Asks the other members until it is known what this one, whose directory is empty, is to
-/// become. Waits for as long as that takes.
-///
-/// # Errors
-/// When this node is not new and there is nobody who could take the member in.
-pub async fn settle(
-    members: &Members,
-    nonce: u64,
-    may_found: bool,
-    directory: &std::path::Path,
-) -> Result<Adoption, Error> {
-    let name = members.name();
-    let others: Vec<&MemberInfo> =
-        members.all.iter().filter(|member| member.name != name).collect();
-    let mut pause = ASK_AGAIN;
-    let mut said: Option<tokio::time::Instant> = None;
-    loop {
-        let answers = ask_all(&others).await;
-        let why = match judge(members, name, nonce, may_found, &answers) {
-            Verdict::Adopt(adoption) => return Ok(adoption),
-            Verdict::NotNew => return Err(Error::MemberLost { path: directory.to_owned() }),
-            Verdict::Newcomer { told_by } => format!(
-                "the placement group exists, as {told_by} says, and does not know this member: \
-                 its directory {} is empty; put the directory back, or, if it is lost for good, \
-                 run `esker placement replace {name}`",
-                directory.display()
-            ),
-            Verdict::Wait { silent } => format!(
-                "the directory of this placement member is empty; waiting for all members, to \
-                 found the group together or to hear of it: no word yet from {}",
-                silent.join(", ")
-            ),
-        };
-        // The first rounds are daily business: the others are starting, too.
-        if pause == ASK_AGAIN_AT_MOST && said.is_none_or(|said| said.elapsed() >= SAY_AGAIN) {
-            said = Some(tokio::time::Instant::now());
-            tracing::warn!("{why}");
+/// A member whose directory is empty, on its way to become one of a group.
+pub struct Candidate<'a> {
+    pub members: &'a Members,
+    pub nonce: u64,
+    pub directory: &'a Path,
+    /// Until when those are waited for who ask for an earlier group.
+    pub listen_until: Instant,
+}
+
+impl Candidate<'_> {
+    /// Asks the other members until it is known what this one is to become; `lost` says why it
+    /// cannot be of a new group, as soon as there is a reason. Waits for as long as that takes.
+    ///
+    /// # Errors
+    /// When this node is not new, and no other member knows of its group.
+    pub async fn settle(&self, lost: impl Fn() -> Option<Error>) -> Result<Adoption, Error> {
+        let name = self.members.name();
+        let others: Vec<&MemberInfo> =
+            self.members.all.iter().filter(|member| member.name != name).collect();
+        let mut pause = ASK_AGAIN;
+        let mut said: Option<Instant> = None;
+        loop {
+            let answers = ask_all(&others).await;
+            let verdict = judge(self.members, name, self.nonce, &answers);
+            if let Verdict::Found(_) | Verdict::Wait { all_are_empty: true, .. } = &verdict
+                && let Some(error) = lost()
+            {
+                return Err(error);
+            }
+            let why = match verdict {
+                Verdict::Adopt(adoption) => return Ok(adoption),
+                Verdict::Found(adoption) if Instant::now() >= self.listen_until => {
+                    return Ok(adoption);
+                }
+                Verdict::Found(_) => "listening for an earlier group".to_owned(),
+                Verdict::Newcomer { told_by } => format!(
+                    "the placement group exists, as {told_by} says, and does not know this \
+                     member: its directory {} is empty; put the directory back, or, if it is \
+                     lost for good, run `esker placement replace {name}`",
+                    self.directory.display()
+                ),
+                Verdict::Wait { others, .. } => format!(
+                    "the directory of this placement member is empty; waiting for all members, \
+                     to found the group together or to hear of it: {}",
+                    others.join(", ")
+                ),
+            };
+            // The first rounds are daily business: the others are starting, too.
+            if pause == ASK_AGAIN_AT_MOST && said.is_none_or(|said| said.elapsed() >= SAY_AGAIN) {
+                said = Some(Instant::now());
+                tracing::warn!("{why}");
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(ASK_AGAIN_AT_MOST);
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(ASK_AGAIN_AT_MOST);
     }
 }
 
@@ -310,17 +343,18 @@ mod tests {
 
     fn empty(id: u64, nonce: u64) -> (String, MemberStage) {
         let name = format!("placement-{id}");
-        (name.clone(), MemberStage { name, nonce, group: None })
+        (name.clone(), MemberStage { name, nonce, join: 7, ..MemberStage::default() })
     }
 
     fn member(id: u64, group: &MemberGroup) -> (String, MemberStage) {
         let name = format!("placement-{id}");
-        (name.clone(), MemberStage { name, nonce: 0, group: Some(group.clone()) })
+        let group = Some(group.clone());
+        (name.clone(), MemberStage { name, group, join: 7, ..MemberStage::default() })
     }
 
     fn verdict(me: u64, nonce: u64, answers: &[(String, MemberStage)]) -> Verdict {
         let answers = answers.iter().cloned().collect();
-        judge(&members(me), &format!("placement-{me}"), nonce, true, &answers)
+        judge(&members(me), &format!("placement-{me}"), nonce, &answers)
     }
 
     fn group_of(record: &Record) -> MemberGroup {
@@ -330,7 +364,7 @@ mod tests {
 
     fn adopted(verdict: Verdict) -> Adoption {
         match verdict {
-            Verdict::Adopt(adoption) => adoption,
+            Verdict::Adopt(adoption) | Verdict::Found(adoption) => adoption,
             other => panic!("{other:?}"),
         }
     }
@@ -348,8 +382,9 @@ mod tests {
 
     #[test]
     fn a_member_that_is_silent_is_waited_for() {
-        let silent = vec!["placement-3 at 127.0.0.1:3".to_owned()];
-        assert_eq!(verdict(1, 11, &[empty(2, 22)]), Verdict::Wait { silent });
+        let others = vec!["placement-3 at 127.0.0.1:3 has not answered yet".to_owned()];
+        let waits = Verdict::Wait { others, all_are_empty: false };
+        assert_eq!(verdict(1, 11, &[empty(2, 22)]), waits);
         // A node that runs no member, or another one, is as good as silent.
         let wrong = (("placement-3").to_owned(), empty(2, 22).1);
         assert!(matches!(verdict(1, 11, &[empty(2, 22), wrong]), Verdict::Wait { .. }));
@@ -379,9 +414,14 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_was_in_use_does_not_begin_anew() {
-        let answers = BTreeMap::from([empty(2, 22), empty(3, 33)]);
-        let verdict = judge(&members(1), "placement-1", 11, false, &answers);
-        assert_eq!(verdict, Verdict::NotNew);
+    fn nobody_founds_with_a_member_that_lost_its_directory_or_has_another_list() {
+        for (stage, why) in [
+            (MemberStage { lost: true, ..empty(3, 33).1 }, "has lost its directory"),
+            (MemberStage { join: 8, ..empty(3, 33).1 }, "was started with another --join"),
+        ] {
+            let verdict = verdict(1, 11, &[empty(2, 22), (stage.name.clone(), stage)]);
+            let others = vec![format!("placement-3 at 127.0.0.1:3 {why}")];
+            assert_eq!(verdict, Verdict::Wait { others, all_are_empty: true });
+        }
     }
 }

@@ -7,16 +7,18 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use esker_raftstore::{
     Admin, PeerChange, PeerId, RegionExt, RegionId, RegionReport, RequestError, StoreHandle,
 };
+use esker_rpc::error::ClientError;
 use esker_rpc::placement::PlacementClient;
 use esker_rpc::proto::eraftpb::ConfChangeType;
-use esker_rpc::proto::metapb::{Region, RegionEpoch};
+use esker_rpc::proto::metapb::{Region, RegionEpoch, StoreMemory};
 use esker_rpc::proto::pdpb::{
-    ChangePeer, CheckPolicy, PeerStats, RegionHeartbeatRequest, RegionHeartbeatResponse,
+    ChangePeer, CheckPolicy, ErrorType, PeerStats, RegionHeartbeatRequest, RegionHeartbeatResponse,
     SplitRegion, StoreStats, TimeInterval,
 };
 use esker_rpc::repeat::Repeated;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use super::outbox::{MAX_WAITING_REPORTS, Report};
 use super::regions::RegionService;
@@ -32,12 +34,14 @@ struct Faults {
     orders: Mutex<Repeated>,
 }
 
-/// Carries reports and orders until the store stops or the task is aborted.
+/// Carries reports and orders until the store stops or the task is aborted. `memory` is that with
+/// which the store introduced itself to placement.
 pub async fn run(
     store: StoreHandle,
     placement: PlacementClient,
     mut reports: mpsc::Receiver<Report>,
     directory: PathBuf,
+    memory: StoreMemory,
 ) {
     let (outgoing, stream) = mpsc::channel(MAX_WAITING_REPORTS);
     let reporter = store.clone();
@@ -46,6 +50,8 @@ pub async fn run(
     let started = seconds();
     let faults = Arc::new(Faults::default());
     let mut alive = tokio::time::interval(STORE_HEARTBEAT);
+    // They end with this task: what is said of a store that has ended concerns nobody.
+    let mut saying = JoinSet::new();
     // A store that stops because its data is damaged reports no regions any more, but says
     // for as long as its node lives why.
     let (mut reporting, mut damaged) = (true, false);
@@ -79,8 +85,13 @@ pub async fn run(
                 None => return,
             },
             _ = alive.tick() => {
-                let stats = statistics(&store, &directory, started);
-                tokio::spawn(say_alive(placement.clone(), stats, Arc::clone(&faults)));
+                let stats = StoreStats {
+                    esker_start: memory.start,
+                    esker_generation: memory.generation,
+                    ..statistics(&store, &directory, started)
+                };
+                while saying.try_join_next().is_some() {}
+                saying.spawn(say_alive(placement.clone(), stats, Arc::clone(&faults)));
             }
         }
     }
@@ -94,6 +105,14 @@ async fn say_alive(placement: PlacementClient, stats: StoreStats, faults: Arc<Fa
             if let Some(over) = heartbeats.recovered(now) {
                 tracing::warn!(times = over.times, after = ?over.lasted, "placement takes the store's heartbeats again");
             }
+        }
+        // Two processes that are the same store would vote twice.
+        Err(ClientError::PlacementRefused {
+            kind: ErrorType::DuplicatedEntry, message, ..
+        }) => {
+            tracing::error!("{message}");
+            eprintln!("esker: {message}");
+            std::process::abort();
         }
         Err(error) => {
             if let Some(times) = heartbeats.failed(now) {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use esker_engine::{Cf, DataDir, EngineOptions, Engines, Ident, Kind, KvSnapshot};
+use esker_engine::{Cf, DataDir, DirError, EngineOptions, Engines, Ident, Kind, KvSnapshot, Mark};
 use esker_placement::{
     Leadership, MemberId, MemberInfo, Pairs, ReplicatedState, StateError, StateWrite,
 };
@@ -18,8 +18,8 @@ use esker_raftstore::{
     MonotonicClock, Parts, RegionExt, RegionId, RequestContext, RequestError, RunningStore, Store,
     StoreConfig, StoreHandle, StoreId, Term,
 };
-use esker_rpc::proto::esker::GroupMember;
 use esker_rpc::proto::esker::command::{Delete, Mutation, Put, mutation::Kind as Change};
+use esker_rpc::proto::esker::{GroupMember, MemberMemory};
 use esker_rpc::proto::metapb::{Peer, Region, RegionEpoch};
 use esker_rpc::repeat::Repeated;
 use esker_rpc::transport::RaftTransport;
@@ -27,9 +27,11 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use super::founding::{Adoption, MEMBERS, Record};
 use super::outbox::{Audience, Events, MemberAddresses, NodeOutbox, RegionLeader};
+use super::recall;
 use super::traffic::Traffic;
 use crate::Error;
 use crate::node::descriptors::Share;
@@ -88,6 +90,8 @@ pub struct MemberStore {
     _directory: DataDir,
     book: Arc<MemberBook>,
     events: Arc<Events>,
+    /// Tells the others how far the memory has come.
+    _telling: JoinSet<()>,
 }
 
 /// A member's directory, opened and found whole, and not in use yet.
@@ -123,10 +127,24 @@ impl MemberDirectory {
                 if record.join != members.tag {
                     return Err(Error::OtherMembers { path: directory.to_owned() });
                 }
-                Some(Adoption { me: MemberId(ident.store_id & !MEMBER_STORES), record })
+                let me = MemberId(ident.store_id & !MEMBER_STORES);
+                let (path, wanted) = (directory.to_owned(), members.name().to_owned());
+                match name_of(me, &record, &engines)? {
+                    Some(found) if found != wanted => {
+                        return Err(Error::OtherMember { path, found, wanted });
+                    }
+                    // One that is yet to be filled does not know.
+                    Some(_) | None => Some(Adoption { me, record }),
+                }
             }
         };
         Ok(MemberDirectory { data, engines, adoption })
+    }
+
+    /// How far the member's memory has come, where it was used.
+    pub fn memory(&self) -> Option<MemberMemory> {
+        let (group, mark) = (self.adoption.as_ref()?.record.group, self.data.mark()?);
+        Some(memory(group, &mark, self.engines.log.sequence()))
     }
 
     /// What the member is, where its directory knows.
@@ -157,7 +175,7 @@ impl MemberDirectory {
         if record.is_founder(adoption.me) && !self.data.was_started() {
             bootstrap_region(&kv, &log, me, &first_region(record))?;
         }
-        self.data.begin(&self.engines)?;
+        let mark = self.data.begin(&self.engines)?;
         super::founding::forget_nonce(&self.data)?;
         let book = Arc::new(MemberBook {
             members: members.clone(),
@@ -195,9 +213,25 @@ impl MemberDirectory {
         book.store.store(Some(Arc::new(handle.clone())));
         events.connect(handle.clone());
         traffic.add(record.group, handle.clone(), self.data.snap());
+        let (group, told) = (record.group, book.clone());
+        let mut telling = JoinSet::new();
+        telling.spawn(recall::keep_telling(members.clone(), move || {
+            let store = told.store.load();
+            Some(memory(group, &mark, store.as_ref()?.log_sequence()))
+        }));
         let state = MemberState::new(handle, book.clone(), leader);
-        Ok((MemberStore { running, _directory: self.data, book, events }, Arc::new(state)))
+        let store = MemberStore { running, _directory: self.data, book, events, _telling: telling };
+        Ok((store, Arc::new(state)))
     }
+}
+
+/// The name of the member with this id, as its directory knows it.
+fn name_of(me: MemberId, record: &Record, engines: &Engines) -> Result<Option<String>, Error> {
+    if let Some(founder) = record.founders.iter().find(|founder| founder.id == me.0) {
+        return Ok(Some(founder.name.clone()));
+    }
+    let stored = engines.kv.get(Cf::Default, &later_member(me.0)).map_err(DirError::from)?;
+    Ok(stored.and_then(|stored| read_member(&stored)).map(|member| member.name))
 }
 
 impl MemberStore {
@@ -207,6 +241,16 @@ impl MemberStore {
         self.book.store.store(None);
         self.events.disconnect();
         self.running.stop();
+    }
+}
+
+fn memory(group: u64, mark: &Mark, log_sequence: u64) -> MemberMemory {
+    MemberMemory {
+        group,
+        member: mark.owner.store_id & !MEMBER_STORES,
+        lineage: mark.lineage,
+        generation: mark.generation,
+        log_sequence,
     }
 }
 

@@ -4,7 +4,8 @@
 //! each other; the placement driver's services are there, too, and refuse until the
 //! member's store is open.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use esker_placement::{
@@ -12,20 +13,30 @@ use esker_placement::{
 };
 use esker_rpc::proto::esker::founding_server::Founding;
 use esker_rpc::proto::esker::{
-    MemberStage, MemberStageRequest, ReplaceMemberRequest, ReplaceMemberResponse,
+    GroupMember, MemberStage, MemberStageRequest, ReplaceMemberRequest, ReplaceMemberResponse,
 };
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
-use super::founding::group_message;
+use super::founding::{Record, group_message};
 use super::member::{MemberState, Members};
+use super::recall::Recall;
 use super::replacing;
+use crate::Error;
 
 /// The state of this node's member: of one that is yet to be, none.
 pub struct LateMember {
     members: Members,
     nonce: AtomicU64,
+    /// Whether this node's store is in use, and has belonged to a group then.
+    is_used: AtomicBool,
+    /// The cluster that somebody asked for here before there was one.
+    asked_for: AtomicU64,
+    /// What the directory says of the member's group, until its store is open.
+    record: OnceLock<Record>,
+    /// What the member remembers of the others, once its directory is open.
+    recall: OnceLock<Arc<Recall>>,
     state: OnceLock<Arc<MemberState>>,
     leadership: watch::Sender<Leadership>,
 }
@@ -35,6 +46,10 @@ impl LateMember {
         LateMember {
             members,
             nonce: AtomicU64::new(0),
+            is_used: AtomicBool::new(false),
+            asked_for: AtomicU64::new(0),
+            record: OnceLock::new(),
+            recall: OnceLock::new(),
             state: OnceLock::new(),
             leadership: watch::Sender::new(Leadership::default()),
         }
@@ -45,9 +60,31 @@ impl LateMember {
         &self.members
     }
 
-    /// The directory is empty, and this number stands for it.
-    pub fn is_empty_with(&self, nonce: u64) {
+    /// The member is one of this group, and looks whether it may speak.
+    pub fn is_of(&self, record: Record) {
+        let _ = self.record.set(record);
+    }
+
+    /// From now on the member answers what it remembers of others.
+    pub fn remember(&self, recall: Arc<Recall>) {
+        let _ = self.recall.set(recall);
+    }
+
+    /// The directory is empty, and this number stands for it; `is_used` says whether the
+    /// node's store is not.
+    pub fn is_empty_with(&self, nonce: u64, is_used: bool) {
+        self.is_used.store(is_used, Ordering::Release);
         self.nonce.store(nonce, Ordering::Release);
+    }
+
+    /// Why the empty directory is not one of a new group, if it is not.
+    pub fn lost(&self, directory: &Path) -> Option<Error> {
+        let path = directory.to_owned();
+        match self.asked_for.load(Ordering::Acquire) {
+            _ if self.is_used.load(Ordering::Acquire) => Some(Error::MemberLost { path }),
+            0 => None,
+            cluster => Some(Error::ClusterLost { path, cluster }),
+        }
     }
 
     /// The member is one of a group now.
@@ -67,12 +104,29 @@ impl LateMember {
     }
 
     fn stage(&self) -> MemberStage {
-        let group = self.state.get().map(|state| {
-            let book = state.book();
-            group_message(book.record(), book.known())
-        });
+        let group = match (self.state.get(), self.record.get()) {
+            (Some(state), _) => {
+                let book = state.book();
+                Some(group_message(book.record(), book.known()))
+            }
+            (None, Some(record)) => {
+                let founders = record.founders.iter().map(GroupMember::from).collect();
+                Some(group_message(record, founders))
+            }
+            (None, None) => None,
+        };
+        // Before what was written before it.
         let nonce = self.nonce.load(Ordering::Acquire);
-        MemberStage { name: self.members.name().to_owned(), nonce, group }
+        let lost =
+            self.is_used.load(Ordering::Acquire) || self.asked_for.load(Ordering::Acquire) != 0;
+        MemberStage {
+            name: self.members.name().to_owned(),
+            nonce,
+            group,
+            join: self.members.tag,
+            lost,
+            known: None,
+        }
     }
 }
 
@@ -110,6 +164,12 @@ impl ReplicatedState for LateMember {
         self.state.get()?.lease()
     }
 
+    fn heard_of_cluster(&self, cluster: u64) {
+        if self.state.get().is_none() {
+            self.asked_for.store(cluster, Ordering::Release);
+        }
+    }
+
     fn me(&self) -> MemberId {
         self.state.get().map_or(self.members.me, |state| state.me())
     }
@@ -124,9 +184,18 @@ pub struct FoundingService(pub Option<Arc<LateMember>>);
 
 #[tonic::async_trait]
 impl Founding for FoundingService {
-    async fn stage(&self, _: Request<MemberStageRequest>) -> Result<Response<MemberStage>, Status> {
-        let stage = self.0.as_ref().map(|member| member.stage());
-        Ok(Response::new(stage.unwrap_or_default()))
+    async fn stage(
+        &self,
+        request: Request<MemberStageRequest>,
+    ) -> Result<Response<MemberStage>, Status> {
+        let Some(member) = &self.0 else { return Ok(Response::new(MemberStage::default())) };
+        let mut stage = member.stage();
+        if let (Some(memory), Some(recall)) = (request.into_inner().memory, member.recall.get()) {
+            let recall = Arc::clone(recall);
+            let heard = tokio::task::spawn_blocking(move || recall.hear(&memory)).await;
+            stage.known = Some(heard.map_err(|error| Status::internal(error.to_string()))?);
+        }
+        Ok(Response::new(stage))
     }
 
     async fn replace(

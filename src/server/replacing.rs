@@ -51,7 +51,7 @@ pub async fn replace(state: &MemberState, name: &str) -> Result<Replaced, String
         return Err(format!("there is no member {name:?}; there are {}", names.join(", ")));
     };
     let address = book.address(name).unwrap_or_default().to_owned();
-    let stage = founding::ask(&address).await.ok_or_else(|| {
+    let stage = founding::ask(&address, None).await.ok_or_else(|| {
         format!("{name} at {address} does not answer; start it with an empty directory first")
     })?;
     if stage.name != name {

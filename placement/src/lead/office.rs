@@ -127,9 +127,11 @@ async fn take_office(shared: &Shared, term: u64) -> Result<Lead, OfficeError> {
 
     let now = shared.clock.now();
     let mut stores = StoreMap::default();
+    let newest_ms = durable.stores.iter().map(convert::last_heartbeat_ms).max().unwrap_or_default();
     for store in durable.stores {
+        let heartbeat_ms = convert::last_heartbeat_ms(&store);
         match convert::store_descriptor(store) {
-            Ok(descriptor) => stores.put(descriptor, now),
+            Ok(descriptor) => stores.resume(descriptor, heartbeat_ms, newest_ms, now),
             // Left out, its address and its id could be given to another.
             Err(error) => {
                 let (key, why) = (b"pd/store/".to_vec(), error.to_string());

@@ -91,6 +91,10 @@ pub struct StoreStats {
     pub log_sequence: u64,
     /// What was found damaged, by file or entry; empty for a store that is sound.
     pub damage: String,
+    /// Drawn at the start of the store; zero from stores that do not say.
+    pub start: u64,
+    /// How often the store's directory was started.
+    pub generation: u64,
 }
 
 /// How long a silent store is believed.
@@ -152,16 +156,26 @@ impl StoreHealth {
 pub struct Store {
     pub descriptor: StoreDescriptor,
     pub stats: StoreStats,
-    /// The last sign of life, or when this leader learned of the store: after a
-    /// change of leader every store gets its full time to speak.
+    /// The last sign of life, or when this leader learned of the store.
     pub last_seen: Moment,
+    /// For how long, in milliseconds, it had been silent then, at the least; as an earlier
+    /// leader wrote it down.
+    silent_before_ms: u64,
     /// Wall clock of the last heartbeat, milliseconds; zero when none came.
     pub last_heartbeat_ms: u64,
-    /// When its descriptor was last made durable.
-    pub saved: Moment,
+    /// When this leader last made its descriptor durable.
+    saved: Option<Moment>,
 }
 
-/// How often it is made durable how far a store's memory has come.
+impl Store {
+    /// For how long the store has been silent, in milliseconds. Of a silence that began under an
+    /// earlier leader, up to a minute may be missing.
+    pub fn silent_ms(&self, now: Moment) -> u64 {
+        self.silent_before_ms.saturating_add(now.since(self.last_seen))
+    }
+}
+
+/// How often it is made durable how far a store's memory has come, and that it is alive.
 const SAVE_MEMORY_EVERY_MS: u64 = 60_000;
 /// How long a store must be silent before another may take its address for good: longer
 /// than it takes between two heartbeats of one that runs.
@@ -184,12 +198,22 @@ pub enum PutStoreError {
     )]
     StillAlive { address: String, holder: StoreId, silent_ms: u64 },
     #[error(
+        "address {address} belongs to store {holder}, the only one of the cluster: nobody else has \
+         its data; put its data directory back, or found a new cluster"
+    )]
+    OnlyStore { address: String, holder: StoreId },
+    #[error(
         "the data directory of store {id} is an older copy (start {}, change {}) than what the \
          cluster last saw of it (start {}, change {}); put the newest back; if it is lost for \
          good, empty the directory and start with --replace",
         now.generation, now.log_sequence, last.generation, last.log_sequence
     )]
     OlderCopy { id: StoreId, now: StoreMemory, last: StoreMemory },
+    #[error(
+        "store {id} was started again since this process was, from a copy of its data directory: \
+         one of the two must not go on, and the later one does"
+    )]
+    OtherStart { id: StoreId },
     #[error("store {id} gives no address")]
     NoAddress { id: StoreId },
 }
@@ -255,6 +279,11 @@ impl StoreMap {
             return Ok(None);
         }
         let Some(holder) = self.holder(descriptor) else { return Ok(None) };
+        let is_in_use = |store: &&Store| store.descriptor.state != StoreState::Tombstone;
+        if self.stores.values().filter(is_in_use).count() == 1 {
+            let (address, holder) = (descriptor.address.clone(), holder.descriptor.id);
+            return Err(PutStoreError::OnlyStore { address, holder });
+        }
         let silent_ms = now.since(holder.last_seen);
         // A leader that has just begun has not heard of anybody yet.
         if silent_ms < REPLACED_AFTER_MS {
@@ -264,6 +293,29 @@ impl StoreMap {
         Ok(Some(StoreDescriptor { state: StoreState::Tombstone, ..holder.descriptor.clone() }))
     }
 
+    /// Takes in a store as an earlier leader knew it; `heartbeat_ms` and `newest_ms` are times of
+    /// day, of the last heartbeat that was made durable of this store and of any. The second and
+    /// not that of now: nobody was silent while there was nobody to listen, and clocks differ.
+    pub fn resume(
+        &mut self,
+        descriptor: StoreDescriptor,
+        heartbeat_ms: u64,
+        newest_ms: u64,
+        now: Moment,
+    ) {
+        let id = descriptor.id;
+        self.put(descriptor, now);
+        if let Some(store) = self.stores.get_mut(&id) {
+            store.saved = None;
+            if heartbeat_ms != 0 {
+                store.last_heartbeat_ms = heartbeat_ms;
+                // It may have been heard of until the next time was due.
+                let silent_ms = newest_ms.saturating_sub(heartbeat_ms);
+                store.silent_before_ms = silent_ms.saturating_sub(SAVE_MEMORY_EVERY_MS);
+            }
+        }
+    }
+
     /// Takes in a durable descriptor.
     pub fn put(&mut self, descriptor: StoreDescriptor, now: Moment) {
         match self.stores.get_mut(&descriptor.id) {
@@ -271,9 +323,10 @@ impl StoreMap {
                 // A tombstone is no sign of life.
                 if descriptor.state != StoreState::Tombstone {
                     known.last_seen = now;
+                    known.silent_before_ms = 0;
                 }
                 known.descriptor = descriptor;
-                known.saved = now;
+                known.saved = Some(now);
             }
             None => {
                 self.stores.insert(
@@ -282,11 +335,25 @@ impl StoreMap {
                         descriptor,
                         stats: StoreStats::default(),
                         last_seen: now,
+                        silent_before_ms: 0,
                         last_heartbeat_ms: 0,
-                        saved: now,
+                        saved: Some(now),
                     },
                 );
             }
+        }
+    }
+
+    /// Whether a heartbeat comes from the process that introduced itself as the store last. One of
+    /// an earlier start is still alive where somebody copied its directory and started the copy.
+    pub fn check_start(&self, id: StoreId, stats: &StoreStats) -> Result<(), PutStoreError> {
+        let known = self.stores.get(&id).map_or_else(StoreMemory::default, |s| s.descriptor.memory);
+        let differ = known.start != 0 && stats.start != 0 && known.start != stats.start;
+        // An earlier start is all that this placement driver knows of where its own memory went
+        // back.
+        match differ && known.generation >= stats.generation {
+            true => Err(PutStoreError::OtherStart { id }),
+            false => Ok(()),
         }
     }
 
@@ -303,6 +370,7 @@ impl StoreMap {
         memory.log_sequence = memory.log_sequence.max(stats.log_sequence);
         store.stats = stats;
         store.last_seen = now;
+        store.silent_before_ms = 0;
         store.last_heartbeat_ms = wall_ms;
         Some(store)
     }
@@ -310,10 +378,12 @@ impl StoreMap {
     /// Whether it is time to make durable how far a store's memory has come; once for
     /// each time.
     pub fn take_unsaved(&mut self, id: StoreId, now: Moment) -> bool {
-        let due = |store: &&mut Store| now.since(store.saved) >= SAVE_MEMORY_EVERY_MS;
+        let due = |store: &&mut Store| {
+            store.saved.is_none_or(|saved| now.since(saved) >= SAVE_MEMORY_EVERY_MS)
+        };
         match self.stores.get_mut(&id).filter(due) {
             Some(store) => {
-                store.saved = now;
+                store.saved = Some(now);
                 true
             }
             None => false,
@@ -330,10 +400,13 @@ impl StoreMap {
         self.stores.values()
     }
 
-    /// Whether this store has been heard from.
+    /// Whether this store has been heard from. A leader that has just begun takes another's
+    /// word, and clock, for a silence, but replaces no replicas for that alone: the store gets
+    /// its time to speak.
     pub fn liveness(store: &Store, config: &StoreConfig, now: Moment) -> Liveness {
-        let silent = now.since(store.last_seen);
-        if silent >= config.down_after_ms {
+        let silent = store.silent_ms(now);
+        let had_time = now.since(store.last_seen) >= config.disconnected_after_ms;
+        if silent >= config.down_after_ms && had_time {
             Liveness::Down
         } else if silent >= config.disconnected_after_ms {
             Liveness::Disconnected
@@ -413,6 +486,15 @@ mod tests {
         stores.heartbeat(StoreId(1), stats, Moment(1), 1).unwrap();
         assert!(stores.check_put(store(memory(5, 78, 500))).is_ok());
         assert!(stores.check_put(store(memory(4, 77, 500))).is_ok(), "told twice");
+        let heartbeat = |generation, start| {
+            let stats = StoreStats { start, generation, ..StoreStats::default() };
+            stores.check_start(StoreId(1), &stats)
+        };
+        let other = Err(PutStoreError::OtherStart { id: StoreId(1) });
+        assert_eq!(heartbeat(4, 77), Ok(()));
+        assert_eq!(heartbeat(3, 76), other, "an earlier process that goes on");
+        assert_eq!(heartbeat(4, 76), other, "started twice from one copy");
+        assert_eq!(heartbeat(5, 78), Ok(()), "what placement has forgotten");
         for (older, why) in [
             (memory(3, 70, 500), "an earlier start"),
             (memory(4, 79, 500), "the same start, counted on from a copy"),
@@ -439,6 +521,43 @@ mod tests {
         let known = descriptor(2, "a:1");
         assert_eq!(stores.check_replace(&known, Moment(u64::MAX)), Ok(None));
         assert_eq!(stores.check_replace(&descriptor(7, "c:1"), Moment(u64::MAX)), Ok(None));
+    }
+
+    #[test]
+    fn the_only_store_is_not_replaced() {
+        let mut stores = StoreMap::default();
+        stores.put(descriptor(1, "a:1"), Moment(0));
+        let gone = StoreDescriptor { state: StoreState::Tombstone, ..descriptor(2, "b:1") };
+        stores.put(gone, Moment(0));
+        let refused = stores.check_replace(&descriptor(7, "a:1"), Moment(u64::MAX));
+        assert!(matches!(refused, Err(PutStoreError::OnlyStore { holder: StoreId(1), .. })));
+    }
+
+    #[test]
+    fn a_silence_goes_on_under_the_next_leader() {
+        let config = StoreConfig { disconnected_after_ms: 20_000, down_after_ms: 1_800_000 };
+        let liveness = |heartbeat_ms: u64, newest_ms: u64, after: u64| {
+            let mut stores = StoreMap::default();
+            stores.resume(descriptor(1, "a:1"), heartbeat_ms, newest_ms, Moment(5));
+            let store = stores.get(StoreId(1)).unwrap();
+            StoreMap::liveness(store, &config, Moment(5 + after))
+        };
+        const DAY_MS: u64 = 86_400_000;
+        // Its next heartbeat may not have been made durable any more.
+        assert_eq!(liveness(DAY_MS, DAY_MS + 79_999, 0), Liveness::Alive);
+        assert_eq!(liveness(DAY_MS, DAY_MS + 80_000, 0), Liveness::Disconnected);
+        // Not for what others wrote down alone.
+        assert_eq!(liveness(DAY_MS, 2 * DAY_MS, 19_999), Liveness::Disconnected);
+        assert_eq!(liveness(DAY_MS, 2 * DAY_MS, 20_000), Liveness::Down);
+        // All were as silent: nobody listened.
+        assert_eq!(liveness(DAY_MS, DAY_MS, 19_999), Liveness::Alive);
+        // One that never spoke.
+        assert_eq!(liveness(0, DAY_MS, 19_999), Liveness::Alive);
+        let mut stores = StoreMap::default();
+        stores.resume(descriptor(1, "a:1"), DAY_MS, 2 * DAY_MS, Moment(5));
+        assert!(stores.take_unsaved(StoreId(1), Moment(5)), "a new leader writes it down at once");
+        stores.heartbeat(StoreId(1), StoreStats::default(), Moment(6), 2 * DAY_MS);
+        assert_eq!(stores.get(StoreId(1)).unwrap().silent_ms(Moment(7)), 1);
     }
 
     #[test]

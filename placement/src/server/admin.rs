@@ -47,7 +47,7 @@ async fn store_states(
             Liveness::Down => wire::StoreLiveness::Down,
         }
         .into(),
-        silent_ms: now.since(store.last_seen),
+        silent_ms: store.silent_ms(now),
         is_heard: store.last_heartbeat_ms != 0,
         damaged: store.stats.damage.clone(),
     });

@@ -182,13 +182,21 @@ pub fn descriptor_message(store: &StoreDescriptor) -> metapb::Store {
     }
 }
 
-/// A store on the wire, with the time of its last heartbeat in nanoseconds.
+/// Nanoseconds in a millisecond.
+const NANOS: u64 = 1_000_000;
+
+/// A store on the wire and on disk, with the time of its last heartbeat in nanoseconds.
 pub fn store_message(store: &Store) -> metapb::Store {
-    let nanos = store.last_heartbeat_ms.saturating_mul(1_000_000);
+    let nanos = store.last_heartbeat_ms.saturating_mul(NANOS);
     metapb::Store {
         last_heartbeat: i64::try_from(nanos).unwrap_or(i64::MAX),
         ..descriptor_message(&store.descriptor)
     }
+}
+
+/// The time of a store's last heartbeat in milliseconds; zero where there was none.
+pub fn last_heartbeat_ms(message: &metapb::Store) -> u64 {
+    u64::try_from(message.last_heartbeat).unwrap_or_default() / NANOS
 }
 
 pub fn stats(message: &pdpb::StoreStats) -> Result<StoreStats, Malformed> {
@@ -209,6 +217,8 @@ pub fn stats(message: &pdpb::StoreStats) -> Result<StoreStats, Malformed> {
         log_sequence: message.esker_log_sequence,
         // One line is shown; what was found is in the store's own log.
         damage: message.esker_damage.chars().take(checks::MAX_TEXT_BYTES).collect(),
+        start: message.esker_start,
+        generation: message.esker_generation,
     };
     checks::stats(message.store_id, &stats)?;
     Ok(stats)
@@ -233,6 +243,8 @@ pub fn stats_message(store: &Store) -> pdpb::StoreStats {
         keys_read: stats.keys_read,
         esker_log_sequence: stats.log_sequence,
         esker_damage: stats.damage.clone(),
+        esker_start: stats.start,
+        esker_generation: stats.generation,
         ..Default::default()
     }
 }

@@ -180,7 +180,7 @@ fn store_json(lead: &Lead, cluster: &Cluster, store: &Store) -> Value {
             "is_busy": stats.is_busy,
             "uptime": format!("{uptime_s}s"),
             // No field of `pd-ctl`: how long it has been silent, by this member's clock.
-            "silent_ms": now.since(store.last_seen),
+            "silent_ms": store.silent_ms(now),
         },
     })
 }

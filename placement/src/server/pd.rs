@@ -52,6 +52,7 @@ where
     F: Future<Output = Result<R, Refusal>> + Send,
 {
     let request = request.into_inner();
+    hear_of(shared, request.header());
     let lead = shared.lead().await?;
     let answer = match shared.check_cluster(&lead, request.header()) {
         Ok(()) => handle(Arc::clone(&lead), request).await,
@@ -62,6 +63,15 @@ where
         return Err(shared.not_leader());
     }
     shared.answer(answer)
+}
+
+/// Takes notice of the cluster that a request is for.
+fn hear_of(shared: &Shared, header: Option<&pdpb::RequestHeader>) {
+    if let Some(header) = header
+        && header.cluster_id != 0
+    {
+        shared.state.heard_of_cluster(header.cluster_id);
+    }
 }
 
 /// A member on the wire.
@@ -94,9 +104,10 @@ impl Pd for PdService {
     /// which cluster it is and who leads. The order matters: see [`super::roll`].
     async fn get_members(
         &self,
-        _: Request<pdpb::GetMembersRequest>,
+        request: Request<pdpb::GetMembersRequest>,
     ) -> Result<Response<pdpb::GetMembersResponse>, Status> {
         let shared = &self.shared;
+        hear_of(shared, request.into_inner().header.as_ref());
         // Clients that connect do so once: a leader that is just being elected
         // is worth a wait.
         let roll = shared.roll().await;

@@ -94,14 +94,14 @@ impl RollCall {
         {
             return Arc::clone(roll);
         }
-        let (as_of, roll) = self.call(shared).await;
+        let (as_of, roll) = self.call(shared, wanted).await;
         let roll = Arc::new(roll);
         *latest = Some((as_of, Arc::clone(&roll)));
         roll
     }
 
-    async fn call(&self, shared: &Shared) -> (Instant, Roll) {
-        let began = Instant::now();
+    /// `wanted` is when the question came in: the wait for an earlier roll call counts.
+    async fn call(&self, shared: &Shared, wanted: Instant) -> (Instant, Roll) {
         let me = shared.state.me();
         let members = shared.state.members();
         let is_member = |id: MemberId| members.iter().any(|member| member.id == id);
@@ -117,9 +117,9 @@ impl RollCall {
         let mut present = BTreeSet::from([me]);
         let mut accounted = BTreeSet::new();
         let mut leader: Option<(MemberId, Instant)> = None;
-        let mut as_of = began;
+        let mut as_of = Instant::now();
         let mut asked_all = false;
-        let mut until = began + ROLL_PATIENCE;
+        let mut until = wanted + ROLL_PATIENCE;
         loop {
             if leader.is_none() && shared.leads() {
                 let now = Instant::now();

@@ -107,12 +107,12 @@ impl From<PutStoreError> for Refusal {
     fn from(error: PutStoreError) -> Self {
         let kind = match error {
             PutStoreError::Tombstone { .. } => pdpb::ErrorType::StoreTombstone,
-            PutStoreError::DuplicateAddress { .. } | PutStoreError::StillAlive { .. } => {
-                pdpb::ErrorType::DuplicatedEntry
-            }
-            PutStoreError::NoAddress { .. } | PutStoreError::OlderCopy { .. } => {
-                pdpb::ErrorType::InvalidValue
-            }
+            PutStoreError::DuplicateAddress { .. }
+            | PutStoreError::StillAlive { .. }
+            | PutStoreError::OtherStart { .. } => pdpb::ErrorType::DuplicatedEntry,
+            PutStoreError::NoAddress { .. }
+            | PutStoreError::OnlyStore { .. }
+            | PutStoreError::OlderCopy { .. } => pdpb::ErrorType::InvalidValue,
         };
         Refusal::header(kind, error.to_string())
     }
@@ -201,6 +201,7 @@ pub async fn store_heartbeat(
     let (now, wall_ms) = (lead.clock.now(), lead.clock.wall_ms());
     let (state, unsaved) = {
         let mut cluster = lead.cluster.write();
+        cluster.stores.check_start(id, &stats)?;
         let store =
             cluster.stores.heartbeat(id, stats, now, wall_ms).ok_or_else(|| unknown_store(id))?;
         if store.descriptor.state == StoreState::Tombstone {
@@ -215,15 +216,13 @@ pub async fn store_heartbeat(
 }
 
 /// Makes durable how far a store's memory has come, so that a later leader recognises an
-/// older copy of it, too.
+/// older copy of it, too, and that it was heard of.
 async fn save_memory(lead: &Lead, id: StoreId) -> Result<(), Refusal> {
     let _one_at_a_time = lead.facts.lock().await;
     // As it is now, not as it was before the wait.
-    let store = lead.cluster.read().stores.get(id).map(|store| store.descriptor.clone());
+    let store = lead.cluster.read().stores.get(id).map(convert::store_message);
     match store {
-        Some(store) => Ok(lead
-            .commit(vec![Fact::Store(Box::new(convert::descriptor_message(&store)))])
-            .await?),
+        Some(store) => Ok(lead.commit(vec![Fact::Store(Box::new(store))]).await?),
         None => Ok(()),
     }
 }

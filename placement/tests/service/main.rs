@@ -773,7 +773,7 @@ async fn a_leader_says_on_every_stream_that_it_leads_while_its_lease_holds() {
     group.set_lease(false);
     // One may be on its way.
     let mut late = 0;
-    while tokio::time::timeout(3 * BEAT_INTERVAL, orders.message()).await.is_ok() {
+    while let Ok(Ok(Some(_))) = tokio::time::timeout(3 * BEAT_INTERVAL, orders.message()).await {
         late += 1;
     }
     assert!(late <= 1, "{late} beats without a lease");

@@ -71,15 +71,9 @@ async fn run(
 ) {
     let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
     let (mut breaks, mut refusals) = (Repeated::new(), Repeated::new());
-    // A stream is opened for the first heartbeat. One that broke is replaced at once: a new leader
-    // is to hear of all regions now, and not only when one of them has something to say.
-    let mut first = tokio::select! {
-        first = outgoing.recv() => first,
-        () = steps.closed() => None,
-    };
-    if first.is_none() {
-        return;
-    }
+    // A stream is there from the beginning, and one that broke is replaced at once: a new leader is
+    // to hear of all regions now, and not only when one of them has something to say; and a member
+    // that lost its memory is to hear that there is a cluster.
     loop {
         let current = shared.leader.current();
         let heard = Mutex::new(Instant::now());
@@ -98,15 +92,8 @@ async fn run(
                 }
             }
         };
-        let talk = converse(
-            &shared,
-            current.channel.clone(),
-            first.take(),
-            &mut outgoing,
-            &steps,
-            &opened,
-            judged,
-        );
+        let talk =
+            converse(&shared, current.channel.clone(), &mut outgoing, &steps, &opened, judged);
         let end = tokio::select! {
             end = talk => end,
             reason = silence(&shared, &current, &heard) => End::Broken(reason),
@@ -154,7 +141,6 @@ fn is_beat(response: &RegionHeartbeatResponse) -> bool {
 async fn converse(
     shared: &Shared,
     channel: tonic::transport::Channel,
-    first: Option<RegionHeartbeatRequest>,
     outgoing: &mut mpsc::Receiver<RegionHeartbeatRequest>,
     steps: &mpsc::Sender<RegionHeartbeatResponse>,
     opened: &(impl Fn() + Send + Sync),
@@ -165,11 +151,6 @@ async fn converse(
         heartbeat
     };
     let (requests, stream) = mpsc::channel(HEARTBEATS_AHEAD);
-    if let Some(first) = first
-        && requests.send(stamp(first)).await.is_err()
-    {
-        return End::Broken("the stream ended before it began".into());
-    }
     let mut client = PdClient::new(channel);
     let mut responses = match client.region_heartbeat(ReceiverStream::new(stream)).await {
         Ok(responses) => responses.into_inner(),

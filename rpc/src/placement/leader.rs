@@ -22,7 +22,7 @@ use crate::backoff::Backoff;
 use crate::channel;
 use crate::error::{ClientError, waited_since};
 use crate::proto::pdpb::pd_client::PdClient;
-use crate::proto::pdpb::{GetMembersRequest, GetMembersResponse, Member};
+use crate::proto::pdpb::{GetMembersRequest, GetMembersResponse, Member, RequestHeader};
 use crate::repeat::Repeated;
 
 /// How long one member may take to say who leads. A member that knows of no leader waits for an
@@ -83,9 +83,28 @@ struct Found {
     endpoints: Vec<String>,
 }
 
+/// Which cluster is looked for.
+#[derive(Clone, Copy)]
+enum Sought {
+    /// Any; it is said which one is known from earlier, if one is.
+    Any(Option<u64>),
+    Only(u64),
+}
+
+impl Sought {
+    fn named(self) -> Option<u64> {
+        match self {
+            Sought::Any(cluster) => cluster,
+            Sought::Only(cluster) => Some(cluster),
+        }
+    }
+}
+
 impl Leader {
+    /// `known` is the cluster that the caller has belonged to, for the members to hear.
     pub(super) async fn find(
         endpoints: Vec<String>,
+        known: Option<u64>,
         deadline: Duration,
     ) -> Result<Self, ClientError> {
         if endpoints.is_empty() {
@@ -96,10 +115,10 @@ impl Leader {
         }
         let started = Instant::now();
         let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
-        let mut reason = format!("no answer within {deadline:?}");
+        let mut reason = None;
         loop {
             let left = deadline.saturating_sub(started.elapsed());
-            let looking = look(&endpoints, None, &mut reason);
+            let looking = look(&endpoints, Sought::Any(known), &mut reason);
             match tokio::time::timeout(left, looking).await {
                 Ok(Ok(found)) => {
                     let current = Current {
@@ -123,7 +142,7 @@ impl Leader {
                 return Err(ClientError::PlacementUnreachable {
                     endpoints: endpoints.join(","),
                     waited: waited_since(started),
-                    reason,
+                    reason: reason.unwrap_or_else(|| format!("no answer within {deadline:?}")),
                 });
             }
             tokio::time::sleep(wait).await;
@@ -171,8 +190,8 @@ impl Leader {
             return;
         }
         *looking = Some(Instant::now());
-        let mut reason = String::new();
-        match look(&endpoints, Some(self.cluster_id), &mut reason).await {
+        let mut reason = None;
+        match look(&endpoints, Sought::Only(self.cluster_id), &mut reason).await {
             Ok(found) if !failed && current.is_same_member(found.member, &found.address) => {}
             Ok(found) => self.known.send_modify(|known| {
                 known.endpoints = merge(found.endpoints, endpoints);
@@ -183,7 +202,7 @@ impl Leader {
                     generation: generation + 1,
                 };
             }),
-            Err(Miss::Again) => tracing::debug!(reason, "no placement leader found"),
+            Err(Miss::Again) => tracing::debug!(?reason, "no placement leader found"),
             Err(Miss::Fatal(error)) => complain("no placement leader found", &error),
         }
     }
@@ -220,20 +239,22 @@ enum Miss {
 }
 
 /// Asks the endpoints until one leads to a leader that answers: the next one whenever one has
-/// failed, or has been silent for a moment. `reason` is why those of them were of no use.
+/// failed, or has been silent for a moment. `reason` is why they were of no use; where it was
+/// known before, until all of them have spoken again.
 async fn look(
     endpoints: &[String],
-    cluster: Option<u64>,
-    reason: &mut String,
+    sought: Sought,
+    reason: &mut Option<String>,
 ) -> Result<Found, Miss> {
     let mut asked = FuturesUnordered::new();
     let mut others = endpoints.iter();
     // Why each is no help: what the last one says may be a riddle without the others.
     let mut reasons = BTreeSet::new();
     let mut strangers = 0;
+    let is_first = reason.is_none();
     loop {
         if let Some(address) = others.next() {
-            asked.push(inquire(address, cluster));
+            asked.push(inquire(address, sought));
         } else if asked.is_empty() {
             if strangers == endpoints.len() {
                 let endpoints = endpoints.join(",");
@@ -248,7 +269,10 @@ async fn look(
                 Err(useless) => {
                     strangers += usize::from(matches!(useless, Useless::NoMember(_)));
                     reasons.insert(useless.reason());
-                    *reason = reasons.iter().map(String::as_str).collect::<Vec<_>>().join("; ");
+                    if is_first || asked.is_empty() && others.len() == 0 {
+                        let said: Vec<&str> = reasons.iter().map(String::as_str).collect();
+                        *reason = Some(said.join("; "));
+                    }
                 }
             },
             () = tokio::time::sleep(HEDGE_DELAY), if others.len() > 0 => {}
@@ -283,10 +307,10 @@ impl Useless {
 }
 
 /// Asks one endpoint who leads, and the one that it names whether that is true.
-async fn inquire(address: &str, cluster: Option<u64>) -> Result<Found, Useless> {
-    let (channel, members) = ask(address).await?;
+async fn inquire(address: &str, sought: Sought) -> Result<Found, Useless> {
+    let (channel, members) = ask(address, sought.named()).await?;
     let cluster_id = members.header.as_ref().map_or(0, |header| header.cluster_id);
-    if let Some(expected) = cluster
+    if let Sought::Only(expected) = sought
         && expected != cluster_id
     {
         let address = address.to_owned();
@@ -306,7 +330,7 @@ async fn inquire(address: &str, cluster: Option<u64>) -> Result<Found, Useless> 
     }
     let mut reason = format!("{address} names a leader without an address");
     for url in &leader.client_urls {
-        let (channel, answer) = match ask(url).await {
+        let (channel, answer) = match ask(url, sought.named()).await {
             Ok(answered) => answered,
             Err(why) => {
                 reason = why.reason();
@@ -331,12 +355,17 @@ async fn inquire(address: &str, cluster: Option<u64>) -> Result<Found, Useless> 
 }
 
 /// One member's view of who is there.
-async fn ask(address: &str) -> Result<(Channel, GetMembersResponse), Useless> {
+async fn ask(
+    address: &str,
+    cluster: Option<u64>,
+) -> Result<(Channel, GetMembersResponse), Useless> {
+    // A member that lost its memory learns from it that there was one.
+    let header = cluster.map(|cluster_id| RequestHeader { cluster_id, ..Default::default() });
     let asking = async {
         let channel = channel::connect(address).await.map_err(Useless::Because)?;
         let mut client = PdClient::new(channel.clone());
         let members = client
-            .get_members(GetMembersRequest::default())
+            .get_members(GetMembersRequest { header })
             .await
             .map_err(|status| match status.code() {
                 Code::Unimplemented => Useless::NoMember(bare(address).to_owned()),

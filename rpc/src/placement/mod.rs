@@ -76,7 +76,18 @@ impl PlacementClient {
         endpoints: Vec<String>,
         deadline: Duration,
     ) -> Result<Self, ClientError> {
-        let leader = leader::Leader::find(endpoints, deadline).await?;
+        Self::connect_as_of(endpoints, None, deadline).await
+    }
+
+    /// The same for somebody who has belonged to a cluster before, and says so to the members:
+    /// one that has lost its memory learns from it that there was one. The answer may be another
+    /// cluster all the same.
+    pub async fn connect_as_of(
+        endpoints: Vec<String>,
+        cluster: Option<u64>,
+        deadline: Duration,
+    ) -> Result<Self, ClientError> {
+        let leader = leader::Leader::find(endpoints, cluster, deadline).await?;
         let shared = Arc::new_cyclic(|shared| Shared {
             cluster_id: leader.cluster_id(),
             leader,
