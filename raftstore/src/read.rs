@@ -2,14 +2,18 @@
 //!
 //! The worker that owns a region publishes until when its leader's lease holds. A
 //! read takes the time *first*, then looks at the lease, then takes a snapshot of
-//! the engine, then checks that the region's range is still the same:
+//! the engine, then checks that the lease was not withdrawn meanwhile and that the
+//! region's range is still the same:
 //!
 //! - Time before lease: a lease that is withdrawn (transfer, split, step-down) is
 //!   withdrawn before anybody else may lead, so a lease that is seen after the
 //!   time was taken was in force at that time.
 //! - Snapshot after lease: all writes acknowledged before the read began were
 //!   applied here by then.
-//! - Range after snapshot: data leaves a store only after its descriptor has.
+//! - Lease and range after snapshot: data leaves a store only after the lease was
+//!   withdrawn (a snapshot of the leader's is installed in its place) or the
+//!   descriptor has changed (a split, a removal). A reader may be held up between any
+//!   two of its steps for as long as that takes.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -96,12 +100,20 @@ impl ReadDelegate {
         (self.read_bytes.swap(0, Ordering::Relaxed), self.read_keys.swap(0, Ordering::Relaxed))
     }
 
+    /// Whether the lease of `term` was not withdrawn. It is published again only in a later
+    /// term, or while its leader still leads and has kept its data.
+    fn kept_lease(&self, term: u64) -> bool {
+        self.lease_until.load(Ordering::Acquire) != 0
+            && self.lease_term.load(Ordering::Acquire) == term
+    }
+
     fn lease_read(
         self: &Arc<Self>,
-        kv: &KvEngine,
+        snapshot: impl FnOnce() -> KvSnapshot,
         context: &RequestContext,
         now: Time,
     ) -> Option<RegionSnapshot> {
+        let term = self.lease_term.load(Ordering::Acquire);
         if !self.holds_lease(now) {
             return None;
         }
@@ -112,9 +124,9 @@ impl ReadDelegate {
         if !same_range(&context.epoch, &before.epoch()) {
             return None;
         }
-        let kv = kv.snapshot();
+        let kv = snapshot();
         let after = self.descriptor.load();
-        same_range(&before.epoch(), &after.epoch())
+        (same_range(&before.epoch(), &after.epoch()) && self.kept_lease(term))
             .then(|| RegionSnapshot::new(kv, before, self.clone()))
     }
 }
@@ -200,6 +212,53 @@ impl ReadDelegates {
         if context.replica_read {
             return None;
         }
-        self.get(region)?.lease_read(kv, context, now)
+        self.get(region)?.lease_read(|| kv.snapshot(), context, now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use esker_engine::{EngineOptions, MemoryEnv};
+    use esker_rpc::proto::metapb::RegionEpoch;
+
+    use super::*;
+
+    const LEASE: Time = Time(100);
+
+    fn led() -> (KvEngine, Arc<ReadDelegate>, RequestContext) {
+        let options = EngineOptions::in_memory(MemoryEnv::new());
+        let kv = KvEngine::open(Path::new("/kv"), &options).expect("an engine");
+        let epoch = RegionEpoch { conf_ver: 1, version: 1 };
+        let region = Region { id: 7, region_epoch: Some(epoch), ..Region::default() };
+        let delegate = Arc::new(ReadDelegate::new(Arc::new(region), 1));
+        delegate.publish_lease(Term(5), LEASE);
+        (kv, delegate, RequestContext { epoch, ..RequestContext::default() })
+    }
+
+    /// What happens while a reader is held up between its look at the lease and its snapshot.
+    fn read_while(happens: impl FnOnce(&ReadDelegate)) -> bool {
+        let (kv, delegate, context) = led();
+        let snapshot = || {
+            happens(&delegate);
+            kv.snapshot()
+        };
+        delegate.lease_read(snapshot, &context, Time(1)).is_some()
+    }
+
+    #[test]
+    fn a_reader_that_is_held_up_gets_nothing_of_a_lease_that_was_withdrawn() {
+        assert!(read_while(|_| ()));
+        assert!(read_while(|delegate| delegate.publish_lease(Term(5), Time(900))), "renewed");
+        // Deposed; the data may be exchanged for a snapshot's from now on.
+        assert!(!read_while(ReadDelegate::withdraw_lease));
+        assert!(
+            !read_while(|delegate| {
+                delegate.withdraw_lease();
+                delegate.publish_lease(Term(6), Time(900));
+            }),
+            "exchanged, and elected again"
+        );
     }
 }
