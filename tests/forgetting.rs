@@ -343,7 +343,8 @@ async fn an_older_copy_of_a_members_directory_and_another_members_are_refused() 
 async fn a_store_whose_copy_was_started_elsewhere_ends() {
     let (mut machines, operator) = Machines::all_started(2, 1).await;
     stores_are(&operator, 2).await;
-    let original = machines.running[1].take().expect("it runs");
+    let mut original = machines.running[1].take().expect("it runs");
+    original.line_after("ready: node at ").await;
     original.freeze().await;
     let elsewhere = machines.root.path().join("elsewhere");
     copy(&machines.folder(1), &elsewhere);
