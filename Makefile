@@ -52,6 +52,7 @@ check: ## looks at the formatting and at clippy's warnings
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt $(CONSENSUS_BENCH) --check
 	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) clippy --workspace --no-default-features -- -D warnings
 	$(CARGO) clippy $(CONSENSUS_BENCH) --all-targets --locked -- -D warnings
 
 fmt: ## formats the code

@@ -6,7 +6,8 @@
 //! - [`Cluster`] runs a whole cluster in this process, for tests and for a first look.
 //! - [`Node`] runs one node in this process; its client's requests to regions that
 //!   are led here are function calls.
-//! - [`cli`] is the `esker` binary.
+//! - `cli` is the `esker` binary. It, and what it alone needs, is behind the feature `cli`,
+//!   which is on by default: a program that embeds a node turns it off.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -19,12 +20,13 @@
 //! # }
 //! ```
 
+#[cfg(feature = "cli")]
 pub mod cli;
 mod cluster;
 mod error;
 pub mod node;
-pub mod playground;
 mod server;
+#[cfg(feature = "cli")]
 pub mod ycsb;
 
 pub use cluster::{Cluster, ClusterOptions, MAX_STORES};

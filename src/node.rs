@@ -4,15 +4,12 @@ pub(crate) mod address;
 mod config;
 mod damage;
 pub(crate) mod descriptors;
-mod interrupt;
 mod start;
 mod vital;
 
 use std::collections::BTreeSet;
-use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use esker_placement::{MemberId, MemberInfo};
 use esker_rpc::kv::KvClient;
@@ -30,7 +27,6 @@ use crate::server::traffic::Traffic;
 
 pub use address::{Address, AddressError, AddressesError};
 pub use config::{ConfigError, NodeConfig, SETTINGS, Setting, SettingError};
-pub(crate) use interrupt::Interrupt;
 
 /// In a node's data directory: those of its store and of its placement member.
 pub(crate) const STORE_FOLDER: &str = "store";
@@ -41,21 +37,6 @@ pub(crate) const PLACEMENT_FOLDER: &str = "placement";
 pub struct Roles {
     pub placement: bool,
     pub store: bool,
-}
-
-/// `esker start`, as typed.
-#[derive(Debug, Clone)]
-pub struct NodeOptions {
-    pub data_dir: PathBuf,
-    pub listen: String,
-    /// By which others reach the node, where that is not `listen`.
-    pub advertise: Option<String>,
-    pub join: Vec<String>,
-    pub roles: Option<Roles>,
-    pub labels: Vec<(String, String)>,
-    pub config: Option<PathBuf>,
-    /// The store at this address lost its memory for good; this one takes its place.
-    pub replace: bool,
 }
 
 /// Starts a node in this process; see [`Node::builder`].
@@ -336,70 +317,4 @@ pub(crate) fn tag_of(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
     })
-}
-
-/// Runs a node until Ctrl-C or SIGTERM, which end it well at any time: while it starts, too.
-///
-/// # Errors
-/// Why it did not start.
-pub fn run(options: NodeOptions) -> Result<(), Error> {
-    descriptors::raise(1)?;
-    block_on(async {
-        let mut stop = Interrupt::listen()?;
-        let config = match &options.config {
-            Some(path) => NodeConfig::read(path)?,
-            None => NodeConfig::default(),
-        };
-        let mut builder = Node::builder()
-            .data_dir(&options.data_dir)
-            .listen(&options.listen)
-            .join(options.join.clone())
-            .labels(options.labels.clone())
-            .replace(options.replace)
-            .config(config);
-        if let Some(roles) = options.roles {
-            builder = builder.roles(roles);
-        }
-        if let Some(address) = &options.advertise {
-            builder = builder.advertise(address);
-        }
-        let node = tokio::select! {
-            node = builder.start() => node?,
-            () = stop.comes() => return Ok(()),
-        };
-        let store = node.store_id().map_or_else(String::new, |id| format!(" store {id}"));
-        if let Some(error) = node.store_failure() {
-            eprintln!("error: only the placement member of this node runs: {error}");
-        }
-        // Whoever started it may have stopped reading.
-        let _ = writeln!(std::io::stdout(), "ready: node at {}{store}", node.address());
-        stop.comes().await;
-        node.stop().await;
-        Ok(())
-    })
-}
-
-/// Runs `body` on a runtime of its own, with metrics collected.
-pub(crate) fn block_on<T>(body: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    /// How often the exporter folds what was measured since the last time.
-    const UPKEEP: Duration = Duration::from_secs(5);
-    /// How long what still runs in the background may take at the end. Nothing that matters
-    /// does by then; the look-up of a name may take minutes.
-    const BACKGROUND_GRACE: Duration = Duration::from_secs(1);
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Runtime)?;
-    let outcome = runtime.block_on(async {
-        if let Some(metrics) = crate::server::pages::collect_metrics() {
-            tokio::spawn(async move {
-                let mut upkeep = tokio::time::interval(UPKEEP);
-                loop {
-                    upkeep.tick().await;
-                    metrics.run_upkeep();
-                }
-            });
-        }
-        body.await
-    });
-    runtime.shutdown_timeout(BACKGROUND_GRACE);
-    outcome
 }

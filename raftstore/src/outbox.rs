@@ -28,7 +28,7 @@ pub struct RegionReport {
 pub trait Outbox: Send + Sync + 'static {
     /// Messages may be lost; the consensus core sends again what matters.
     fn send(&self, to: StoreId, message: RaftMessage);
-    /// Streams a snapshot; its outcome comes back as `Input::SnapshotSent`.
+    /// Streams a snapshot; its outcome comes back as `Notice::SnapshotSent`.
     fn send_snapshot(
         &self,
         to: StoreId,

@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use crossbeam_channel::{Receiver, bounded, unbounded};
 use esker_engine::{KvEngine, LogBatch, LogEngine};
@@ -182,11 +182,6 @@ impl Store {
     /// When the system refuses a thread.
     pub fn start(self) -> Result<RunningStore, StoreError> {
         RunningStore::start(self)
-    }
-
-    /// Where a snapshot that comes in writes its files.
-    pub fn stop_flag(&self) -> bool {
-        self.handle.stopped.load(Ordering::Acquire)
     }
 }
 

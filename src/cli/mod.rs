@@ -11,10 +11,13 @@
 
 mod cluster;
 mod error;
+mod interrupt;
 mod key;
 mod kv;
 mod output;
 mod placement;
+mod playground;
+mod process;
 mod region;
 mod serve;
 mod store;

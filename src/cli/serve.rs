@@ -10,9 +10,10 @@ use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 use super::error::CliError;
+use super::playground::{self, PlaygroundOptions};
+use super::process::{self, NodeOptions};
 use crate::cluster::MAX_STORES;
-use crate::node::{self, Address, NodeOptions, Roles};
-use crate::playground::{self, PlaygroundOptions};
+use crate::node::{Address, Roles};
 
 /// Set to something like `info` or `warn,esker_raft=debug` to choose what is logged.
 const LOG_VARIABLE: &str = "ESKER_LOG";
@@ -102,7 +103,7 @@ pub struct StartArguments {
 impl StartArguments {
     pub fn execute(self) -> Result<(), CliError> {
         log_to_standard_error("info")?;
-        node::run(self.into()).map_err(|error| CliError::Server(error.into()))
+        process::run_node(self.into()).map_err(|error| CliError::Server(error.into()))
     }
 }
 

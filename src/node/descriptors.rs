@@ -4,12 +4,10 @@
 //! never get what the engines need. The numbers are shares of the process's limit, which the
 //! `esker` program raises as far as it may. A program that embeds a node keeps its own limit.
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-
-use crate::Error;
+use rustix::process::{Resource, getrlimit};
 
 /// Beyond this a higher limit is of no use to a node, and some systems allow a billion.
-const MOST: u64 = 1 << 20;
+pub(crate) const MOST: u64 = 1 << 20;
 
 /// What a node needs besides the files and connections below: standard streams, its listener,
 /// journals, manifests and logs of the engines, files that flushes and compactions write.
@@ -28,6 +26,7 @@ const OUTGOING: std::ops::RangeInclusive<u64> = 16..=1024;
 const ACCEPTED: std::ops::RangeInclusive<u64> = 32..=16_384;
 
 /// With fewer, a node could not even have the least of each of the above.
+#[cfg(any(test, feature = "cli"))]
 pub(crate) const LEAST: u64 =
     OWN + ENGINES * *ENGINE_FILES.start() + *OUTGOING.start() + *ACCEPTED.start();
 
@@ -60,37 +59,6 @@ impl Share {
 /// How many descriptors this process may have.
 pub(crate) fn current() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(MOST).min(MOST)
-}
-
-/// Raises the soft limit of this process to the hard one, and says in the log what was got. For
-/// the `esker` program alone: the limit is one of the whole process.
-///
-/// # Errors
-/// When even that is too little for so many nodes.
-pub(crate) fn raise(nodes: u64) -> Result<(), Error> {
-    let Rlimit { current: before, maximum } = getrlimit(Resource::Nofile);
-    let before = before.unwrap_or(MOST);
-    let mut wanted = maximum.unwrap_or(MOST).min(MOST);
-    // Some systems refuse what their own hard limit promises, and take less.
-    while wanted > before
-        && setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum }).is_err()
-    {
-        wanted /= 2;
-    }
-    let limit = current();
-    let share = Share::of(limit / nodes.max(1));
-    tracing::info!(
-        limit,
-        before,
-        connections = share.connections,
-        files_of_each_engine = share.engine_files,
-        "open files"
-    );
-    let needed = LEAST * nodes.max(1);
-    match limit < needed {
-        true => Err(Error::FewDescriptors { limit, needed }),
-        false => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,9 @@ use std::sync::{Arc, OnceLock};
 use axum::Json;
 use axum::Router;
 use axum::routing::get;
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+#[cfg(feature = "cli")]
+use metrics_exporter_prometheus::PrometheusBuilder;
+use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
 
 use super::late::LateStore;
@@ -38,6 +40,7 @@ static METRICS: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
 
 /// Begins to collect this process's metrics, once; nothing where the embedding
 /// program collects them itself.
+#[cfg(feature = "cli")]
 pub fn collect_metrics() -> Option<PrometheusHandle> {
     METRICS.get_or_init(|| PrometheusBuilder::new().install_recorder().ok()).clone()
 }

@@ -6,13 +6,13 @@ use crate::Error;
 
 /// Whether somebody wants this process to end. It listens from the moment when it is made, so
 /// that no stage of a start is one in which a signal kills the process half-way.
-pub(crate) struct Interrupt {
+pub struct Interrupt {
     interrupt: Signal,
     terminate: Signal,
 }
 
 impl Interrupt {
-    pub(crate) fn listen() -> Result<Self, Error> {
+    pub fn listen() -> Result<Self, Error> {
         let on = |kind| signal(kind).map_err(Error::Runtime);
         Ok(Interrupt {
             interrupt: on(SignalKind::interrupt())?,
@@ -21,7 +21,7 @@ impl Interrupt {
     }
 
     /// Completes when one of the two has come.
-    pub(crate) async fn comes(&mut self) {
+    pub async fn comes(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}

@@ -3,9 +3,10 @@
 use std::io::Write;
 use std::path::PathBuf;
 
+use super::interrupt::Interrupt;
+use super::process::{block_on, raise_descriptors};
 use crate::Error;
 use crate::cluster::{Cluster, ClusterOptions};
-use crate::node::{Interrupt, block_on, descriptors};
 
 /// `esker playground`, as typed.
 #[derive(Debug, Clone)]
@@ -21,7 +22,7 @@ pub struct PlaygroundOptions {
 /// # Errors
 /// Why it did not start.
 pub fn run(options: PlaygroundOptions) -> Result<(), Error> {
-    descriptors::raise(options.stores.into())?;
+    raise_descriptors(options.stores.into())?;
     block_on(async {
         let mut stop = Interrupt::listen()?;
         let cluster_options = ClusterOptions {
