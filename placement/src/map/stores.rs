@@ -163,6 +163,8 @@ pub struct Store {
     silent_before_ms: u64,
     /// Wall clock of the last heartbeat, milliseconds; zero when none came.
     pub last_heartbeat_ms: u64,
+    /// Whether this leader has heard of it itself.
+    is_heard: bool,
     /// When this leader last made its descriptor durable.
     saved: Option<Moment>,
 }
@@ -184,12 +186,15 @@ const REPLACED_AFTER_MS: u64 = 10_000;
 /// Why a store was not accepted.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum PutStoreError {
-    #[error("store {id} was removed from the cluster; start with an empty data directory")]
+    #[error(
+        "store {id} was removed from the cluster; empty the store's directory, `store` in the data \
+         directory, and start again"
+    )]
     Tombstone { id: StoreId },
     #[error(
         "address {address} belongs to store {holder}, which store {id} cannot take; \
-         use the data directory of store {holder}, or, if that is lost for good, start with \
-         --replace"
+         use the data directory of store {holder}, or, if that is lost for good, empty this \
+         store's and start with --replace"
     )]
     DuplicateAddress { id: StoreId, address: String, holder: StoreId },
     #[error(
@@ -306,7 +311,7 @@ impl StoreMap {
         let id = descriptor.id;
         self.put(descriptor, now);
         if let Some(store) = self.stores.get_mut(&id) {
-            store.saved = None;
+            store.is_heard = false;
             if heartbeat_ms != 0 {
                 store.last_heartbeat_ms = heartbeat_ms;
                 // It may have been heard of until the next time was due.
@@ -324,9 +329,10 @@ impl StoreMap {
                 if descriptor.state != StoreState::Tombstone {
                     known.last_seen = now;
                     known.silent_before_ms = 0;
+                    known.is_heard = true;
                 }
                 known.descriptor = descriptor;
-                known.saved = Some(now);
+                known.saved = None;
             }
             None => {
                 self.stores.insert(
@@ -337,7 +343,9 @@ impl StoreMap {
                         last_seen: now,
                         silent_before_ms: 0,
                         last_heartbeat_ms: 0,
-                        saved: Some(now),
+                        is_heard: true,
+                        // The first heartbeat is to be.
+                        saved: None,
                     },
                 );
             }
@@ -371,6 +379,7 @@ impl StoreMap {
         store.stats = stats;
         store.last_seen = now;
         store.silent_before_ms = 0;
+        store.is_heard = true;
         store.last_heartbeat_ms = wall_ms;
         Some(store)
     }
@@ -427,6 +436,8 @@ impl StoreMap {
             (_, Liveness::Down) => StoreHealth::Down,
             (_, Liveness::Disconnected) => StoreHealth::Silent,
             (StoreState::Offline, Liveness::Alive) => StoreHealth::Draining,
+            // It has its time to speak, but is not counted on before it has.
+            (StoreState::Up, Liveness::Alive) if !store.is_heard => StoreHealth::Silent,
             (StoreState::Up, Liveness::Alive) => StoreHealth::Good,
         }
     }
@@ -556,8 +567,11 @@ mod tests {
         let mut stores = StoreMap::default();
         stores.resume(descriptor(1, "a:1"), DAY_MS, 2 * DAY_MS, Moment(5));
         assert!(stores.take_unsaved(StoreId(1), Moment(5)), "a new leader writes it down at once");
+        // Nothing is placed on it before it has spoken to this leader.
+        assert_eq!(stores.health(StoreId(1), &config, Moment(5)), StoreHealth::Silent);
         stores.heartbeat(StoreId(1), StoreStats::default(), Moment(6), 2 * DAY_MS);
         assert_eq!(stores.get(StoreId(1)).unwrap().silent_ms(Moment(7)), 1);
+        assert_eq!(stores.health(StoreId(1), &config, Moment(7)), StoreHealth::Good);
     }
 
     #[test]

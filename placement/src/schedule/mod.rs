@@ -9,7 +9,7 @@
 pub mod leaders;
 pub mod replicas;
 
-use crate::map::{RegionMap, Store, StoreConfig, StoreHealth, StoreMap, StoreState};
+use crate::map::{Liveness, RegionMap, Store, StoreConfig, StoreHealth, StoreMap, StoreState};
 use crate::operator::{OperatorKind, OperatorSet};
 use crate::types::{Moment, StoreId};
 
@@ -54,6 +54,13 @@ impl View<'_> {
     /// What a replica on `store` is worth.
     pub fn health(&self, store: StoreId) -> StoreHealth {
         self.stores.health(store, &self.config.stores, self.now)
+    }
+
+    /// Whether `store` has been silent for so long that nothing new is placed on it.
+    pub fn is_silent(&self, store: StoreId) -> bool {
+        self.stores.get(store).is_some_and(|store| {
+            StoreMap::liveness(store, &self.config.stores, self.now) != Liveness::Alive
+        })
     }
 
     /// Stores that take new leaders and replicas.

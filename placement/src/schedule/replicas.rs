@@ -166,6 +166,16 @@ impl<'a> Replicas<'a> {
         // The one that is caught up first; any other is waited for.
         let learner =
             self.learners.iter().min_by_key(|learner| (!learner.is_caught_up, learner.peer.id))?;
+        // Its store went away before it was filled. It holds nothing that would be missed, and
+        // the region has a voter less for as long as it is waited for.
+        if !learner.is_caught_up
+            && self.view.is_silent(learner.peer.store)
+            && self.choose_store().is_some()
+        {
+            let why = "a learner is on a store that does not answer";
+            let steps = vec![Step::Remove(seat(&learner.peer))];
+            return Some(operator(self.view, self.report, why, steps));
+        }
         let promote = seat(&learner.peer);
         if self.voters.len() < self.wanted {
             let why = format!("{} voters where {} are wanted", self.voters.len(), self.wanted);
@@ -256,7 +266,7 @@ impl<'a> Replicas<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::map::{RegionMap, StoreDescriptor, StoreMap, StoreState};
+    use crate::map::{RegionMap, StoreDescriptor, StoreMap, StoreState, StoreStats};
     use crate::operator::{OperatorLimits, OperatorSet};
     use crate::schedule::ScheduleConfig;
     use crate::testing::{ReportBuilder, report, stores};
@@ -289,6 +299,23 @@ mod tests {
         };
         check(&view, &report, &mut || Some(NEW_PEER))
             .map_or_else(|| "nothing".to_owned(), |operator| operator.to_string())
+    }
+
+    #[test]
+    fn a_learner_whose_store_went_away_before_it_was_filled_is_not_waited_for() {
+        let mut stores = stores(5, Moment(NOW.0 - 60_000));
+        for id in [1, 2, 4, 5] {
+            stores.heartbeat(StoreId(id), StoreStats::default(), NOW, 1);
+        }
+        let region = || report(1, "", "").voters(&[1, 2]).with(3, Role::Learner);
+        let unfilled = || region().pending(3);
+        let removed =
+            "region 1: a learner is on a store that does not answer: remove 103 on store 3";
+        assert_eq!(checked(&stores, unfilled()), removed);
+        let promoted = "region 1: 2 voters where 3 are wanted: promote 103 on store 3";
+        assert_eq!(checked(&stores, region()), promoted, "it has all");
+        stores.heartbeat(StoreId(3), StoreStats::default(), NOW, 1);
+        assert_eq!(checked(&stores, unfilled()), promoted, "its store answers");
     }
 
     /// What is wrong with a region, and what the checker does about it.
