@@ -59,7 +59,8 @@ pub enum Error {
     #[error(
         "the directory {} of this node's placement member is empty, although cluster {cluster} is \
          asked for at its address; put the directory back (is a disk not mounted?); if that \
-         cluster is given up, stop its stores and clients, and start again", path.display()
+         cluster is given up, stop its stores and clients, remove {}, and start again",
+        path.display(), path.display()
     )]
     ClusterLost { path: PathBuf, cluster: u64 },
     #[error(
@@ -78,6 +79,11 @@ pub enum Error {
         path.display(), path.display()
     )]
     Playground { path: PathBuf },
+    #[error(
+        "{} is lost, although this playground was complete: put it back (is a disk not mounted?), \
+         or start with an empty --data-dir", path.display()
+    )]
+    PlaygroundPart { path: PathBuf },
     #[error(
         "{} is the data directory of a single node: start it with `esker start --data-dir {}`, or \
          choose another directory", path.display(), path.display()

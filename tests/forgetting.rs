@@ -305,9 +305,14 @@ async fn a_lone_member_whose_disk_vanished_founds_no_second_cluster() {
     // The other store goes on asking for its cluster.
     let line = machines.refusal(0, &[]).await;
     assert!(line.contains("is asked for at its address") && line.contains("placement"), "{line}");
+    // It is remembered when nobody asks any more.
+    machines.kill(1).await;
+    let line = machines.refusal(0, &[]).await;
+    assert!(line.contains("is asked for at its address"), "{line}");
     fs::remove_dir_all(&folder).expect("a folder");
     fs::rename(&whole, &folder).expect("a folder");
     machines.start(0);
+    machines.start(1);
     let operator = Operator::connect(&machines.join).await;
     all_there(&operator, &keys).await;
 }

@@ -65,30 +65,29 @@ impl Kind {
         }
     }
 
-    /// What to do when a part is lost for good.
-    fn remedy(self) -> &'static str {
-        match self {
-            Kind::Store => {
-                "put the newest back (is a disk not mounted?); if it is lost for good, empty the \
-                 whole directory and start with --replace"
-            }
-            Kind::Member => {
-                "put the newest back (is a disk not mounted?); if it is lost for good, empty the \
-                 whole directory, start, and run `esker placement replace` with this member's name"
-            }
-        }
+    /// What to do when a part of the directory is lost for good.
+    fn remedy(self, part: &Path) -> String {
+        let then = match self {
+            Kind::Store => "and start with --replace",
+            Kind::Member => "start, and run `esker placement replace` with this member's name",
+        };
+        let folder = part.parent().unwrap_or(part).display();
+        format!(
+            "put the newest back (is a disk not mounted?); if it is lost for good, empty all of \
+             {folder}, {then}"
+        )
     }
 }
 
 #[derive(Debug, Error)]
 pub enum DirError {
     #[error(
-        "{} is not whole: {} {what}; {}", kind.name(*owner), part.display(), kind.remedy()
+        "{} is not whole: {} {what}; {}", kind.name(*owner), part.display(), kind.remedy(part)
     )]
     NotWhole { kind: Kind, owner: Ident, part: PathBuf, what: String },
     #[error(
         "{} is missing, although the directory was used: {} holds data; {}",
-        path.display(), part.display(), kind.remedy()
+        path.display(), part.display(), kind.remedy(path)
     )]
     NoIdent { kind: Kind, path: PathBuf, part: PathBuf },
     #[error(

@@ -5,17 +5,18 @@ use std::time::Duration;
 
 use clap::Args;
 use esker_rpc::kv::KvClient;
-use esker_rpc::placement::{CONNECT_DEADLINE, PlacementClient};
+use esker_rpc::placement::{CONNECT_DEADLINE, MemberClient, PlacementClient};
 use esker_rpc::proto::esker as wire;
 use esker_rpc::proto::esker::admin_client::AdminClient;
 use esker_rpc::proto::esker::founding_client::FoundingClient;
-use esker_rpc::proto::metapb;
+use esker_rpc::proto::{metapb, pdpb};
+use futures_util::future::join_all;
 use tonic::transport::{Channel, Endpoint};
 
 use super::error::CliError;
 use super::key::Text;
 use super::placement::ReplacedView;
-use super::view::{MemberView, RegionView};
+use super::view::{MemberState, MemberView, RegionView};
 use crate::node::Address;
 
 /// Regions asked for in one request.
@@ -28,6 +29,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// For how long, and how often, another leader is asked to replace a member.
 const REPLACE_WITHIN: Duration = Duration::from_secs(10);
 const REPLACE_AGAIN: Duration = Duration::from_millis(250);
+
+/// How long a placement member may take to say how it is.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Where these stand in the help of every command that has them.
 const CLUSTER_HEADING: &str = "Cluster";
@@ -53,6 +57,19 @@ pub struct ClusterArguments {
     /// Prints JSON, for programs
     #[arg(long, global = true, help_heading = CLUSTER_HEADING)]
     pub json: bool,
+}
+
+/// What a member says of itself.
+async fn state_of(member: &pdpb::Member) -> MemberState {
+    let address = member.client_urls.first().map_or("", |url| url.trim_start_matches("http://"));
+    let Ok(client) = MemberClient::new(address) else { return MemberState::Silent };
+    match client.status(STATUS_TIMEOUT).await {
+        // Of no cluster yet.
+        Ok(status) if status.cluster_id == 0 => MemberState::Waiting,
+        Ok(status) if status.member_id == member.member_id => MemberState::Up,
+        // Another one has its address by now.
+        Ok(_) | Err(_) => MemberState::Silent,
+    }
 }
 
 pub struct Cluster {
@@ -128,8 +145,11 @@ impl Cluster {
     pub async fn members(&self) -> Result<Vec<MemberView>, CliError> {
         let answer = self.placement.get_members().await?;
         let leader = answer.leader;
-        let members = answer.members.into_iter();
-        Ok(members.map(|member| MemberView::new(member, leader.as_ref())).collect())
+        let views = answer.members.into_iter().map(|member| async {
+            let state = state_of(&member).await;
+            MemberView::new(member, leader.as_ref(), state)
+        });
+        Ok(join_all(views).await)
     }
 
     /// Replaces a placement member that lost its directory.

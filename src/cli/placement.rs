@@ -103,6 +103,7 @@ fn member_table(members: &[MemberView]) -> String {
         ("MEMBER", Align::Right),
         ("NAME", Align::Left),
         ("ROLE", Align::Left),
+        ("STATE", Align::Left),
         ("ADDRESS", Align::Left),
     ];
     table(
@@ -113,6 +114,7 @@ fn member_table(members: &[MemberView]) -> String {
                 member.id.to_string(),
                 member.name.clone(),
                 role.to_owned(),
+                member.state.text().to_owned(),
                 member.addresses.join(", "),
             ]
         }),
@@ -123,6 +125,7 @@ fn member_table(members: &[MemberView]) -> String {
 mod tests {
     use super::*;
     use crate::cli::fake;
+    use crate::cli::view::MemberState;
 
     #[test]
     fn a_timestamp_is_its_milliseconds_above_18_logical_bits() {
@@ -143,8 +146,9 @@ mod tests {
         let member = |id, leader| MemberView {
             id,
             name: format!("placement-{id}"),
-            addresses: vec![format!("http://127.0.0.1:{id}")],
+            addresses: vec![format!("127.0.0.1:{id}")],
             leader,
+            state: MemberState::Up,
         };
         let text = member_table(&[member(1, false), member(2, true)]);
         let roles: Vec<_> =

@@ -279,11 +279,35 @@ pub struct MemberView {
     pub name: String,
     pub addresses: Vec<String>,
     pub leader: bool,
+    pub state: MemberState,
+}
+
+/// What a placement member is doing, by its own word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemberState {
+    /// It takes part in the group.
+    Up,
+    /// It runs, and waits to be let in: its directory is empty, or is being looked at.
+    Waiting,
+    /// It does not answer.
+    Silent,
+}
+
+impl MemberState {
+    pub fn text(self) -> &'static str {
+        match self {
+            MemberState::Up => "up",
+            MemberState::Waiting => "waiting",
+            MemberState::Silent => "silent",
+        }
+    }
 }
 
 impl MemberView {
-    pub fn new(member: pdpb::Member, leader: Option<&pdpb::Member>) -> Self {
+    pub fn new(member: pdpb::Member, leader: Option<&pdpb::Member>, state: MemberState) -> Self {
         MemberView {
+            state,
             id: member.member_id,
             leader: leader.is_some_and(|leader| leader.member_id == member.member_id),
             name: member.name,

@@ -45,6 +45,15 @@ impl Size {
             let what = "placement members";
             return other(what, "--placements", found.placements, self.placements);
         }
+        // It was written when all of them ran.
+        if is_exact {
+            let part = |number, part| node_folder(directory, number as usize).join(part);
+            let stores = (1..=found.stores).map(|number| part(number, STORE_FOLDER));
+            let members = (1..=found.placements).map(|number| part(number, PLACEMENT_FOLDER));
+            if let Some(path) = stores.chain(members).find(|path| !path.join(IDENT).is_file()) {
+                return Err(Error::PlaygroundPart { path });
+            }
+        }
         Ok(())
     }
 
@@ -98,6 +107,15 @@ mod tests {
         assert!(THREE.check(root.path()).is_ok(), "nothing is there yet");
         assert!(THREE.check(&root.path().join("missing")).is_ok());
         THREE.remember(root.path()).expect("it can be written");
+        let lost = THREE.check(root.path()).expect_err("no node is there").to_string();
+        assert!(lost.contains("node-1") && lost.contains("is lost"), "{lost}");
+        for (node, part) in
+            [(1, STORE_FOLDER), (2, STORE_FOLDER), (3, STORE_FOLDER), (1, PLACEMENT_FOLDER)]
+        {
+            let folder = node_folder(root.path(), node).join(part);
+            fs::create_dir_all(&folder).expect("it can be made");
+            fs::write(folder.join(IDENT), "").expect("it can be written");
+        }
         assert!(THREE.check(root.path()).is_ok());
         for (size, option) in [
             (Size { stores: 1, ..THREE }, "--stores 3"),

@@ -257,8 +257,8 @@ impl Newcomer {
             }));
             return Ok(());
         }
-        let nonce = founding::nonce(member.data())?;
-        announced.is_empty_with(nonce, is_used);
+        let (nonce, lost) = founding::nonce(member.data())?;
+        announced.is_empty_with(nonce, lost, is_used);
         let listen_until = match is_findable {
             true => tokio::time::Instant::now() + founding::FIRST_START,
             false => tokio::time::Instant::now(),

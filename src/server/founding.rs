@@ -27,7 +27,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use esker_engine::DataDir;
+use esker_engine::{DataDir, replace_file};
 use esker_placement::{MemberId, MemberInfo};
 use esker_rpc::proto::esker::founding_client::FoundingClient;
 use esker_rpc::proto::esker::{
@@ -79,6 +79,10 @@ pub struct Record {
 struct Waiting {
     format: u32,
     nonce: u64,
+    /// The cluster that was asked for at this member's address: it has lost one. Kept, because
+    /// nobody may ask at the next start.
+    #[serde(default)]
+    lost: u64,
 }
 
 /// What a member with an empty directory is to become.
@@ -124,14 +128,26 @@ fn parse<T: for<'a> Deserialize<'a>>(
     }
 }
 
-/// The number of an empty directory: drawn once, and durable before anybody is told.
-pub fn nonce(data: &DataDir) -> Result<u64, Error> {
+/// The number of an empty directory, drawn once, and durable before anybody is told; and the
+/// cluster that was asked for at the member's address at an earlier start, or zero.
+pub fn nonce(data: &DataDir) -> Result<(u64, u64), Error> {
     if let Some(record) = data.read_record(FOUNDING)? {
-        return Ok(parse(data, FOUNDING, &record, |waiting: &Waiting| waiting.format)?.nonce);
+        let waiting = parse(data, FOUNDING, &record, |waiting: &Waiting| waiting.format)?;
+        return Ok((waiting.nonce, waiting.lost));
     }
-    let nonce = rand::random::<u64>().max(1);
-    data.write_record(FOUNDING, to_text(&Waiting { format: FORMAT, nonce })?.as_bytes())?;
-    Ok(nonce)
+    let waiting = Waiting { format: FORMAT, nonce: rand::random::<u64>().max(1), lost: 0 };
+    data.write_record(FOUNDING, to_text(&waiting)?.as_bytes())?;
+    Ok((waiting.nonce, 0))
+}
+
+/// Keeps for later starts that a cluster was asked for.
+pub fn remember_lost(folder: &Path, nonce: u64, lost: u64) -> Result<(), Error> {
+    let text = to_text(&Waiting { format: FORMAT, nonce, lost })?;
+    replace_file(folder, FOUNDING, text.as_bytes()).map_err(|source| Error::File {
+        what: "cannot write",
+        path: folder.join(FOUNDING),
+        source,
+    })
 }
 
 /// Before the member speaks: from now on an empty directory is another one.
@@ -295,6 +311,9 @@ impl Candidate<'_> {
             if let Verdict::Found(_) | Verdict::Wait { all_are_empty: true, .. } = &verdict
                 && let Some(error) = lost()
             {
+                if let Error::ClusterLost { cluster, .. } = &error {
+                    remember_lost(self.directory, self.nonce, *cluster)?;
+                }
                 return Err(error);
             }
             let why = match verdict {
