@@ -15,13 +15,13 @@
 //! **Terms and leaders** (Raft §5.1, §5.2). Time is divided into *terms*, numbered
 //! and each with at most one *leader*, because a peer gives one vote in a term and
 //! a leader needs those of a majority. Every message carries its sender's term;
-//! who sees a newer one has been out of touch, and follows. A peer that hears of
+//! a peer that sees a newer one has been out of touch, and follows. A peer that hears of
 //! no leader for a random one to two *election timeouts* campaigns: random, so
 //! that peers rarely campaign together and split the vote. Three refinements keep
 //! elections from doing harm. Before it raises the term a peer asks in a *pre-vote*
-//! whether it could win (dissertation §9.6): who cannot is not heard. A follower
+//! whether it could win (dissertation §9.6); a peer that could not disturbs nobody. A follower
 //! that hears its leader is *loyal*: for one election timeout it elects nobody else
-//! and does not even look at the term of who asks (§4.2.3). And a leader that hears
+//! and does not even look at the term of a peer that asks (§4.2.3). And a leader that hears
 //! no majority for an election timeout steps down (§6.2). See [`Group::tick`],
 //! [`Group::campaign`].
 //!

@@ -50,7 +50,8 @@ impl KeyLayout {
         }
     }
 
-    /// The client's key that is stored so; none if no key of the client's is.
+    /// Returns the client's key for a stored one, or nothing where no key of a client is stored
+    /// like that.
     pub fn of_client(self, stored: &[u8]) -> Option<Bytes> {
         match self {
             KeyLayout::Plain => Some(Bytes::copy_from_slice(stored)),

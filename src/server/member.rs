@@ -4,7 +4,7 @@
 //! How the group comes into being is in [`super::founding`]; how a member that lost its
 //! directory is replaced, in [`super::replacing`].
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -90,8 +90,8 @@ pub struct MemberStore {
     _directory: DataDir,
     book: Arc<MemberBook>,
     events: Arc<Events>,
-    /// Tells the others how far the memory has come.
-    _telling: JoinSet<()>,
+    /// They end with the store.
+    _tasks: JoinSet<()>,
 }
 
 /// A member's directory, opened and found whole, and not in use yet.
@@ -214,13 +214,18 @@ impl MemberDirectory {
         events.connect(handle.clone());
         traffic.add(record.group, handle.clone(), self.data.snap());
         let (group, told) = (record.group, book.clone());
-        let mut telling = JoinSet::new();
-        telling.spawn(recall::keep_telling(members.clone(), move || {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(say_when_replaced(
+            book.clone(),
+            record.is_founder(adoption.me),
+            self.data.path().to_owned(),
+        ));
+        tasks.spawn(recall::keep_telling(members.clone(), move || {
             let store = told.store.load();
             Some(memory(group, &mark, store.as_ref()?.log_sequence()))
         }));
         let state = MemberState::new(handle, book.clone(), leader);
-        let store = MemberStore { running, _directory: self.data, book, events, _telling: telling };
+        let store = MemberStore { running, _directory: self.data, book, events, _tasks: tasks };
         Ok((store, Arc::new(state)))
     }
 }
@@ -241,6 +246,29 @@ impl MemberStore {
         self.book.store.store(None);
         self.events.disconnect();
         self.running.stop();
+    }
+}
+
+/// Says for as long as it is so that the member is none any more, which it may have found out
+/// from the others without a word of its operator's. `was_member` is false for one that is yet
+/// to be filled.
+async fn say_when_replaced(book: Arc<MemberBook>, mut was_member: bool, folder: PathBuf) {
+    const SAY_EVERY: Duration = Duration::from_secs(60);
+    let mut ticks = tokio::time::interval(SAY_EVERY);
+    loop {
+        ticks.tick().await;
+        let Some(store) = book.store.load_full() else { return };
+        let is_member = store.delegates().get(REGION).is_some();
+        drop(store);
+        was_member |= is_member;
+        if was_member && !is_member {
+            let name = book.members.name();
+            tracing::error!(
+                "this placement member was replaced by another, and does nothing any more: stop \
+                 the node, empty {}, start it, and run `esker placement replace {name}`",
+                folder.display()
+            );
+        }
     }
 }
 

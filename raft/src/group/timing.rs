@@ -7,7 +7,8 @@ use crate::quorum;
 use crate::types::Time;
 
 impl<R: LogReader> Group<R> {
-    /// Tells the time. May be called at any rate; only deadlines matter.
+    /// Moves the group's clock to `now`, and acts on the deadlines that have passed. It may be
+    /// called at any rate.
     pub fn tick(&mut self, now: Time) {
         self.advance(now);
         match &self.role {

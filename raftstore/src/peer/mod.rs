@@ -515,7 +515,7 @@ impl Peer {
 
     /// Peers that are not caught up, and how soon to look at them again.
     fn pending(&self) -> (Vec<PeerMeta>, Option<Duration>) {
-        /// Caught up is who has all but what is on its way.
+        /// A peer is caught up when it lacks no more entries than may be on their way to it.
         const CAUGHT_UP_WITHIN: u64 = 256;
         let first = self.group.first_index();
         let (mut pending, mut coming) = (Vec::new(), false);
