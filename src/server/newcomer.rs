@@ -73,7 +73,10 @@ impl LateMember {
     /// The directory is empty, and this number stands for it; `lost` is a cluster that it is
     /// known to have lost, or zero, and `is_used` says whether the node's store is not empty.
     pub fn is_empty_with(&self, nonce: u64, lost: u64, is_used: bool) {
-        self.asked_for.store(lost, Ordering::Release);
+        // Somebody may have asked already.
+        if lost != 0 {
+            self.asked_for.store(lost, Ordering::Release);
+        }
         self.is_used.store(is_used, Ordering::Release);
         self.nonce.store(nonce, Ordering::Release);
     }
