@@ -117,7 +117,7 @@ impl Default for HeldRoom {
 /// A request that is tried again for a while before its client is told what will soon be over.
 #[derive(Default)]
 struct Held {
-    since: Option<(tokio::time::Instant, OwnedSemaphorePermit)>,
+    since: Option<(tokio::time::Instant, Passing, OwnedSemaphorePermit)>,
     wait: Duration,
 }
 
@@ -125,20 +125,26 @@ impl Held {
     /// Waits before the next attempt; `false` when there should be none.
     async fn wait(&mut self, room: &HeldRoom, error: &RequestError) -> bool {
         let (first, longest) = HOLD_RETRY;
-        let room = match error.passing() {
-            Some(Passing::Busy) => &room.busy,
-            Some(Passing::Leaderless) => &room.leaderless,
-            None => return false,
-        };
+        let Some(passing) = error.passing() else { return false };
         let since = match &self.since {
-            Some((since, _)) => *since,
-            None => {
+            Some((since, held_for, _)) if *held_for == passing => *since,
+            earlier => {
+                let room = match passing {
+                    Passing::Busy => &room.busy,
+                    Passing::Leaderless => &room.leaderless,
+                };
                 let Ok(permit) = Arc::clone(room).try_acquire_owned() else { return false };
-                let now = tokio::time::Instant::now();
-                self.since = Some((now, permit));
-                self.wait = first;
-                metrics::counter!("esker_requests_held_total").increment(1);
-                now
+                let since = match earlier {
+                    // In the other room by now, and for no longer in all.
+                    Some((since, ..)) => *since,
+                    None => {
+                        metrics::counter!("esker_requests_held_total").increment(1);
+                        self.wait = first;
+                        tokio::time::Instant::now()
+                    }
+                };
+                self.since = Some((since, passing, permit));
+                since
             }
         };
         if since.elapsed() + self.wait > HOLD_PATIENCE {
