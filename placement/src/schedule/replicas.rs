@@ -166,9 +166,10 @@ impl<'a> Replicas<'a> {
         // The one that is caught up first; any other is waited for.
         let learner =
             self.learners.iter().min_by_key(|learner| (!learner.is_caught_up, learner.peer.id))?;
-        // Its store went away before it was filled. It holds nothing that would be missed, and
-        // the region has a voter less for as long as it is waited for.
+        // Its store went away before it was filled, as its leader and placement both say. It holds
+        // nothing that would be missed, and the region has a voter less while it is waited for.
         if !learner.is_caught_up
+            && self.report.down.iter().any(|down| down.peer == learner.peer.id)
             && self.view.is_silent(learner.peer.store)
             && self.choose_store().is_some()
         {
@@ -308,12 +309,14 @@ mod tests {
             stores.heartbeat(StoreId(id), StoreStats::default(), NOW, 1);
         }
         let region = || report(1, "", "").voters(&[1, 2]).with(3, Role::Learner);
-        let unfilled = || region().pending(3);
+        let unfilled = || region().pending(3).down(3, 30);
         let removed =
             "region 1: a learner is on a store that does not answer: remove 103 on store 3";
         assert_eq!(checked(&stores, unfilled()), removed);
         let promoted = "region 1: 2 voters where 3 are wanted: promote 103 on store 3";
         assert_eq!(checked(&stores, region()), promoted, "it has all");
+        let filled = region().pending(3);
+        assert_eq!(checked(&stores, filled), promoted, "its leader hears of it");
         stores.heartbeat(StoreId(3), StoreStats::default(), NOW, 1);
         assert_eq!(checked(&stores, unfilled()), promoted, "its store answers");
     }
