@@ -167,7 +167,10 @@ impl Cluster {
                 source,
             })?;
         }
-        size.remember(&directory)?;
+        // One whose store did not come up is not complete, and may be started again as it is.
+        if nodes.iter().all(|node| node.store_id().is_some()) {
+            size.remember(&directory)?;
+        }
         let placement = nodes[0].placement().clone();
         let placement_address = nodes[0].address().to_owned();
         Ok(Cluster { nodes, placement, placement_address, _temporary: temporary })

@@ -45,12 +45,21 @@ impl Size {
             let what = "placement members";
             return other(what, "--placements", found.placements, self.placements);
         }
-        // It was written when all of them ran.
+        // It was written when all of them ran. A majority of the members can take others in.
         if is_exact {
-            let part = |number, part| node_folder(directory, number as usize).join(part);
-            let stores = (1..=found.stores).map(|number| part(number, STORE_FOLDER));
-            let members = (1..=found.placements).map(|number| part(number, PLACEMENT_FOLDER));
-            if let Some(path) = stores.chain(members).find(|path| !path.join(IDENT).is_file()) {
+            let missing = |count: u32, part: &str| -> Vec<PathBuf> {
+                let folders = (1..=count).map(|number| node_folder(directory, number as usize));
+                folders
+                    .map(|node| node.join(part))
+                    .filter(|part| !part.join(IDENT).is_file())
+                    .collect()
+            };
+            let members = missing(found.placements, PLACEMENT_FOLDER);
+            let is_minority = members.len() * 2 < found.placements as usize;
+            let members = members.into_iter().filter(|_| !is_minority);
+            if let Some(path) =
+                missing(found.stores, STORE_FOLDER).into_iter().chain(members).next()
+            {
                 return Err(Error::PlaygroundPart { path });
             }
         }
