@@ -258,7 +258,7 @@ impl Newcomer {
             return Ok(());
         }
         let (nonce, lost) = founding::nonce(member.data())?;
-        announced.is_empty_with(nonce, lost, is_used);
+        announced.is_empty(lost, is_used);
         let listen_until = match is_findable {
             true => tokio::time::Instant::now() + founding::FIRST_START,
             false => tokio::time::Instant::now(),
@@ -266,7 +266,17 @@ impl Newcomer {
         starting.tasks.push(vital::spawn("the placement member", async move {
             let candidate =
                 Candidate { members: &members, nonce, directory: &folder, listen_until };
-            let settled = candidate.settle(|| announced.lost(&folder)).await;
+            // Not before it has listened itself: of several members one may be the only one that
+            // is asked.
+            let offer = async {
+                tokio::time::sleep_until(listen_until).await;
+                announced.offer(nonce);
+                std::future::pending::<()>().await;
+            };
+            let settled = tokio::select! {
+                settled = candidate.settle(|| announced.lost(&folder)) => settled,
+                () = offer => return,
+            };
             let opened = settled.and_then(|adoption| {
                 recall.belongs_to(adoption.record.group);
                 open(member, &members, &adoption)

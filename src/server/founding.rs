@@ -306,10 +306,13 @@ impl Candidate<'_> {
         let mut pause = ASK_AGAIN;
         let mut said: Option<Instant> = None;
         loop {
+            // Known before the others are asked: what is asked for later may be the very group that
+            // they have founded meanwhile.
+            let reason = lost();
             let answers = ask_all(&others).await;
             let verdict = judge(self.members, name, self.nonce, &answers);
             if let Verdict::Found(_) | Verdict::Wait { all_are_empty: true, .. } = &verdict
-                && let Some(error) = lost()
+                && let Some(error) = reason
             {
                 if let Error::ClusterLost { cluster, .. } = &error {
                     remember_lost(self.directory, self.nonce, *cluster)?;
@@ -318,7 +321,9 @@ impl Candidate<'_> {
             }
             let why = match verdict {
                 Verdict::Adopt(adoption) => return Ok(adoption),
-                Verdict::Found(adoption) if Instant::now() >= self.listen_until => {
+                Verdict::Found(adoption)
+                    if Instant::now() >= self.listen_until && lost().is_none() =>
+                {
                     return Ok(adoption);
                 }
                 Verdict::Found(_) => "listening for an earlier group".to_owned(),

@@ -70,14 +70,19 @@ impl LateMember {
         let _ = self.recall.set(recall);
     }
 
-    /// The directory is empty, and this number stands for it; `lost` is a cluster that it is
-    /// known to have lost, or zero, and `is_used` says whether the node's store is not empty.
-    pub fn is_empty_with(&self, nonce: u64, lost: u64, is_used: bool) {
+    /// The directory is empty; `lost` is a cluster that it is known to have lost, or zero, and
+    /// `is_used` says whether the node's store is not empty.
+    pub fn is_empty(&self, lost: u64, is_used: bool) {
         // Somebody may have asked already.
         if lost != 0 {
             self.asked_for.store(lost, Ordering::Release);
         }
         self.is_used.store(is_used, Ordering::Release);
+    }
+
+    /// From now on the others may count on this member, by the number that stands for its empty
+    /// directory: to found a group with it, or to take it in.
+    pub fn offer(&self, nonce: u64) {
         self.nonce.store(nonce, Ordering::Release);
     }
 
