@@ -4,12 +4,13 @@
 use std::time::Duration;
 
 use clap::Args;
+use esker_rpc::error::ClientError;
 use esker_rpc::kv::KvClient;
 use esker_rpc::placement::{CONNECT_DEADLINE, MemberClient, PlacementClient};
 use esker_rpc::proto::esker as wire;
 use esker_rpc::proto::esker::admin_client::AdminClient;
 use esker_rpc::proto::esker::founding_client::FoundingClient;
-use esker_rpc::proto::{metapb, pdpb};
+use esker_rpc::proto::pdpb;
 use futures_util::future::join_all;
 use tonic::transport::{Channel, Endpoint};
 
@@ -126,10 +127,6 @@ impl Cluster {
         found.map(RegionView::from).ok_or_else(|| CliError::NoRegionFor(key.clone()))
     }
 
-    pub async fn stores(&self) -> Result<Vec<metapb::Store>, CliError> {
-        Ok(self.placement.get_stores(false).await?)
-    }
-
     /// Every store, by id, and whether placement has heard from it.
     pub async fn store_states(&self) -> Result<Vec<wire::StoreState>, CliError> {
         Ok(self.placement.store_states().await?)
@@ -137,9 +134,13 @@ impl Cluster {
 
     /// Where a store listens.
     pub async fn address(&self, store: u64) -> Result<String, CliError> {
-        let stores = self.stores().await?;
-        let found = stores.into_iter().find(|known| known.id == store);
-        found.map(|known| known.address).ok_or(CliError::NoSuchStore(store))
+        match self.placement.get_store(store).await {
+            Ok((known, _)) => Ok(known.address),
+            Err(ClientError::PlacementRefused { kind: pdpb::ErrorType::EntryNotFound, .. }) => {
+                Err(CliError::NoSuchStore(store))
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     pub async fn members(&self) -> Result<Vec<MemberView>, CliError> {

@@ -141,17 +141,24 @@ impl Pd for Fake {
         Ok(Response::new(answers.boxed()))
     }
 
-    async fn get_all_stores(
+    async fn get_store(
         &self,
-        _: Request<pdpb::GetAllStoresRequest>,
-    ) -> Result<Response<pdpb::GetAllStoresResponse>, Status> {
-        let store = |id: &u64| metapb::Store {
-            id: *id,
-            address: self.address.clone(),
+        request: Request<pdpb::GetStoreRequest>,
+    ) -> Result<Response<pdpb::GetStoreResponse>, Status> {
+        let id = request.into_inner().store_id;
+        if !self.script.lock().stores.contains(&id) {
+            let error =
+                pdpb::Error { r#type: pdpb::ErrorType::EntryNotFound.into(), ..Default::default() };
+            let header =
+                header().map(|header| pdpb::ResponseHeader { error: Some(error), ..header });
+            return Ok(Response::new(pdpb::GetStoreResponse { header, ..Default::default() }));
+        }
+        let store = metapb::Store { id, address: self.address.clone(), ..Default::default() };
+        Ok(Response::new(pdpb::GetStoreResponse {
+            header: header(),
+            store: Some(store),
             ..Default::default()
-        };
-        let stores = self.script.lock().stores.iter().map(store).collect();
-        Ok(Response::new(pdpb::GetAllStoresResponse { header: header(), stores }))
+        }))
     }
 
     async fn get_region_by_id(
