@@ -154,7 +154,7 @@ pub(super) async fn start(mut builder: NodeBuilder) -> Result<Node, Error> {
         let is_used =
             store_failure.is_some() || data.as_ref().is_some_and(|data| data.ident().is_some());
         let newcomer = Newcomer { members, member, late, is_used, is_findable, failed };
-        newcomer.start(&mut starting)?;
+        newcomer.start(&mut starting).await?;
     }
 
     let endpoints = match builder.join.is_empty() {
@@ -211,9 +211,10 @@ struct Newcomer {
 }
 
 impl Newcomer {
-    /// At once where the directory knows what the member is; otherwise as soon as it has
-    /// found out from the other members, which may take until an operator says so.
-    fn start(self, starting: &mut Starting) -> Result<(), Error> {
+    /// Returns with the member up where the directory knows what it is, after a look at whether
+    /// it may go on. Otherwise it comes up as soon as it has found out from the other members,
+    /// which may take until an operator says so.
+    async fn start(self, starting: &mut Starting) -> Result<(), Error> {
         let Newcomer { members, member, late, is_used, is_findable, failed } = self;
         // A node that has ended meanwhile has no place for it.
         let (slot, traffic) = (Arc::downgrade(&starting.member), starting.traffic.clone());
@@ -248,14 +249,11 @@ impl Newcomer {
         if let (Some(adoption), Some(memory)) = (member.adoption().cloned(), member.memory()) {
             recall.belongs_to(adoption.record.group);
             announced.is_of(adoption.record.clone());
-            if members.all.len() == 1 {
-                return open(member, &members, &adoption);
+            // Without the members that it waits for there is no placement driver to be found.
+            if members.all.len() > 1 {
+                recall::check(&members, &memory, &folder).await?;
             }
-            starting.tasks.push(vital::spawn("the placement member", async move {
-                let checked = recall::check(&members, &memory, &folder).await;
-                report(checked.and_then(|()| open(member, &members, &adoption)), failed);
-            }));
-            return Ok(());
+            return open(member, &members, &adoption);
         }
         let (nonce, lost) = founding::nonce(member.data())?;
         announced.is_empty(lost, is_used);
