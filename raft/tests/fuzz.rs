@@ -366,8 +366,13 @@ impl Witnessed {
             Deed::Crash(kept) => {
                 self.node.crash(kept);
                 self.node.restart(now);
-                // What was not durable bound nobody.
+                // What was not durable bound nobody. That an entry was committed is known after a
+                // crash only as far as the commit index or the machine was: above, a leader's word
+                // counts again, and here it may be a lie.
                 (self.term, self.commit) = Default::default();
+                let disk = self.node.disk.borrow();
+                let durable = disk.hard_state.commit.max(disk.machine.index);
+                self.committed.retain(|index, _| *index <= durable);
             }
         }
         self.node.collect();
