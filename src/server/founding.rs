@@ -14,7 +14,8 @@
 //! - A member that has lost its memory founds nothing, and the others found nothing with it.
 //!   It knows by the store beside it, which is in use; or because somebody asks for a cluster
 //!   at this address within the first [`FIRST_START`]: the stores of a cluster whose placement
-//!   members are gone ask for them every half second.
+//!   members are gone ask for them every half second. It does not offer itself to the others
+//!   before it has listened for so long, and `FOUNDING` keeps what it heard for later starts.
 //! - A member that hears of a group without its nonce is a newcomer. It waits until an
 //!   operator says so (`esker placement replace NAME`): the leader then writes its nonce
 //!   down under a new id and adds it; it joins under that id, empty, and is filled. A
