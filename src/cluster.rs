@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use esker_client::{KvClient, PlacementClient};
 use esker_placement::{MemberId, MemberInfo};
-use esker_rpc::kv::KvClient;
-use esker_rpc::placement::PlacementClient;
 use esker_rpc::proto::metapb::PeerRole;
 use futures_util::future::{join_all, try_join_all};
 use tempfile::TempDir;

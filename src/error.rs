@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
+use esker_client::ClientError;
 use esker_engine::{DirError, EngineError};
 use esker_placement::DamagedState;
 use esker_raftstore::StoreError;
-use esker_rpc::error::ClientError;
 use esker_rpc::server::ServeError;
 
 use crate::cluster::MAX_STORES;

@@ -31,7 +31,5 @@ pub mod ycsb;
 
 pub use cluster::{Cluster, ClusterOptions, MAX_STORES};
 pub use error::Error;
-pub use esker_rpc::error::ClientError;
-pub use esker_rpc::kv::KvClient;
-pub use esker_rpc::placement::PlacementClient;
+pub use esker_client::{ClientError, KvClient, PlacementClient};
 pub use node::{Node, NodeBuilder};

@@ -11,9 +11,8 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use esker_client::{KvClient, PlacementClient};
 use esker_placement::{MemberId, MemberInfo};
-use esker_rpc::kv::KvClient;
-use esker_rpc::placement::PlacementClient;
 use esker_rpc::service::StoreService;
 use tokio::net::TcpListener;
 use tokio::sync::watch;

@@ -10,7 +10,7 @@ use common::eventually;
 use common::operator::Operator;
 use common::process::{Finished, PATIENCE, Process, free_address, run, run_with};
 use esker::{Cluster, ClusterOptions};
-use esker_rpc::placement::RegionInfo;
+use esker_client::RegionInfo;
 use esker_rpc::proto::kvrpcpb::{
     ApiVersion, Context, KeyRange, KvPair, RawBatchDeleteRequest, RawBatchGetRequest,
     RawBatchPutRequest, RawBatchScanRequest, RawCasRequest, RawChecksumRequest,

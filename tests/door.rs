@@ -15,12 +15,12 @@ use common::eventually;
 use common::operator::Operator;
 use common::process::PATIENCE;
 use esker::{Cluster, ClusterOptions, Node};
+use esker_client::RegionInfo;
 use esker_raft::{
     AppendOutcome, CommitPoint, Entry, GroupId, LogIndex, Message as RaftBody, MessageBody,
     Payload, PeerId, SnapshotMeta, Stamp, Term,
 };
 use esker_raftstore::RegionExt;
-use esker_rpc::placement::RegionInfo;
 use esker_rpc::proto::esker::admin_client::AdminClient;
 use esker_rpc::proto::esker::command::RegionSnapshot;
 use esker_rpc::proto::esker::snapshot_chunk::Part;

@@ -11,8 +11,7 @@ use common::http::metric;
 use common::load::{self, Load, Outcome};
 use common::operator::Operator;
 use common::process::{PATIENCE, Process, free_address};
-use esker_rpc::kv::KvClient;
-use esker_rpc::placement::RegionInfo;
+use esker_client::{KvClient, RegionInfo};
 use futures_util::future::try_join_all;
 
 const NODES: usize = 3;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// The next waits after consecutive failures.
 #[derive(Clone, Debug)]
-pub(crate) struct Backoff {
+pub struct Backoff {
     first: Duration,
     longest: Duration,
     next: Duration,
@@ -12,13 +12,16 @@ pub(crate) struct Backoff {
 
 impl Backoff {
     /// Starts at about `first` and doubles up to about `longest`.
-    pub(crate) fn new(first: Duration, longest: Duration) -> Self {
+    ///
+    /// # Panics
+    /// If `first` is longer than `longest`.
+    pub fn new(first: Duration, longest: Duration) -> Self {
         assert!(first <= longest, "a backoff grows from its first wait to its longest");
         Backoff { first, longest, next: first }
     }
 
     /// How long to wait now: between a half and the whole of the current step.
-    pub(crate) fn step(&mut self) -> Duration {
+    pub fn step(&mut self) -> Duration {
         let step = self.next;
         self.next = (step * 2).min(self.longest);
         let half = step / 2;
@@ -26,7 +29,8 @@ impl Backoff {
         half + Duration::from_nanos(rand::random_range(0..=spread))
     }
 
-    pub(crate) fn reset(&mut self) {
+    /// Starts over: what was waited for has succeeded.
+    pub fn reset(&mut self) {
         self.next = self.first;
     }
 }

@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use tonic::transport::{Channel, Endpoint};
 
-use crate::error::ClientError;
 use crate::server::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 
 /// How long a connection attempt may take.
-pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A connection on which nothing is heard for this long is asked whether it lives. Short, since
 /// what was sent on a dead connection is lost until its death is noticed.
@@ -17,13 +16,23 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 /// How long the answer to that may take before the connection counts as broken.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// Why a text is not the address of a server, in one line.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{address}` is not an address: {reason}; write HOST:PORT")]
+pub struct AddressError {
+    /// The text, as it was given.
+    pub address: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
 /// The endpoint behind `host:port`, with or without `http://` before it. A connection to it that
 /// is dead is noticed within seconds, and what waits for an answer on it fails.
 ///
 /// # Errors
 /// When the address is none.
-pub fn endpoint(address: &str) -> Result<Endpoint, ClientError> {
-    let refused = |reason: String| ClientError::Address { address: address.into(), reason };
+pub fn endpoint(address: &str) -> Result<Endpoint, AddressError> {
+    let refused = |reason: String| AddressError { address: address.into(), reason };
     let bare = address.trim();
     let bare = bare.strip_prefix("http://").unwrap_or(bare).trim_end_matches('/');
     if bare.contains("://") {
@@ -52,14 +61,15 @@ pub fn endpoint(address: &str) -> Result<Endpoint, ClientError> {
         .keep_alive_while_idle(true))
 }
 
-/// Connects now, or says in one line why not.
-pub(crate) async fn connect(address: &str) -> Result<Channel, String> {
+/// Connects now, within [`CONNECT_TIMEOUT`], or returns one line that names the address and says
+/// why not.
+pub async fn connect(address: &str) -> Result<Channel, String> {
     let endpoint = endpoint(address).map_err(|error| error.to_string())?;
     endpoint.connect().await.map_err(|error| format!("{address}: {}", root_cause(&error)))
 }
 
 /// The innermost of an error's causes: tonic's own message is only "transport error".
-pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
+fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(inner) = cause.source() {
         cause = inner;
@@ -68,7 +78,7 @@ pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
 }
 
 /// A status as one line, without tonic's headers and details.
-pub(crate) fn describe(status: &tonic::Status) -> String {
+pub fn describe(status: &tonic::Status) -> String {
     if status.message().is_empty() {
         format!("{:?}", status.code())
     } else {

@@ -92,6 +92,22 @@ fn kind(character: char) -> Kind {
     }
 }
 
+/// A key as text, as [`Printable`] has it.
+pub fn display_key(key: &[u8]) -> String {
+    /// Longer keys are cut: an error is one line.
+    const SHOWN: usize = 64;
+    if key.is_empty() {
+        return "\"\"".into();
+    }
+    if key.len() <= SHOWN {
+        return Printable(key).to_string();
+    }
+    // Not in the middle of a character, where it is one.
+    let is_inside = |at: &usize| (0x80..0xC0).contains(&key[*at]);
+    let cut = (SHOWN - 3..=SHOWN).rev().find(|at| !is_inside(at)).unwrap_or(SHOWN);
+    format!("{}...", Printable(&key[..cut]))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,5 +154,16 @@ mod tests {
         ] {
             assert_eq!(printed(bytes), text);
         }
+    }
+
+    #[test]
+    fn a_key_in_an_error_is_text_and_not_too_long() {
+        assert_eq!(display_key(b""), "\"\"");
+        assert_eq!(display_key("clé\n".as_bytes()), "clé\\x0A");
+        let long = "é".repeat(100);
+        assert_eq!(display_key(long.as_bytes()), format!("{}...", "é".repeat(32)));
+        let odd = format!("a{long}");
+        assert_eq!(display_key(odd.as_bytes()), format!("a{}...", "é".repeat(31)));
+        assert_eq!(display_key(&[0x80; 65]), format!("{}...", "\\x80".repeat(64)));
     }
 }

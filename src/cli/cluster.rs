@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use clap::Args;
-use esker_rpc::error::ClientError;
-use esker_rpc::kv::KvClient;
-use esker_rpc::placement::{CONNECT_DEADLINE, MemberClient, PlacementClient};
+use esker_client::placement::CONNECT_DEADLINE;
+use esker_client::{ClientError, KvClient, PlacementClient};
+use esker_rpc::members::MemberClient;
 use esker_rpc::proto::esker as wire;
 use esker_rpc::proto::esker::admin_client::AdminClient;
 use esker_rpc::proto::esker::founding_client::FoundingClient;
@@ -206,7 +206,7 @@ async fn connect(
     address: &str,
     adjusted: impl FnOnce(Endpoint) -> Endpoint,
 ) -> Result<Channel, String> {
-    let endpoint = esker_rpc::endpoint(address).map_err(|error| error.to_string())?;
+    let endpoint = esker_rpc::channel::endpoint(address).map_err(|error| error.to_string())?;
     let connected = adjusted(endpoint.connect_timeout(CONNECT_TIMEOUT)).connect().await;
     connected.map_err(|error| causes(&error))
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use esker_rpc::error::ClientError;
+use esker_client::ClientError;
 
 use super::key::Text;
 

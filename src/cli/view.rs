@@ -2,7 +2,7 @@
 //! text. Serialized, these are the JSON of the commands.
 
 use bytes::Bytes;
-use esker_rpc::placement::RegionInfo;
+use esker_client::RegionInfo;
 use esker_rpc::proto::{esker as wire, metapb, pdpb};
 use esker_rpc::text::Printable;
 use serde::Serialize;

@@ -4,11 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use esker_client::{ClientError, PlacementClient};
 use esker_engine::{DataDir, EngineOptions, Engines, Kind};
 use esker_placement::{Leadership, PlacementConfig, PlacementServer, ReplicatedState, SystemClock};
 use esker_raftstore::{MonotonicClock, Parts, RunningStore, Store, StoreHandle, StoreId};
-use esker_rpc::error::ClientError;
-use esker_rpc::placement::PlacementClient;
 use esker_rpc::proto::esker::admin_server::AdminServer;
 use esker_rpc::proto::esker::founding_server::FoundingServer;
 use esker_rpc::proto::metapb;

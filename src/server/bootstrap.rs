@@ -14,12 +14,11 @@
 //! are when a client first uses one.
 
 use bytes::Bytes;
+use esker_client::{ClientError, PlacementClient};
 use esker_engine::{DataDir, Ident, KvEngine, LogEngine};
 use esker_raftstore::config::KEYS_TOP;
 use esker_raftstore::state::{bootstrap_region, region_state};
 use esker_raftstore::{RegionExt, StoreId};
-use esker_rpc::error::ClientError;
-use esker_rpc::placement::PlacementClient;
 use esker_rpc::proto::metapb::{Peer, Region, RegionEpoch, Store};
 use esker_rpc::proto::pdpb::ErrorType;
 use prost::Message as _;

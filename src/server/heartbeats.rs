@@ -4,11 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use esker_client::{ClientError, PlacementClient};
 use esker_raftstore::{
     Admin, PeerChange, PeerId, RegionExt, RegionId, RegionReport, RequestError, StoreHandle,
 };
-use esker_rpc::error::ClientError;
-use esker_rpc::placement::PlacementClient;
 use esker_rpc::proto::eraftpb::ConfChangeType;
 use esker_rpc::proto::metapb::{Region, RegionEpoch, StoreMemory};
 use esker_rpc::proto::pdpb::{

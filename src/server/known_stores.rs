@@ -9,9 +9,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use esker_client::{ClientError, PlacementClient};
 use esker_raftstore::StoreId;
-use esker_rpc::error::ClientError;
-use esker_rpc::placement::PlacementClient;
 use esker_rpc::proto::metapb::Store;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;

@@ -145,7 +145,7 @@ impl TransportEvents for Events {
 }
 
 /// Where stores are, as placement knows.
-pub struct PlacementAddresses(pub esker_rpc::placement::PlacementClient);
+pub struct PlacementAddresses(pub esker_client::PlacementClient);
 
 impl esker_rpc::transport::AddressResolver for PlacementAddresses {
     fn address(&self, store: u64) -> BoxFuture<'_, Result<String, String>> {

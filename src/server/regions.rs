@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use esker_client::PlacementClient;
 use esker_engine::Cf;
 use esker_raftstore::raw_value::RawValue;
 use esker_raftstore::{Admin, NewRegion, PeerId, RegionExt, RegionId, RequestError, StoreHandle};
-use esker_rpc::placement::PlacementClient;
 use esker_rpc::proto::errorpb;
 use esker_rpc::proto::esker::command::CompareAndSwap;
 use esker_rpc::proto::kvrpcpb::*;

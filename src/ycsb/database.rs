@@ -3,8 +3,7 @@
 use std::future::Future;
 
 use bytes::Bytes;
-use esker_rpc::error::ClientError;
-use esker_rpc::kv::KvClient;
+use esker_client::{ClientError, KvClient};
 
 /// A request that failed, or an answer that is not what the load phase stored.
 /// Records are named by their keys, which are plain text.

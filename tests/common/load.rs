@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use esker_rpc::kv::KvClient;
+use esker_client::KvClient;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 

@@ -4,8 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use esker_rpc::kv::KvClient;
-use esker_rpc::placement::{PlacementClient, RegionInfo};
+use esker_client::{KvClient, PlacementClient, RegionInfo};
 use esker_rpc::proto::esker as wire;
 use esker_rpc::proto::esker::admin_client::AdminClient;
 use esker_rpc::proto::metapb;

@@ -22,7 +22,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use esker_rpc::placement::MemberClient;
+use esker_rpc::members::MemberClient;
 use esker_rpc::proto::esker::members_server::Members;
 use esker_rpc::proto::esker::{MemberStatusRequest, MemberStatusResponse};
 use parking_lot::Mutex;

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use esker_rpc::placement::BEAT_INTERVAL;
+use esker_rpc::members::BEAT_INTERVAL;
 use esker_rpc::proto::pdpb;
 use futures_util::stream;
 use tokio::sync::mpsc;

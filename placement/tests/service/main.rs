@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use esker_placement::timestamp::WINDOW_MS;
-use esker_rpc::placement::BEAT_INTERVAL;
+use esker_rpc::members::BEAT_INTERVAL;
 use esker_rpc::proto::eraftpb::ConfChangeType;
 use esker_rpc::proto::{esker as wire, keyspacepb, metapb, pdpb};
 use tokio::sync::mpsc;

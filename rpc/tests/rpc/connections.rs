@@ -1,31 +1,26 @@
 //! Neighbours on a port who only sit there, and those who work beside them.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::routing::get;
 use esker_rpc::proto::kvrpcpb::RawGetRequest;
 use esker_rpc::proto::tikvpb::tikv_client::TikvClient;
-use esker_rpc::server::{ConnectionLimits, TikvService, listen};
+use esker_rpc::server::{ConnectionLimits, listen};
 use futures_util::future::join_all;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::service::Routes;
 
-use crate::support::{Server, soon};
-use crate::world::World;
+use crate::support::{Server, echo, soon};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const EMPTY_SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
 
 async fn server(limits: ConnectionLimits) -> Server {
-    let world = World::new(1);
-    let routes = Routes::new(TikvService::new(Arc::new(world.store(1))).into_server());
     let http = axum::Router::new().route("/status", get(|| async { "all is well" }));
     let listener = listen("127.0.0.1:0").await.expect("a free port");
-    Server::start_limited(listener, limits, routes, http)
+    Server::start_limited(listener, limits, echo(), http)
 }
 
 async fn says(server: &Server, bytes: &[u8]) -> TcpStream {

@@ -2,9 +2,6 @@
 
 mod batch_commands;
 mod connections;
-mod kv;
-mod placement;
 mod serve;
 mod support;
 mod transport;
-mod world;

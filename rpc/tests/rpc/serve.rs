@@ -1,27 +1,17 @@
 //! One port for gRPC and HTTP, and how it stops.
 
-use std::sync::Arc;
-
 use axum::routing::get;
 use esker_rpc::proto::kvrpcpb::RawGetRequest;
 use esker_rpc::proto::pdpb::GetMembersRequest;
 use esker_rpc::proto::pdpb::pd_client::PdClient;
 use esker_rpc::proto::tikvpb::tikv_client::TikvClient;
-use esker_rpc::server::TikvService;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
-use tonic::service::Routes;
 
-use crate::support::{Server, soon};
-use crate::world::World;
-
-fn routes() -> Routes {
-    let world = World::new(1);
-    Routes::new(TikvService::new(Arc::new(world.store(1))).into_server())
-}
+use crate::support::{Server, echo, soon};
 
 async fn http_get(server: &Server, path: &str) -> String {
     let mut socket = TcpStream::connect(server.address).await.expect("it listens");
@@ -36,7 +26,7 @@ async fn http_get(server: &Server, path: &str) -> String {
 async fn grpc_and_plain_http_share_a_port() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let http = axum::Router::new().route("/status", get(|| async { "all is well" }));
-    let server = Server::start_on(listener, routes(), http);
+    let server = Server::start_on(listener, echo(), http);
     let answer = http_get(&server, "/status").await;
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("all is well"), "{answer}");
     let answer = http_get(&server, "/nothing").await;
@@ -48,7 +38,7 @@ async fn grpc_and_plain_http_share_a_port() {
 
 #[tokio::test]
 async fn a_service_that_is_not_served_is_unimplemented() {
-    let server = Server::start(routes()).await;
+    let server = Server::start(echo()).await;
     let mut client = PdClient::connect(server.url()).await.expect("it listens");
     let status = client.get_members(GetMembersRequest::default()).await.expect_err("not served");
     assert_eq!(status.code(), Code::Unimplemented);
@@ -57,7 +47,7 @@ async fn a_service_that_is_not_served_is_unimplemented() {
 
 #[tokio::test]
 async fn a_server_stops_though_a_client_holds_a_stream_open() {
-    let server = Server::start(routes()).await;
+    let server = Server::start(echo()).await;
     let mut client = TikvClient::connect(server.url()).await.expect("it listens");
     let (requests, outgoing) = mpsc::channel(1);
     let mut responses =

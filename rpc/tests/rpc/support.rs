@@ -2,9 +2,12 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use esker_rpc::server::{ConnectionLimits, ServeError, serve};
+use esker_rpc::proto::kvrpcpb::RawGetResponse;
+use esker_rpc::server::{ConnectionLimits, ServeError, TikvService, serve};
+use esker_rpc::service::{Answer, Command, Reply, StoreService, unimplemented};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -71,8 +74,22 @@ impl Server {
     }
 }
 
-/// An address at which nothing listens.
-pub async fn closed_address() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    listener.local_addr().expect("a bound address").to_string()
+/// A store that answers a get with its own key, at once.
+struct Echo;
+
+impl StoreService for Echo {
+    fn store_id(&self) -> u64 {
+        1
+    }
+
+    fn handle(&self, command: Command) -> Answer<Reply> {
+        let Command::RawGet(request) = command else { return unimplemented("this command") };
+        let reply = RawGetResponse { value: request.key, ..Default::default() };
+        Box::pin(std::future::ready(Ok(Reply::RawGet(reply))))
+    }
+}
+
+/// The `Tikv` service over such a store.
+pub fn echo() -> Routes {
+    Routes::new(TikvService::new(Arc::new(Echo)).into_server())
 }

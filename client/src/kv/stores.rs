@@ -4,20 +4,20 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use esker_rpc::channel;
+use esker_rpc::proto::metapb::StoreState;
+use esker_rpc::proto::tikvpb::BatchCommandsEmptyRequest;
+use esker_rpc::proto::tikvpb::tikv_client::TikvClient;
+use esker_rpc::server::MAX_MESSAGE_BYTES;
+use esker_rpc::service::{Command, Reply, is_refusal};
 use parking_lot::RwLock;
 use tonic::transport::Channel;
 use tonic::{Response, Status};
 
 use super::batch::BatchStream;
 use super::request::{Incoming, Outgoing};
-use crate::channel;
 use crate::error::ClientError;
 use crate::placement::PlacementClient;
-use crate::proto::metapb::StoreState;
-use crate::proto::tikvpb::BatchCommandsEmptyRequest;
-use crate::proto::tikvpb::tikv_client::TikvClient;
-use crate::server::MAX_MESSAGE_BYTES;
-use crate::service::{Command, Reply, is_refusal};
 
 /// Why there is no response.
 #[derive(Clone, Debug)]

@@ -5,6 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use esker_rpc::display_key;
+use esker_rpc::proto::errorpb;
+use esker_rpc::proto::kvrpcpb::{ApiVersion, Context};
+use esker_rpc::proto::metapb::Region;
+use esker_rpc::service::StoreService;
 use tokio::time::Instant;
 
 use super::cache::Route;
@@ -12,12 +17,8 @@ use super::fence::Fence;
 use super::request::{Effect, Incoming, Outgoing, RegionRequest};
 use super::stores::{Connection, SendError};
 use super::{Attempts, Failure, KvClient, Retry, Wait};
-use crate::error::{ClientError, display_key};
+use crate::error::ClientError;
 use crate::placement::RegionInfo;
-use crate::proto::errorpb;
-use crate::proto::kvrpcpb::{ApiVersion, Context};
-use crate::proto::metapb::Region;
-use crate::service::StoreService;
 
 impl KvClient {
     /// Asks the region that holds `key`, until it answers.

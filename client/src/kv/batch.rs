@@ -5,6 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use esker_rpc::channel;
+use esker_rpc::proto::tikvpb::batch_commands_request::Request;
+use esker_rpc::proto::tikvpb::tikv_client::TikvClient;
+use esker_rpc::proto::tikvpb::{BatchCommandsRequest, BatchCommandsResponse};
+use esker_rpc::server::MAX_MESSAGE_BYTES;
+use esker_rpc::service::{Command, Reply};
 use futures_util::{Stream, StreamExt, stream};
 use parking_lot::Mutex;
 use prost::Message;
@@ -12,12 +18,6 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tonic::transport::Channel;
 
 use super::stores::SendError;
-use crate::channel;
-use crate::proto::tikvpb::batch_commands_request::Request;
-use crate::proto::tikvpb::tikv_client::TikvClient;
-use crate::proto::tikvpb::{BatchCommandsRequest, BatchCommandsResponse};
-use crate::server::MAX_MESSAGE_BYTES;
-use crate::service::{Command, Reply};
 
 /// Requests sent in one message.
 pub const MAX_REQUESTS_PER_BATCH: usize = 128;

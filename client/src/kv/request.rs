@@ -1,8 +1,8 @@
 //! The requests that go to one region, and what they have in common.
 
-use crate::proto::errorpb;
-use crate::proto::kvrpcpb::*;
-use crate::service::{Command, Reply};
+use esker_rpc::proto::errorpb;
+use esker_rpc::proto::kvrpcpb::*;
+use esker_rpc::service::{Command, Reply};
 
 /// A request as it is handed to a store: batched where the protocol can, by itself where not.
 #[derive(Debug)]

@@ -27,12 +27,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use esker_rpc::backoff::Backoff;
+use esker_rpc::display_key;
+use esker_rpc::proto::pdpb::ErrorType;
+use esker_rpc::service::StoreService;
 
-use crate::backoff::Backoff;
-use crate::error::{ClientError, display_key, waited_since};
+use crate::error::{ClientError, waited_since};
 use crate::placement::PlacementClient;
-use crate::proto::pdpb::ErrorType;
-use crate::service::StoreService;
 
 pub use batch::{MAX_IN_FLIGHT, MAX_REQUESTS_PER_BATCH};
 pub use cache::MAX_CACHED_REGIONS;
@@ -56,6 +57,13 @@ const PROMPT_RETRIES: u32 = 2;
 const MAX_CONCURRENT_REGIONS: usize = 16;
 
 /// A client of one cluster. Cheap to clone; clones share cache and connections.
+///
+/// Every operation ends within its deadline ([`DEFAULT_DEADLINE`]): with [`ClientError::Deadline`]
+/// if it has not been answered until then, with [`ClientError::Refused`] or
+/// [`ClientError::TooLarge`] if a store does not do it (for an empty key, say, or one of more than
+/// 8 KiB), with [`ClientError::NoRegion`] in a cluster that is not bootstrapped, with an error of
+/// placement's if that cannot be asked, and with [`ClientError::OutcomeUnknown`] if a write may have
+/// happened. Each other error of a write means that it has not, and will not.
 #[derive(Clone)]
 pub struct KvClient {
     shared: Arc<Shared>,
@@ -99,6 +107,7 @@ impl KvClient {
         self
     }
 
+    /// The client of the placement driver by which it finds regions and stores.
     pub fn placement(&self) -> &PlacementClient {
         &self.shared.placement
     }

@@ -2,14 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use crate::proto::pdpb::ErrorType;
-use crate::text::Printable;
+use esker_rpc::channel::AddressError;
+use esker_rpc::proto::pdpb::ErrorType;
 
 /// Why a request did not succeed. Each message is one line that names what to look at.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ClientError {
-    #[error("`{address}` is not an address: {reason}; write HOST:PORT")]
-    Address { address: String, reason: String },
+    #[error(transparent)]
+    Address(#[from] AddressError),
 
     #[error("no placement address was given; write HOST:PORT[,HOST:PORT...]")]
     NoEndpoints,
@@ -64,36 +64,4 @@ pub enum ClientError {
 /// How long it has been, without the digits that nobody reads.
 pub(crate) fn waited_since(started: Instant) -> Duration {
     Duration::from_millis(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX))
-}
-
-/// A key as text, as [`Printable`] has it.
-pub fn display_key(key: &[u8]) -> String {
-    /// Longer keys are cut: an error is one line.
-    const SHOWN: usize = 64;
-    if key.is_empty() {
-        return "\"\"".into();
-    }
-    if key.len() <= SHOWN {
-        return Printable(key).to_string();
-    }
-    // Not in the middle of a character, where it is one.
-    let is_inside = |at: &usize| (0x80..0xC0).contains(&key[*at]);
-    let cut = (SHOWN - 3..=SHOWN).rev().find(|at| !is_inside(at)).unwrap_or(SHOWN);
-    format!("{}...", Printable(&key[..cut]))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_key_in_an_error_is_text_and_not_too_long() {
-        assert_eq!(display_key(b""), "\"\"");
-        assert_eq!(display_key("clé\n".as_bytes()), "clé\\x0A");
-        let long = "é".repeat(100);
-        assert_eq!(display_key(long.as_bytes()), format!("{}...", "é".repeat(32)));
-        let odd = format!("a{long}");
-        assert_eq!(display_key(odd.as_bytes()), format!("a{}...", "é".repeat(31)));
-        assert_eq!(display_key(&[0x80; 65]), format!("{}...", "\\x80".repeat(64)));
-    }
 }

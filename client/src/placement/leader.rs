@@ -10,6 +10,11 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use esker_rpc::backoff::Backoff;
+use esker_rpc::channel;
+use esker_rpc::proto::pdpb::pd_client::PdClient;
+use esker_rpc::proto::pdpb::{GetMembersRequest, GetMembersResponse, Member, RequestHeader};
+use esker_rpc::repeat::Repeated;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
@@ -18,12 +23,7 @@ use tonic::Code;
 use tonic::transport::Channel;
 
 use super::{FIRST_RETRY, LONGEST_RETRY};
-use crate::backoff::Backoff;
-use crate::channel;
 use crate::error::{ClientError, waited_since};
-use crate::proto::pdpb::pd_client::PdClient;
-use crate::proto::pdpb::{GetMembersRequest, GetMembersResponse, Member, RequestHeader};
-use crate::repeat::Repeated;
 
 /// How long one member may take to say who leads. A member that knows of no leader waits for an
 /// election, which must not be cut short: a little longer than the longest of such waits.

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use esker_rpc::kv::{KeyTtl, KvClient, Pair, Swap};
+use esker_client::kv::{KeyTtl, Pair, Swap};
+use esker_client::{ClientError, KvClient, PlacementClient};
 use esker_rpc::proto::errorpb::{
     self, NotLeader, RaftEntryTooLarge, ServerIsBusy, UndeterminedResult,
 };
 use esker_rpc::service::StoreService;
-use esker_rpc::{ClientError, PlacementClient};
 
 use crate::placement::Placement;
 use crate::support::{Server, closed_address, soon};

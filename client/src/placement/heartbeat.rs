@@ -7,6 +7,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use esker_rpc::backoff::Backoff;
+use esker_rpc::channel;
+use esker_rpc::members::BEAT_INTERVAL;
+use esker_rpc::proto::pdpb::pd_client::PdClient;
+use esker_rpc::proto::pdpb::{RegionHeartbeatRequest, RegionHeartbeatResponse};
+use esker_rpc::repeat::Repeated;
 use futures_util::StreamExt;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
@@ -14,16 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::leader::Current;
 use super::{Attempt, FIRST_RETRY, LONGEST_RETRY, PlacementClient, Shared};
-use crate::backoff::Backoff;
-use crate::channel;
 use crate::error::ClientError;
-use crate::proto::pdpb::pd_client::PdClient;
-use crate::proto::pdpb::{RegionHeartbeatRequest, RegionHeartbeatResponse};
-use crate::repeat::Repeated;
-
-/// How often a leader says on each stream of heartbeats that it still leads: with a message about
-/// no region.
-pub const BEAT_INTERVAL: Duration = Duration::from_millis(300);
 
 /// How long a leader may be silent before others are asked who leads.
 const SILENCE: Duration = Duration::from_millis(900);

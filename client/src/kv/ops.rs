@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use esker_rpc::proto::kvrpcpb::*;
+use esker_rpc::proto::metapb::Region;
 use futures_util::{StreamExt, stream};
 
 use super::attempt::At;
@@ -14,8 +16,6 @@ use super::fence::{Fence, unknown};
 use super::request::{Effect, RegionRequest};
 use super::{Attempts, Failure, KvClient, MAX_CONCURRENT_REGIONS};
 use crate::error::ClientError;
-use crate::proto::kvrpcpb::*;
-use crate::proto::metapb::Region;
 
 /// Pairs asked for in one request of a scan.
 const MAX_SCAN_BATCH: u32 = 1024;
@@ -29,6 +29,7 @@ pub type Pair = (Bytes, Bytes);
 /// What a compare-and-swap did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Swap {
+    /// Whether the value was what was expected, and is now the new one.
     pub swapped: bool,
     /// The value before; `None` if there was none.
     pub previous: Option<Bytes>,
@@ -37,12 +38,16 @@ pub struct Swap {
 /// How long a key has left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyTtl {
+    /// There is no such key.
     NotFound,
+    /// It stays.
     Never,
+    /// It disappears after so long, in whole seconds.
     Left(Duration),
 }
 
 impl KvClient {
+    /// A key's value; `None` if there is none. Sees every write that was acknowledged before.
     pub async fn get(&self, key: impl Into<Bytes>) -> Result<Option<Bytes>, ClientError> {
         let key = key.into();
         let request = RawGetRequest { key: key.clone(), ..Default::default() };
@@ -50,6 +55,7 @@ impl KvClient {
         Ok((!response.not_found).then_some(response.value))
     }
 
+    /// Writes a value that stays, whether there is one or not.
     pub async fn put(
         &self,
         key: impl Into<Bytes>,
@@ -77,6 +83,7 @@ impl KvClient {
         self.ask(&key, request).await.map(|_| ())
     }
 
+    /// How long a key has left.
     pub async fn get_ttl(&self, key: impl Into<Bytes>) -> Result<KeyTtl, ClientError> {
         let key = key.into();
         let request = RawGetKeyTtlRequest { key: key.clone(), ..Default::default() };

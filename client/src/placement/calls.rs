@@ -3,24 +3,28 @@
 use std::ops::Range;
 
 use bytes::Bytes;
+use esker_rpc::proto::esker::placement_admin_client::PlacementAdminClient;
+use esker_rpc::proto::esker::{StoreState, StoreStatesRequest, StoreStatesResponse};
+use esker_rpc::proto::keyspacepb::keyspace_client::KeyspaceClient;
+use esker_rpc::proto::keyspacepb::{KeyspaceMeta, LoadKeyspaceRequest, LoadKeyspaceResponse};
+use esker_rpc::proto::metapb::{Peer, Region, Store};
+use esker_rpc::proto::pdpb::pd_client::PdClient;
+use esker_rpc::proto::pdpb::*;
+use esker_rpc::server::MAX_MESSAGE_BYTES;
 
 use super::{Answered, PlacementClient};
 use crate::error::ClientError;
-use crate::proto::esker::placement_admin_client::PlacementAdminClient;
-use crate::proto::esker::{StoreState, StoreStatesRequest, StoreStatesResponse};
-use crate::proto::keyspacepb::keyspace_client::KeyspaceClient;
-use crate::proto::keyspacepb::{KeyspaceMeta, LoadKeyspaceRequest, LoadKeyspaceResponse};
-use crate::proto::metapb::{Peer, Region, Store};
-use crate::proto::pdpb::pd_client::PdClient;
-use crate::proto::pdpb::*;
-use crate::server::MAX_MESSAGE_BYTES;
 
 /// A region, and who leads it as far as placement knows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RegionInfo {
+    /// Its range, epoch and peers.
     pub region: Region,
+    /// The peer that leads. A placement driver may also name none by a peer with the id 0.
     pub leader: Option<Peer>,
+    /// The peers that the leader has not heard from, and for how many seconds.
     pub down_peers: Vec<PeerStats>,
+    /// The peers that still have to catch up with the leader's log.
     pub pending_peers: Vec<Peer>,
 }
 
@@ -79,6 +83,7 @@ impl PlacementClient {
         call!(self, PdClient::get_members, GetMembersRequest {}).await
     }
 
+    /// Whether the cluster has its first store and its first regions.
     pub async fn is_bootstrapped(&self) -> Result<bool, ClientError> {
         let answer = call!(self, PdClient::is_bootstrapped, IsBootstrappedRequest {}).await?;
         Ok(answer.bootstrapped)
@@ -92,7 +97,7 @@ impl PlacementClient {
         Ok(())
     }
 
-    /// Consecutive ids that nobody else gets.
+    /// Consecutive ids that nobody else gets: `count` of them, at least one. Refused above 65,536.
     pub async fn alloc_id(&self, count: u32) -> Result<Range<u64>, ClientError> {
         let count = count.max(1);
         let answer = call!(self, PdClient::alloc_id, AllocIdRequest { count: count }).await?;
@@ -104,7 +109,9 @@ impl PlacementClient {
     }
 
     /// The last of `count` consecutive timestamps, newer than all that were handed out before this
-    /// was called. Callers at the same time share a request.
+    /// was called: milliseconds since 1970 (`physical`), and a number among those of the same
+    /// millisecond (`logical`). Callers at the same time share a request. A count outside of 1 to
+    /// [`MAX_TIMESTAMPS_PER_REQUEST`](super::MAX_TIMESTAMPS_PER_REQUEST) is taken for the nearer end.
     pub async fn tso(&self, count: u32) -> Result<Timestamp, ClientError> {
         self.shared.timestamps.get(count).await
     }
@@ -134,12 +141,17 @@ impl PlacementClient {
     }
 
     /// One store and its last report.
+    ///
+    /// # Errors
+    /// For a store that does not exist, [`ClientError::PlacementRefused`] with `EntryNotFound` from
+    /// Esker's placement driver, and [`ClientError::NoStore`] where the answer has no store in it.
     pub async fn get_store(&self, id: u64) -> Result<(Store, StoreStats), ClientError> {
         let answer = call!(self, PdClient::get_store, GetStoreRequest { store_id: id }).await?;
         let store = answer.store.ok_or(ClientError::NoStore { store: id })?;
         Ok((store, answer.stats.unwrap_or_default()))
     }
 
+    /// All stores, in any state, or without those that have left the cluster for good.
     pub async fn get_stores(&self, exclude_tombstones: bool) -> Result<Vec<Store>, ClientError> {
         let answer = call!(
             self,
@@ -156,6 +168,7 @@ impl PlacementClient {
         Ok(answer.stores)
     }
 
+    /// Tells how a store is: that it is alive, and how full.
     pub async fn store_heartbeat(
         &self,
         stats: StoreStats,
@@ -164,20 +177,21 @@ impl PlacementClient {
         call!(self, PdClient::store_heartbeat, StoreHeartbeatRequest { stats: stats }).await
     }
 
-    /// The region that holds a key.
+    /// The region that holds a key; `None` in a cluster that has no regions yet.
     pub async fn region_by_key(&self, key: Bytes) -> Result<Option<RegionInfo>, ClientError> {
         let answer =
             call!(self, PdClient::get_region, GetRegionRequest { region_key: key }).await?;
         Ok(RegionInfo::from_response(answer))
     }
 
-    /// The region before the one that holds a key.
+    /// The region before the one that holds a key; `None` for the first.
     pub async fn previous_region(&self, key: Bytes) -> Result<Option<RegionInfo>, ClientError> {
         let answer =
             call!(self, PdClient::get_prev_region, GetRegionRequest { region_key: key }).await?;
         Ok(RegionInfo::from_response(answer))
     }
 
+    /// The region with an id; `None` if its leader has not reported one.
     pub async fn region_by_id(&self, id: u64) -> Result<Option<RegionInfo>, ClientError> {
         let answer =
             call!(self, PdClient::get_region_by_id, GetRegionByIdRequest { region_id: id }).await;
@@ -248,6 +262,7 @@ impl PlacementClient {
         call!(self, PdClient::get_operator, GetOperatorRequest { region_id: region }).await
     }
 
+    /// The timestamp before which old versions may be removed; 0 at first.
     pub async fn gc_safe_point(&self) -> Result<u64, ClientError> {
         let answer = call!(self, PdClient::get_gc_safe_point, GetGcSafePointRequest {}).await?;
         Ok(answer.safe_point)
@@ -264,6 +279,8 @@ impl PlacementClient {
         Ok(answer.new_safe_point)
     }
 
+    /// A key space of API version 2, which is made ready if it is asked for the first time; `None`
+    /// if there is none of that name.
     pub async fn load_keyspace(&self, name: &str) -> Result<Option<KeyspaceMeta>, ClientError> {
         let name = name.to_string();
         let answer =
@@ -282,7 +299,7 @@ impl RegionInfo {
         })
     }
 
-    fn from_region(found: crate::proto::pdpb::Region) -> Option<Self> {
+    fn from_region(found: esker_rpc::proto::pdpb::Region) -> Option<Self> {
         Some(RegionInfo {
             region: found.region?,
             leader: found.leader,

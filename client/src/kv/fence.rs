@@ -19,11 +19,12 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use esker_rpc::display_key;
+use esker_rpc::proto::kvrpcpb::WriteTag;
 use parking_lot::RwLock;
 
 use super::cache::MAX_CACHED_REGIONS;
-use crate::error::{ClientError, display_key};
-use crate::proto::kvrpcpb::WriteTag;
+use crate::error::ClientError;
 
 /// Where a client's tags come from.
 pub(super) struct Tags {

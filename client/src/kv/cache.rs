@@ -5,9 +5,8 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use esker_rpc::proto::metapb::{Peer, Region, RegionEpoch};
 use parking_lot::RwLock;
-
-use crate::proto::metapb::{Peer, Region, RegionEpoch};
 
 /// Regions that are remembered.
 pub const MAX_CACHED_REGIONS: usize = 1 << 16;

@@ -3,17 +3,17 @@
 use std::sync::Weak;
 use std::time::Instant;
 
+use esker_rpc::backoff::Backoff;
+use esker_rpc::channel;
+use esker_rpc::proto::pdpb::pd_client::PdClient;
+use esker_rpc::proto::pdpb::{Timestamp, TsoRequest, TsoResponse};
 use futures_util::StreamExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use super::{Attempt, FIRST_RETRY, LONGEST_RETRY, Shared};
-use crate::backoff::Backoff;
-use crate::channel;
 use crate::error::ClientError;
-use crate::proto::pdpb::pd_client::PdClient;
-use crate::proto::pdpb::{Timestamp, TsoRequest, TsoResponse};
 
 /// Timestamps asked for in one request: well under what fits in a millisecond (2^18).
 pub const MAX_TIMESTAMPS_PER_REQUEST: u32 = 1 << 16;

@@ -10,26 +10,23 @@
 mod calls;
 mod heartbeat;
 mod leader;
-mod member;
 mod timestamps;
 
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use esker_rpc::backoff::Backoff;
+use esker_rpc::channel;
+use esker_rpc::proto::pdpb::{self, ErrorType};
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
-use crate::backoff::Backoff;
-use crate::channel;
 use crate::error::{ClientError, waited_since};
-use crate::proto::pdpb::{self, ErrorType};
 
 use leader::Current;
 
 pub use calls::RegionInfo;
-pub use heartbeat::BEAT_INTERVAL;
-pub use member::MemberClient;
 pub use timestamps::MAX_TIMESTAMPS_PER_REQUEST;
 
 /// How long one call may take, retries included.
@@ -54,6 +51,11 @@ const LONGEST_RETRY: Duration = Duration::from_millis(500);
 pub const NOT_LEADER: &str = "not leader";
 
 /// A client of one cluster's placement driver. Cheap to clone; clones share connections.
+///
+/// Every call ends within [`CALL_DEADLINE`]: with [`ClientError::PlacementUnreachable`] if no member
+/// that leads has answered until then, with [`ClientError::PlacementRefused`] or
+/// [`ClientError::PlacementAnswer`] if what one answered will not change. Other errors are named
+/// where they can come.
 #[derive(Clone)]
 pub struct PlacementClient {
     shared: Arc<Shared>,
@@ -67,6 +69,11 @@ struct Shared {
 
 impl PlacementClient {
     /// Finds the leader by way of `endpoints` (`host:port`), within [`CONNECT_DEADLINE`].
+    ///
+    /// # Errors
+    /// [`ClientError::Address`] or [`ClientError::NoEndpoints`] for what cannot be asked,
+    /// [`ClientError::NoPlacement`] if no address is that of a member, and
+    /// [`ClientError::PlacementUnreachable`] if no leader is found in time.
     pub async fn connect(endpoints: Vec<String>) -> Result<Self, ClientError> {
         Self::connect_within(endpoints, CONNECT_DEADLINE).await
     }
@@ -96,11 +103,12 @@ impl PlacementClient {
         Ok(PlacementClient { shared })
     }
 
+    /// The id of the cluster that it is connected to, for good.
     pub fn cluster_id(&self) -> u64 {
         self.shared.cluster_id
     }
 
-    /// The address of the member that leads, as far as this client knows.
+    /// The address of the member that leads (`host:port`), as far as this client knows.
     pub fn leader_address(&self) -> String {
         self.shared.leader.address()
     }

@@ -1,13 +1,17 @@
-//! What the members of the placement driver ask each other.
+//! What the members of the placement driver ask each other, and how often the one that leads says
+//! so to the stores.
 
 use std::time::Duration;
 
 use tonic::transport::Channel;
 
-use crate::channel;
-use crate::error::ClientError;
+use crate::channel::{self, AddressError};
 use crate::proto::esker::members_client::MembersClient;
 use crate::proto::esker::{MemberStatusRequest, MemberStatusResponse};
+
+/// How often a leader says on each stream of heartbeats that it still leads: with a message about
+/// no region.
+pub const BEAT_INTERVAL: Duration = Duration::from_millis(300);
 
 /// A connection to one member, opened when it is first used and again when it breaks.
 #[derive(Clone)]
@@ -17,15 +21,16 @@ pub struct MemberClient {
 }
 
 impl MemberClient {
-    /// Must be called within a runtime.
+    /// Connects to nobody yet. Must be called within a runtime.
     ///
     /// # Errors
     /// Only for what is no `host:port`.
-    pub fn new(address: &str) -> Result<Self, ClientError> {
+    pub fn new(address: &str) -> Result<Self, AddressError> {
         let channel = channel::endpoint(address)?.connect_lazy();
         Ok(MemberClient { address: address.to_owned(), client: MembersClient::new(channel) })
     }
 
+    /// The address as it was given.
     pub fn address(&self) -> &str {
         &self.address
     }

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use esker_rpc::ClientError;
-use esker_rpc::placement::{BEAT_INTERVAL, NOT_LEADER, PlacementClient};
+use esker_client::placement::NOT_LEADER;
+use esker_client::{ClientError, PlacementClient};
+use esker_rpc::members::BEAT_INTERVAL;
 use esker_rpc::proto::metapb::{Region, Store};
 use esker_rpc::proto::pdpb::pd_server::{Pd, PdServer};
 use esker_rpc::proto::pdpb::{self, *};
