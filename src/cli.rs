@@ -25,8 +25,6 @@ mod view;
 mod ycsb;
 
 #[cfg(test)]
-mod fake;
-#[cfg(test)]
 mod tests;
 
 use std::ffi::OsString;

@@ -2,63 +2,244 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use esker_rpc::channel::AddressError;
+use esker_rpc::display_key;
 use esker_rpc::proto::pdpb::ErrorType;
 
 /// Why a request did not succeed. Each message is one line that names what to look at.
+///
+/// Of a write of keys, every variant but [`OutcomeUnknown`](ClientError::OutcomeUnknown) says that it
+/// has not happened and never will. Keys are text of at most 64 bytes of the key, as
+/// [`esker_rpc::display_key`] has it, unless they are [`Bytes`].
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ClientError {
+    /// What was given for an address is none.
     #[error(transparent)]
     Address(#[from] AddressError),
 
+    /// The list of placement addresses is empty.
     #[error("no placement address was given; write HOST:PORT[,HOST:PORT...]")]
     NoEndpoints,
 
+    /// No member that leads was found, or none of those found answered the call in time.
     #[error("no placement leader found at {endpoints} within {waited:?}: {reason}")]
-    PlacementUnreachable { endpoints: String, waited: Duration, reason: String },
+    PlacementUnreachable {
+        /// The addresses that were asked, with commas between them.
+        endpoints: String,
+        /// How long it was tried.
+        waited: Duration,
+        /// What was heard from them.
+        reason: String,
+    },
 
+    /// Something answers at every address, and none of it is a placement member.
     #[error(
         "no placement driver at {endpoints}: what answers there is a node that runs no placement \
          member, or another program; give the addresses of the placement members"
     )]
-    NoPlacement { endpoints: String },
+    NoPlacement {
+        /// The addresses that were asked, with commas between them.
+        endpoints: String,
+    },
 
+    /// The placement leader does not do what it was asked, and would not the next time.
     #[error("placement refused {call}: {message} ({kind:?})")]
-    PlacementRefused { call: &'static str, kind: ErrorType, message: String },
+    PlacementRefused {
+        /// The call.
+        call: &'static str,
+        /// The reason, for programs.
+        kind: ErrorType,
+        /// The reason, for people.
+        message: String,
+    },
 
+    /// The placement leader returned what makes no sense.
     #[error("placement answered {call} with {problem}")]
-    PlacementAnswer { call: &'static str, problem: &'static str },
+    PlacementAnswer {
+        /// The call.
+        call: &'static str,
+        /// What is wrong with the answer.
+        problem: &'static str,
+    },
 
+    /// A member of another cluster answered: nothing was asked of it.
     #[error(
         "{address} belongs to cluster {actual}, not to {expected}: check the placement addresses"
     )]
-    ClusterMismatch { address: String, expected: u64, actual: u64 },
+    ClusterMismatch {
+        /// The member's address.
+        address: String,
+        /// The id of the cluster that this client belongs to.
+        expected: u64,
+        /// The id of the member's cluster.
+        actual: u64,
+    },
 
+    /// Placement knows of no region for a key.
     #[error("no region holds key {key}: the cluster is not bootstrapped yet")]
-    NoRegion { key: String },
+    NoRegion {
+        /// The key.
+        key: String,
+    },
 
+    /// Placement knows of no store with this id.
     #[error("store {store} is not known to placement")]
-    NoStore { store: u64 },
+    NoStore {
+        /// The id.
+        store: u64,
+    },
 
+    /// The deadline of an operation on keys has passed.
     #[error("{call} of key {key} gave up after {waited:?}: {reason}")]
-    Deadline { call: &'static str, key: String, waited: Duration, reason: String },
+    Deadline {
+        /// The operation.
+        call: &'static str,
+        /// Its first key.
+        key: String,
+        /// How long it was tried.
+        waited: Duration,
+        /// Why the last attempt failed.
+        reason: String,
+    },
 
+    /// A write may have happened, in part or as a whole, or may happen yet.
     #[error(
         "{call} of key {key} may or may not have happened ({reason}): read the key before \
          trying again"
     )]
-    OutcomeUnknown { call: &'static str, key: String, reason: String },
+    OutcomeUnknown {
+        /// The operation.
+        call: &'static str,
+        /// Its first key.
+        key: String,
+        /// Why it is not known.
+        reason: String,
+    },
 
+    /// A store does not do what it was asked, and would not the next time.
     #[error("store {store} refused {call} of key {key} in region {region}: {message}")]
-    Refused { call: &'static str, key: String, region: u64, store: u64, message: String },
+    Refused {
+        /// The operation.
+        call: &'static str,
+        /// Its first key.
+        key: String,
+        /// The region that the key is in.
+        region: u64,
+        /// The store that leads it.
+        store: u64,
+        /// The store's reason.
+        message: String,
+    },
 
+    /// A write is more than fits in one entry of a log.
     #[error(
         "{call} is too large for one log entry of region {region} ({size} bytes): send less at once"
     )]
-    TooLarge { call: &'static str, region: u64, size: u64 },
+    TooLarge {
+        /// The operation.
+        call: &'static str,
+        /// The region.
+        region: u64,
+        /// The entry's size in bytes.
+        size: u64,
+    },
 
+    /// The client's task has ended, because its runtime has.
     #[error("the client has been shut down")]
     Closed,
+
+    /// Placement knows of no region with this id.
+    #[error("there is no region {region}")]
+    NoSuchRegion {
+        /// The id.
+        region: u64,
+    },
+
+    /// Placement named no leader of a region that took a change, as often as it was tried.
+    #[error(
+        "region {region} has no leader that the placement driver knows of: wait for an election, \
+         or start more stores"
+    )]
+    NoLeader {
+        /// The region.
+        region: u64,
+    },
+
+    /// A region cannot be led by a store that has no replica of it.
+    #[error("store {store} has no replica of region {region}: choose one of {}", list(.replicas))]
+    NoReplica {
+        /// The region.
+        region: u64,
+        /// The store.
+        store: u64,
+        /// The stores that have replicas.
+        replicas: Vec<u64>,
+    },
+
+    /// A leader agreed to hand over, or could not be asked, and the other one did not lead in time.
+    /// It still may.
+    #[error("leadership of region {region} did not come to store {store} within {waited:?}")]
+    NotTransferred {
+        /// The region.
+        region: u64,
+        /// The store that was to lead it.
+        store: u64,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+
+    /// A region is not split by a key at or before its start, or at or behind its end.
+    #[error(
+        "key {} does not split region {region}, which goes from {} to {}",
+        display_key(key),
+        display_key(start),
+        display_key(end)
+    )]
+    KeyOutside {
+        /// The region.
+        region: u64,
+        /// The key.
+        key: Bytes,
+        /// The region's first key.
+        start: Bytes,
+        /// The first key behind it; empty if there is none.
+        end: Bytes,
+    },
+
+    /// A store could not be reached, or not be asked.
+    #[error("store {store} at {address} did not answer: {reason}")]
+    NoAnswer {
+        /// The store.
+        store: u64,
+        /// Where it listens, as placement knows it.
+        address: String,
+        /// What came instead of an answer.
+        reason: String,
+    },
+
+    /// The leader of a region does not do what it was asked, and would not the next time.
+    #[error("region {region} refused: {reason}")]
+    RegionRefused {
+        /// The region.
+        region: u64,
+        /// The leader's reason.
+        reason: String,
+    },
+
+    /// A placement member was not replaced, and whether it will be is not known if the reason is
+    /// that the leader could not be asked.
+    #[error("the member was not replaced: {reason}")]
+    NotReplaced {
+        /// The leader's reason, or why it could not be asked.
+        reason: String,
+    },
+}
+
+/// Ids in a sentence.
+fn list(ids: &[u64]) -> String {
+    let names: Vec<_> = ids.iter().map(u64::to_string).collect();
+    names.join(", ")
 }
 
 /// How long it has been, without the digits that nobody reads.

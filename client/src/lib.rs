@@ -4,16 +4,22 @@
 //! |---|---|---|
 //! | [`kv`] | operations on keys | their results, from whichever stores lead the regions |
 //! | [`placement`] | calls | answers of whichever member leads |
+//! | [`admin`] | questions and changes of an operator | answers of placement, and of the stores that are concerned |
 //! | [`error`] | | what a client can fail with, one line each |
 //!
 //! ```no_run
-//! # use esker_client::{ClientError, KvClient, PlacementClient};
+//! # use esker_client::{AdminClient, ClientError, KvClient, PlacementClient};
 //! # async fn example() -> Result<(), ClientError> {
 //! let placement = PlacementClient::connect(vec!["127.0.0.1:2379".into()]).await?;
 //!
-//! let kv = KvClient::new(placement, []);
+//! let kv = KvClient::new(placement.clone(), []);
 //! kv.put("fruit/apple", "red").await?;
 //! assert_eq!(kv.get("fruit/apple").await?.as_deref(), Some(&b"red"[..]));
+//!
+//! let admin = AdminClient::new(placement);
+//! for found in admin.regions().await? {
+//!     println!("region {} is led by {:?}", found.region.id, found.leader);
+//! }
 //! # Ok(())
 //! # }
 //! ```
@@ -27,10 +33,14 @@
 //!
 //! Messages in arguments and results are those of the protocol, `esker_rpc::proto`.
 
+#![warn(missing_docs)]
+
+pub mod admin;
 pub mod error;
 pub mod kv;
 pub mod placement;
 
+pub use admin::AdminClient;
 pub use error::ClientError;
 pub use kv::KvClient;
 pub use placement::{PlacementClient, RegionInfo};

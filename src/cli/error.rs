@@ -1,7 +1,6 @@
 //! Why a command did not do what it was asked to: one line, with what to do next.
 
 use std::io;
-use std::time::Duration;
 
 use esker_client::ClientError;
 
@@ -26,24 +25,11 @@ pub enum CliError {
     Connect(ClientError),
     /// Of a client, which names the request and the key.
     #[error("{error}{advice}", error = .0, advice = advice(.0))]
-    Client(#[from] ClientError),
-    #[error("there is no region {0}: `esker region list` shows those that exist")]
-    NoSuchRegion(u64),
+    Client(ClientError),
     #[error("no region covers the key `{0}`: the cluster has not been bootstrapped; start a store")]
     NoRegionFor(Text),
-    #[error(
-        "region {0} has no leader that the placement driver knows of: wait for an election, or start more stores"
-    )]
-    NoLeader(u64),
     #[error("there is no store {0}: `esker store list` shows those that exist")]
     NoSuchStore(u64),
-    #[error("store {store} has no replica of region {region}: choose one of {}", list(.replicas))]
-    NoReplica { region: u64, store: u64, replicas: Vec<u64> },
-    #[error(
-        "leadership of region {region} did not come to store {store} within {patience:?}: \
-         look at `esker region show {region}` and try again"
-    )]
-    NotTransferred { region: u64, store: u64, patience: Duration },
     #[error(
         "the key `{key}` does not split region {region}: a split key lies after the region's start {}{}",
         bound(.start), before(.end)
@@ -53,14 +39,6 @@ pub enum CliError {
     TopRegion(u64),
     #[error("the key `{0}` is given twice")]
     KeyTwice(Text),
-    #[error("store {store} at {address} did not answer: {reason}; look at `esker store list`")]
-    Store { store: u64, address: String, reason: String },
-    #[error(
-        "region {region} refused: {reason}; look at `esker region show {region}` and try again"
-    )]
-    Refused { region: u64, reason: String },
-    #[error("the member was not replaced: {0}")]
-    NotReplaced(String),
     #[error("no key lies from `{from}` up to `{to}`: a range begins with its smaller key")]
     EmptyRange { from: Text, to: Text },
     #[error(
@@ -86,22 +64,38 @@ impl CliError {
     }
 }
 
-/// What to do, where the client's own message leaves it open.
-fn advice(error: &ClientError) -> &'static str {
-    match error {
-        ClientError::Deadline { .. } | ClientError::NoStore { .. } => {
-            "; look at `esker store list` and `esker region list`"
+/// What the commands say in words of their own has a variant of its own.
+impl From<ClientError> for CliError {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::NoStore { store } => CliError::NoSuchStore(store),
+            ClientError::KeyOutside { region, key, start, end } => {
+                CliError::KeyOutside { region, key: Text(key), start: Text(start), end: Text(end) }
+            }
+            error => CliError::Client(error),
         }
-        ClientError::PlacementUnreachable { .. } | ClientError::PlacementRefused { .. } => {
-            "; look at `esker placement members` and try again"
-        }
-        _ => "",
     }
 }
 
-fn list(stores: &[u64]) -> String {
-    let names: Vec<_> = stores.iter().map(u64::to_string).collect();
-    names.join(", ")
+/// What to do, where the client's own message leaves it open.
+fn advice(error: &ClientError) -> String {
+    match error {
+        ClientError::Deadline { .. } => {
+            "; look at `esker store list` and `esker region list`".into()
+        }
+        ClientError::PlacementUnreachable { .. } | ClientError::PlacementRefused { .. } => {
+            "; look at `esker placement members` and try again".into()
+        }
+        ClientError::NoSuchRegion { .. } => ": `esker region list` shows those that exist".into(),
+        ClientError::NotTransferred { region, .. } => {
+            format!(": look at `esker region show {region}` and try again")
+        }
+        ClientError::RegionRefused { region, .. } => {
+            format!("; look at `esker region show {region}` and try again")
+        }
+        ClientError::NoAnswer { .. } => "; look at `esker store list`".into(),
+        _ => String::new(),
+    }
 }
 
 fn bound(bound: &Text) -> String {
@@ -111,4 +105,39 @@ fn bound(bound: &Text) -> String {
 
 fn before(end: &Text) -> String {
     if end.0.is_empty() { String::new() } else { format!(" and before its end {}", bound(end)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn shown(error: ClientError) -> String {
+        CliError::from(error).to_string()
+    }
+
+    #[test]
+    fn what_does_not_exist_is_named() {
+        let text = shown(ClientError::NoSuchRegion { region: 9 });
+        assert!(text.starts_with("there is no region 9: "), "{text}");
+        let text = shown(ClientError::NoStore { store: 9 });
+        assert!(text.starts_with("there is no store 9: "), "{text}");
+        let text = shown(ClientError::NoReplica { region: 2, store: 4, replicas: vec![1, 2, 3] });
+        assert!(text.ends_with("choose one of 1, 2, 3"), "{text}");
+    }
+
+    #[test]
+    fn a_split_key_outside_the_region_is_refused_with_its_range() {
+        let (key, start, end) = (Bytes::from("a"), Bytes::from("g"), Bytes::new());
+        let text = shown(ClientError::KeyOutside { region: 2, key, start, end });
+        assert!(text.contains("region 2") && text.ends_with("start `g`"), "{text}");
+    }
+
+    #[test]
+    fn a_refusal_says_where_to_look() {
+        let reason = "no room".to_owned();
+        let text = shown(ClientError::RegionRefused { region: 2, reason });
+        assert_eq!(text, "region 2 refused: no room; look at `esker region show 2` and try again");
+    }
 }

@@ -4,7 +4,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::cluster::{Cluster, ClusterArguments};
+use super::cluster::ClusterArguments;
 use super::error::CliError;
 use super::key::Text;
 use super::output::{Align, print, print_json, table};
@@ -98,7 +98,7 @@ struct Done {
 impl KvArguments {
     pub async fn execute(self) -> Result<(), CliError> {
         let json = self.cluster.json;
-        let kv = Cluster::connect(&self.cluster).await?.kv();
+        let kv = self.cluster.kv().await?;
         match self.command {
             KvCommand::Get { key } => {
                 let Some(value) = kv.get(key.0.clone()).await?.map(Text) else {

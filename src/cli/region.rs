@@ -5,11 +5,11 @@ mod detail;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use esker_client::AdminClient;
+use esker_client::admin::SplitAt;
 use esker_raftstore::config::KEYS_TOP;
-use esker_rpc::proto::{errorpb, esker as wire};
-use tokio::time::{Instant, sleep};
 
-use super::cluster::{Cluster, ClusterArguments};
+use super::cluster::ClusterArguments;
 use super::error::CliError;
 use super::key::Text;
 use super::output::{print, print_json};
@@ -17,13 +17,6 @@ use super::view::{RegionView, region_table};
 
 /// The most parts of one split: each costs a region id and peers from placement.
 const MAX_PARTS: i64 = 128;
-
-/// How often a change is sent to the leader that the placement driver names, when the
-/// store answers that it does not lead, or that the region has changed since.
-const CHANGE_ATTEMPTS: usize = 20;
-
-/// Between two looks at something that is about to change.
-const LOOK_AGAIN: Duration = Duration::from_millis(150);
 
 /// How long a transfer of leadership may take: some election timeouts.
 const TRANSFER_DEADLINE: Duration = Duration::from_secs(10);
@@ -95,20 +88,24 @@ fn id(typed: &str) -> Result<u64, String> {
 impl RegionArguments {
     pub async fn execute(self) -> Result<(), CliError> {
         let json = self.cluster.json;
-        let cluster = Cluster::connect(&self.cluster).await?;
+        let admin = self.cluster.admin().await?;
         match self.command {
-            RegionCommand::List => print_regions(&cluster.regions().await?, json),
-            RegionCommand::Key { key } => print_regions(&[cluster.region_of(&key).await?], json),
+            RegionCommand::List => {
+                let regions = admin.regions().await?;
+                let regions: Vec<_> = regions.into_iter().map(RegionView::from).collect();
+                print_regions(&regions, json)
+            }
+            RegionCommand::Key { key } => print_regions(&[region_of(&admin, key).await?], json),
             RegionCommand::Show { id } => {
-                let detail = detail::detail(&cluster, cluster.region(id).await?).await;
+                let detail = detail::detail(&admin, admin.region(id).await?).await;
                 if json { print_json(&detail) } else { print(&detail.text()) }
             }
             RegionCommand::Split { id, keys, parts } => {
-                print_regions(&split(&cluster, id, &keys, parts.unwrap_or(2)).await?, json)
+                print_regions(&split(&admin, id, keys, parts.unwrap_or(2)).await?, json)
             }
             RegionCommand::TransferLeader { id, to } => {
-                transfer_leader(&cluster, id, to, TRANSFER_DEADLINE).await?;
-                print_regions(&[cluster.region(id).await?], json)
+                admin.transfer_leader(id, to, TRANSFER_DEADLINE).await?;
+                print_regions(&[admin.region(id).await?.into()], json)
             }
         }
     }
@@ -119,116 +116,35 @@ fn print_regions(regions: &[RegionView], json: bool) -> Result<(), CliError> {
 }
 
 async fn split(
-    cluster: &Cluster,
+    admin: &AdminClient,
     id: u64,
-    keys: &[Text],
+    keys: Vec<Text>,
     parts: u32,
 ) -> Result<Vec<RegionView>, CliError> {
-    for _ in 0..CHANGE_ATTEMPTS {
-        let region = cluster.region(id).await?;
-        check_split_keys(&region, keys)?;
-        let Some(leader) = region.leader.clone() else {
-            sleep(LOOK_AGAIN).await;
-            continue;
-        };
-        let request = wire::SplitRegionRequest {
-            region_id: id,
-            region_epoch: Some(region.region_epoch()),
-            parts: if keys.is_empty() { parts } else { 0 },
-            keys: keys.iter().map(|key| key.0.clone()).collect(),
-        };
-        let answer = cluster.admin(leader.store).await?.split_region(request).await?;
-        match answer.region_error {
-            None => {
-                return Ok(answer
-                    .regions
-                    .into_iter()
-                    .map(|region| RegionView::new(region, None))
-                    .collect());
-            }
-            Some(error) => look_again_or_refuse(id, error).await?,
-        }
-    }
-    Err(CliError::NoLeader(id))
+    check_split_keys(&admin.region(id).await?.into(), &keys)?;
+    let at = match keys.is_empty() {
+        true => SplitAt::Parts(parts),
+        false => SplitAt::Keys(keys.into_iter().map(|key| key.0).collect()),
+    };
+    let regions = admin.split_region(id, &at).await?;
+    Ok(regions.into_iter().map(|region| RegionView::new(region, None)).collect())
 }
 
-/// A key outside is the caller's mistake only as long as the region is what it was.
+/// What can be said of a split before the region's leader is asked. The client sees to it that
+/// keys lie inside.
 fn check_split_keys(region: &RegionView, keys: &[Text]) -> Result<(), CliError> {
     if region.start_key.0 >= KEYS_TOP[..] {
         return Err(CliError::TopRegion(region.id));
     }
     let is_twice = |(at, key): &(usize, &Text)| keys[..*at].contains(key);
-    if let Some((_, key)) = keys.iter().enumerate().find(is_twice) {
-        return Err(CliError::KeyTwice(key.clone()));
-    }
-    match keys.iter().find(|key| !region.is_split_by(&key.0)) {
+    match keys.iter().enumerate().find(is_twice) {
         None => Ok(()),
-        Some(key) => Err(CliError::KeyOutside {
-            region: region.id,
-            key: key.clone(),
-            start: region.start_key.clone(),
-            end: region.end_key.clone(),
-        }),
+        Some((_, key)) => Err(CliError::KeyTwice(key.clone())),
     }
 }
 
-/// Waits where the placement driver's view was only old; gives up on anything else.
-async fn look_again_or_refuse(region: u64, error: errorpb::Error) -> Result<(), CliError> {
-    if !is_outdated_view(&error) {
-        return Err(CliError::Refused { region, reason: error.message });
-    }
-    sleep(LOOK_AGAIN).await;
-    Ok(())
+/// The region that covers a key.
+async fn region_of(admin: &AdminClient, key: Text) -> Result<RegionView, CliError> {
+    let found = admin.placement().region_by_key(key.0.clone()).await?;
+    found.map(RegionView::from).ok_or(CliError::NoRegionFor(key))
 }
-
-/// The command was not executed, and may be when sent to the leader of now.
-fn is_outdated_view(error: &errorpb::Error) -> bool {
-    error.not_leader.is_some()
-        || error.epoch_not_match.is_some()
-        || error.region_not_found.is_some()
-        || error.stale_command.is_some()
-}
-
-/// Asks the leader until the one on store `to` leads, or until `patience` ends.
-async fn transfer_leader(
-    cluster: &Cluster,
-    id: u64,
-    to: u64,
-    patience: Duration,
-) -> Result<(), CliError> {
-    let deadline = Instant::now() + patience;
-    while Instant::now() < deadline {
-        let region = cluster.region(id).await?;
-        check_replica(cluster, &region, to).await?;
-        let Some(leader) = region.leader.clone() else {
-            sleep(LOOK_AGAIN).await;
-            continue;
-        };
-        if leader.store == to {
-            return Ok(());
-        }
-        let request = wire::TransferLeaderRequest {
-            region_id: id,
-            region_epoch: Some(region.region_epoch()),
-            to_store: to,
-        };
-        let answer = cluster.admin(leader.store).await?.transfer_leader(request).await?;
-        match answer.region_error {
-            None => sleep(LOOK_AGAIN).await,
-            Some(error) => look_again_or_refuse(id, error).await?,
-        }
-    }
-    Err(CliError::NotTransferred { region: id, store: to, patience })
-}
-
-async fn check_replica(cluster: &Cluster, region: &RegionView, store: u64) -> Result<(), CliError> {
-    let replicas: Vec<_> = region.peers.iter().map(|peer| peer.store).collect();
-    if replicas.contains(&store) {
-        return Ok(());
-    }
-    cluster.address(store).await?;
-    Err(CliError::NoReplica { region: region.id, store, replicas })
-}
-
-#[cfg(test)]
-mod tests;

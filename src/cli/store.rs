@@ -2,10 +2,10 @@
 
 use clap::{Args, Subcommand};
 
-use super::cluster::{Cluster, ClusterArguments};
+use super::cluster::ClusterArguments;
 use super::error::CliError;
 use super::output::{print, print_json};
-use super::view::{StoreView, store_table};
+use super::view::{RegionView, StoreView, store_table};
 
 /// Shows stores, the processes that hold the replicas of regions
 #[derive(Debug, Args)]
@@ -31,10 +31,11 @@ enum StoreCommand {
 
 impl StoreArguments {
     pub async fn execute(self) -> Result<(), CliError> {
-        let cluster = Cluster::connect(&self.cluster).await?;
+        let admin = self.cluster.admin().await?;
         let StoreCommand::List = self.command;
-        let regions = cluster.regions().await?;
-        let states = cluster.store_states().await?;
+        let regions = admin.regions().await?;
+        let regions: Vec<_> = regions.into_iter().map(RegionView::from).collect();
+        let states = admin.placement().store_states().await?;
         let stores: Vec<_> =
             states.into_iter().map(|state| StoreView::new(state, &regions)).collect();
         if self.cluster.json { print_json(&stores) } else { print(&store_table(&stores)) }

@@ -188,6 +188,7 @@ fn a_malformed_escape_says_which() {
 
 #[test]
 fn errors_are_one_line() {
-    let error = CliError::Refused { region: 2, reason: "its log\n  is full".to_owned() };
-    assert!(one_line(error).starts_with("region 2 refused: its log is full; "));
+    let reason = "its log\n  is full".to_owned();
+    let error = esker_client::ClientError::RegionRefused { region: 2, reason };
+    assert!(one_line(CliError::from(error)).starts_with("region 2 refused: its log is full; "));
 }

@@ -1,9 +1,9 @@
 //! What a region and a store look like when they are printed: plain data, with keys as
 //! text. Serialized, these are the JSON of the commands.
 
-use bytes::Bytes;
 use esker_client::RegionInfo;
-use esker_rpc::proto::{esker as wire, metapb, pdpb};
+use esker_client::admin::{MemberInfo, MemberState};
+use esker_rpc::proto::{esker as wire, metapb};
 use esker_rpc::text::Printable;
 use serde::Serialize;
 
@@ -54,17 +54,6 @@ impl RegionView {
             pending: Vec::new(),
             down: Vec::new(),
         }
-    }
-
-    /// For the message back: the epoch that a request is made for.
-    pub fn region_epoch(&self) -> metapb::RegionEpoch {
-        metapb::RegionEpoch { version: self.epoch.version, conf_ver: self.epoch.conf_ver }
-    }
-
-    /// Whether a split at `key` leaves something on both sides.
-    pub fn is_split_by(&self, key: &Bytes) -> bool {
-        let (start, end) = (&self.start_key.0, &self.end_key.0);
-        key > start && (end.is_empty() || key < end)
     }
 }
 
@@ -279,37 +268,15 @@ pub struct MemberView {
     pub name: String,
     pub addresses: Vec<String>,
     pub leader: bool,
-    pub state: MemberState,
+    /// What it is doing, by its own word: `up`, `waiting` to be let in, or `silent`.
+    pub state: &'static str,
 }
 
-/// What a placement member is doing, by its own word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum MemberState {
-    /// It takes part in the group.
-    Up,
-    /// It runs, and waits to be let in: its directory is empty, or is being looked at.
-    Waiting,
-    /// It does not answer.
-    Silent,
-}
-
-impl MemberState {
-    pub fn text(self) -> &'static str {
-        match self {
-            MemberState::Up => "up",
-            MemberState::Waiting => "waiting",
-            MemberState::Silent => "silent",
-        }
-    }
-}
-
-impl MemberView {
-    pub fn new(member: pdpb::Member, leader: Option<&pdpb::Member>, state: MemberState) -> Self {
+impl From<MemberInfo> for MemberView {
+    fn from(info: MemberInfo) -> Self {
+        let MemberInfo { member, leads, state } = info;
         MemberView {
-            state,
             id: member.member_id,
-            leader: leader.is_some_and(|leader| leader.member_id == member.member_id),
             name: member.name,
             // As --placement takes them.
             addresses: member
@@ -317,12 +284,21 @@ impl MemberView {
                 .iter()
                 .map(|url| url.trim_start_matches("http://").to_owned())
                 .collect(),
+            leader: leads,
+            state: match state {
+                MemberState::Up => "up",
+                MemberState::Waiting => "waiting",
+                MemberState::Silent => "silent",
+            },
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use esker_rpc::proto::pdpb;
+
     use super::*;
 
     fn peer(id: u64, store: u64, role: metapb::PeerRole) -> metapb::Peer {
@@ -373,14 +349,6 @@ mod tests {
         let view = RegionView::from(info);
         assert_eq!((&view.down[..], &view.pending[..]), (&[2][..], &[1][..]));
         assert!(region_table(&[view]).ends_with("1 (pending), 2 (learner, down)"));
-    }
-
-    #[test]
-    fn only_a_key_strictly_inside_splits_a_region() {
-        let region = RegionView::new(region(), None);
-        let splits = |key: &'static [u8]| region.is_split_by(&Bytes::from_static(key));
-        assert!(splits(b"a") && splits(b"m"));
-        assert!(!splits(b"") && !splits(b"m\x00") && !splits(b"z"));
     }
 
     fn state(silent_ms: u64, liveness: wire::StoreLiveness) -> wire::StoreState {

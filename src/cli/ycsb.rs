@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde::Serialize;
 
-use super::cluster::{Cluster, ClusterArguments};
+use super::cluster::ClusterArguments;
 use super::error::CliError;
 use super::output::{Align, one_line, print, print_json, table};
 use crate::ycsb::{self, Database, Length, Options, PhaseReport, Progress, RecordShape, Workload};
@@ -212,7 +212,7 @@ impl YcsbArguments {
         let plan = self.command.plan();
         plan.check()?;
         let json = self.cluster.json;
-        let database = Arc::new(Cluster::connect(&self.cluster).await?.kv());
+        let database = Arc::new(self.cluster.kv().await?);
         let phases =
             measure(&database, &plan, |report| if json { Ok(()) } else { print(&text(report)) })
                 .await?;

@@ -1,5 +1,6 @@
 //! The crate over real sockets on loopback, with small fakes of stores and placement members.
 
+mod admin;
 mod kv;
 mod placement;
 mod support;

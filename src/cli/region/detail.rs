@@ -1,10 +1,10 @@
 //! One region in detail: what each of its replicas says of itself, and what the leader
 //! knows of each.
 
+use esker_client::{AdminClient, RegionInfo};
 use esker_rpc::proto::esker as wire;
 use serde::Serialize;
 
-use crate::cli::cluster::Cluster;
 use crate::cli::error::CliError;
 use crate::cli::output::{Align, one_line, table};
 use crate::cli::view::{PeerView, RegionView, epoch};
@@ -55,15 +55,12 @@ struct Progress {
 }
 
 /// Asks every replica at once; one that does not answer is shown so.
-pub async fn detail(cluster: &Cluster, region: RegionView) -> RegionDetail {
-    let questions = region.peers.iter().map(|peer| async {
-        let request = wire::RegionDetailRequest { region_id: region.id, with_checksum: false };
-        let answer = cluster.admin(peer.store).await?.region_detail(request).await?;
-        match answer.region_error {
-            None => Ok(answer),
-            Some(error) => Err(CliError::Refused { region: region.id, reason: error.message }),
-        }
-    });
+pub async fn detail(admin: &AdminClient, region: RegionInfo) -> RegionDetail {
+    let region = RegionView::from(region);
+    let questions = region
+        .peers
+        .iter()
+        .map(|peer| async { Ok(admin.replica(region.id, peer.store, false).await?) });
     let answers = futures_util::future::join_all(questions).await;
     RegionDetail::new(region, answers)
 }
@@ -197,6 +194,7 @@ impl Status {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use esker_client::ClientError;
 
     use super::*;
     use crate::cli::key::Text;
@@ -229,7 +227,8 @@ mod tests {
     }
 
     fn silent() -> Result<wire::RegionDetailResponse, CliError> {
-        Err(CliError::Store { store: 3, address: "a:1".to_owned(), reason: "refused".to_owned() })
+        let (address, reason) = ("a:1".to_owned(), "refused".to_owned());
+        Err(ClientError::NoAnswer { store: 3, address, reason }.into())
     }
 
     #[test]
@@ -272,6 +271,13 @@ mod tests {
         (old.approximate_size, new.approximate_size) = (1, 2);
         let detail = RegionDetail::new(region(), vec![Ok(old), Ok(new), silent()]);
         assert_eq!(detail.approximate_size, Some(2));
+    }
+
+    #[test]
+    fn a_replica_on_a_store_that_does_not_exist_says_so() {
+        let answers = vec![silent(), silent(), Err(ClientError::NoStore { store: 3 }.into())];
+        let text = RegionDetail::new(region(), answers).text();
+        assert!(text.contains("(there is no store 3: "), "{text}");
     }
 
     #[test]

@@ -1,11 +1,12 @@
-//! A cluster for the tests of the commands: real sockets, the services that the
-//! commands call, and answers from a script instead of regions and logs.
+//! A cluster for the tests of the admin client: real sockets, the services that it
+//! calls, and answers from a script instead of regions and logs.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use esker_client::{AdminClient, PlacementClient};
 use esker_rpc::proto::esker::admin_server::{Admin, AdminServer};
 use esker_rpc::proto::pdpb::pd_server::{Pd, PdServer};
 use esker_rpc::proto::{errorpb, esker as wire, metapb, pdpb};
@@ -13,8 +14,6 @@ use futures_util::{Stream, StreamExt};
 use parking_lot::Mutex;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, Streaming};
-
-use super::cluster::{Cluster, ClusterArguments};
 
 const CLUSTER_ID: u64 = 7;
 
@@ -62,8 +61,8 @@ pub fn region(id: u64, start: &str, end: &str) -> pdpb::Region {
     }
 }
 
-/// Serves `script` on a port of its own, and connects to it as a command does.
-pub async fn serve(script: Script) -> (Cluster, Arc<Mutex<Script>>) {
+/// Serves `script` on a port of its own, and connects to it.
+pub async fn serve(script: Script) -> (AdminClient, Arc<Mutex<Script>>) {
     let listener =
         tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("loopback has a free port");
     let address = listener.local_addr().expect("it is bound").to_string();
@@ -74,10 +73,8 @@ pub async fn serve(script: Script) -> (Cluster, Arc<Mutex<Script>>) {
         .add_service(AdminServer::new(fake))
         .serve_with_incoming(TcpListenerStream::new(listener));
     tokio::spawn(server);
-    let placement = address.parse().expect("what the socket says is an address");
-    let arguments = ClusterArguments { placement: vec![placement], json: false };
-    let cluster = Cluster::connect(&arguments).await.expect("the server listens");
-    (cluster, script)
+    let placement = PlacementClient::connect(vec![address]).await.expect("the server listens");
+    (AdminClient::new(placement), script)
 }
 
 #[derive(Clone)]

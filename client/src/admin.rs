@@ -1,0 +1,119 @@
+//! A client for administration: what an operator looks at, and what an operator changes.
+//!
+//! Questions and changes flow in. Placement's leader answers what it knows; what only one store
+//! knows or can do is asked of that store's `Admin` service, where placement says that it listens.
+//! A change of a region goes to the store that leads it, and goes there again while that is only an
+//! old view of the region: the store answers that it does not lead, or that the region has changed.
+//!
+//! It promises that every call ends: connecting to a store within 3 s, its answer within 10 s, and
+//! a change within the attempts or the time that its method names.
+
+mod members;
+mod region;
+mod store;
+
+use bytes::Bytes;
+use esker_rpc::proto::esker as wire;
+use esker_rpc::proto::pdpb::ErrorType;
+
+use crate::error::ClientError;
+use crate::placement::{PlacementClient, RegionInfo};
+
+pub use members::{MemberInfo, MemberState, ReplacedMember};
+pub use region::{CHANGE_ATTEMPTS, SplitAt};
+pub use store::StoreAdmin;
+
+/// Regions asked for in one request.
+const REGION_PAGE: u32 = 1_024;
+
+/// A client of one cluster for its operators. Cheap to clone; clones share the connections to
+/// placement. A connection to a store is made for each call.
+#[derive(Clone)]
+pub struct AdminClient {
+    placement: PlacementClient,
+}
+
+impl AdminClient {
+    /// A client that finds regions and stores by way of `placement`.
+    pub fn new(placement: PlacementClient) -> Self {
+        AdminClient { placement }
+    }
+
+    /// The client of the placement driver that this one asks.
+    pub fn placement(&self) -> &PlacementClient {
+        &self.placement
+    }
+
+    /// All regions that placement knows, in the order of their keys, each once. They are asked for
+    /// in pages of 1,024, between which regions may change.
+    pub async fn regions(&self) -> Result<Vec<RegionInfo>, ClientError> {
+        let mut regions: Vec<RegionInfo> = Vec::new();
+        loop {
+            // A page starts where the last one ended; the first one at the first key.
+            let start = regions.last().map(|last| last.region.end_key.clone()).unwrap_or_default();
+            let page =
+                self.placement.scan_regions(start.clone(), Bytes::new(), REGION_PAGE).await?;
+            let before = regions.len();
+            // One that does not go on behind the last one is not news.
+            regions.extend(
+                page.into_iter().filter(|found| before == 0 || found.region.start_key >= start),
+            );
+            let complete = regions.last().is_none_or(|last| last.region.end_key.is_empty());
+            if complete || regions.len() == before {
+                return Ok(regions);
+            }
+        }
+    }
+
+    /// One region as placement knows it.
+    ///
+    /// # Errors
+    /// [`ClientError::NoSuchRegion`] if placement knows of none with this id.
+    pub async fn region(&self, region: u64) -> Result<RegionInfo, ClientError> {
+        let found = self.placement.region_by_id(region).await?;
+        found.ok_or(ClientError::NoSuchRegion { region })
+    }
+
+    /// Where a store listens, as `host:port`.
+    ///
+    /// # Errors
+    /// [`ClientError::NoStore`] if placement knows of none with this id.
+    pub async fn address(&self, store: u64) -> Result<String, ClientError> {
+        match self.placement.get_store(store).await {
+            Ok((known, _)) => Ok(known.address),
+            Err(ClientError::PlacementRefused { kind: ErrorType::EntryNotFound, .. }) => {
+                Err(ClientError::NoStore { store })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Connects to the admin service of a store.
+    ///
+    /// # Errors
+    /// [`ClientError::NoStore`] if placement knows of none with this id, [`ClientError::NoAnswer`]
+    /// if it cannot be connected to within 3 s.
+    pub async fn store(&self, store: u64) -> Result<StoreAdmin, ClientError> {
+        StoreAdmin::connect(store, self.address(store).await?).await
+    }
+
+    /// What the replica of `region` on `store` says of itself and, if it leads, of the others. With
+    /// a checksum the store reads all that the region holds.
+    ///
+    /// # Errors
+    /// Those of [`AdminClient::store`], [`ClientError::NoAnswer`] if the answer takes longer than
+    /// 10 s, and [`ClientError::RegionRefused`] if the store has no such replica.
+    pub async fn replica(
+        &self,
+        region: u64,
+        store: u64,
+        with_checksum: bool,
+    ) -> Result<wire::RegionDetailResponse, ClientError> {
+        let request = wire::RegionDetailRequest { region_id: region, with_checksum };
+        let answer = self.store(store).await?.region_detail(request).await?;
+        match answer.region_error {
+            None => Ok(answer),
+            Some(error) => Err(ClientError::RegionRefused { region, reason: error.message }),
+        }
+    }
+}

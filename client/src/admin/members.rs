@@ -1,0 +1,114 @@
+//! The members of the placement driver: how each is, and one in the place of another.
+
+use std::time::Duration;
+
+use esker_rpc::members::MemberClient;
+use esker_rpc::proto::esker as wire;
+use esker_rpc::proto::esker::founding_client::FoundingClient;
+use esker_rpc::proto::pdpb;
+use futures_util::future::join_all;
+use tokio::time::{Instant, sleep};
+
+use super::AdminClient;
+use super::store::connect;
+use crate::error::ClientError;
+
+/// For how long, and how often, another leader is asked to replace a member.
+const REPLACE_WITHIN: Duration = Duration::from_secs(10);
+const REPLACE_AGAIN: Duration = Duration::from_millis(250);
+
+/// How long a placement member may take to say how it is.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A member of the placement driver.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MemberInfo {
+    /// Its name, id and addresses, as the leader knows them.
+    pub member: pdpb::Member,
+    /// Whether it is the leader.
+    pub leads: bool,
+    /// What it is doing.
+    pub state: MemberState,
+}
+
+/// What a placement member is doing, by its own word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemberState {
+    /// It takes part in the group.
+    Up,
+    /// It runs, and waits to be let in: its directory is empty, or is being looked at.
+    Waiting,
+    /// It does not answer.
+    Silent,
+}
+
+/// The ids of a member that was replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplacedMember {
+    /// The id that is a member no more.
+    pub removed: u64,
+    /// The id that took its place.
+    pub added: u64,
+}
+
+/// What a member says of itself.
+async fn state_of(member: &pdpb::Member) -> MemberState {
+    let address = member.client_urls.first().map_or("", |url| url.trim_start_matches("http://"));
+    let Ok(client) = MemberClient::new(address) else { return MemberState::Silent };
+    match client.status(STATUS_TIMEOUT).await {
+        // Of no cluster yet.
+        Ok(status) if status.cluster_id == 0 => MemberState::Waiting,
+        Ok(status) if status.member_id == member.member_id => MemberState::Up,
+        // Another one has its address by now.
+        Ok(_) | Err(_) => MemberState::Silent,
+    }
+}
+
+impl AdminClient {
+    /// All members of the placement driver. Each is asked how it is, all at once; one that does not
+    /// answer within 1 s is silent.
+    pub async fn members(&self) -> Result<Vec<MemberInfo>, ClientError> {
+        let answer = self.placement.get_members().await?;
+        let leader = answer.leader;
+        let infos = answer.members.into_iter().map(|member| async {
+            let state = state_of(&member).await;
+            let leads = leader.as_ref().is_some_and(|leader| leader.member_id == member.member_id);
+            MemberInfo { member, leads, state }
+        });
+        Ok(join_all(infos).await)
+    }
+
+    /// Lets a placement member that lost its directory join again, under a new id. Its node must
+    /// run, with an empty directory and the addresses of before. The leader may take as long as it
+    /// needs; another one is asked when it cannot be, for up to 10 s.
+    ///
+    /// # Errors
+    /// [`ClientError::NotReplaced`] if the leader refuses, or cannot be asked.
+    pub async fn replace_member(&self, name: &str) -> Result<ReplacedMember, ClientError> {
+        let began = Instant::now();
+        loop {
+            match self.try_replace(name).await {
+                Ok(answer) if answer.refusal.is_empty() => {
+                    let id = |member: Option<wire::GroupMember>| member.map_or(0, |m| m.id);
+                    let (removed, added) = (id(answer.removed), id(answer.added));
+                    return Ok(ReplacedMember { removed, added });
+                }
+                Ok(answer) => return Err(ClientError::NotReplaced { reason: answer.refusal }),
+                // The leader has just changed: another one goes on where it was.
+                Err(_) if began.elapsed() < REPLACE_WITHIN => sleep(REPLACE_AGAIN).await,
+                Err(reason) => return Err(ClientError::NotReplaced { reason }),
+            }
+        }
+    }
+
+    async fn try_replace(&self, name: &str) -> Result<wire::ReplaceMemberResponse, String> {
+        let leader = self.placement.get_members().await.map_err(|error| error.to_string())?.leader;
+        let address = leader.and_then(|leader| leader.client_urls.first().cloned());
+        let address = address.ok_or("the placement driver has no leader; try again")?;
+        // No limit to the answer: the member has its own, and a dead connection is noticed.
+        let channel = connect(&address, |endpoint| endpoint).await?;
+        let request = wire::ReplaceMemberRequest { name: name.to_owned() };
+        let answer = FoundingClient::new(channel).replace(request).await;
+        answer.map(tonic::Response::into_inner).map_err(|status| status.message().to_owned())
+    }
+}

@@ -1,0 +1,179 @@
+//! Changes that an operator makes to a region: its splits, and who leads it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use esker_rpc::proto::metapb::{Peer, Region};
+use esker_rpc::proto::{errorpb, esker as wire};
+use tokio::time::{Instant, sleep};
+
+use super::AdminClient;
+use crate::error::ClientError;
+use crate::placement::RegionInfo;
+
+/// How often a change is sent to the leader that the placement driver names, when the
+/// store answers that it does not lead, or that the region has changed since.
+pub const CHANGE_ATTEMPTS: usize = 20;
+
+/// Between two looks at something that is about to change.
+const LOOK_AGAIN: Duration = Duration::from_millis(150);
+
+/// Where a region is to be split.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SplitAt {
+    /// Each of these keys begins a region afterwards. At least one.
+    Keys(Vec<Bytes>),
+    /// Where so many parts of about equal size come of it: 2 to 128.
+    Parts(u32),
+}
+
+impl AdminClient {
+    /// Splits one region, and returns the regions that came of it in the order of their keys; the
+    /// last keeps its id. The leader that placement names is asked up to [`CHANGE_ATTEMPTS`] times,
+    /// until the view of the region is the latest.
+    ///
+    /// # Errors
+    /// [`ClientError::KeyOutside`] for a key that leaves nothing on one side,
+    /// [`ClientError::NoSuchRegion`], [`ClientError::NoLeader`] after the last attempt,
+    /// [`ClientError::RegionRefused`] with the leader's reason, and those of
+    /// [`AdminClient::store`]. After [`ClientError::NoAnswer`] the region may be split.
+    pub async fn split_region(
+        &self,
+        region: u64,
+        at: &SplitAt,
+    ) -> Result<Vec<Region>, ClientError> {
+        let (keys, parts) = match at {
+            SplitAt::Keys(keys) => (&keys[..], 0),
+            SplitAt::Parts(parts) => (&[][..], *parts),
+        };
+        for _ in 0..CHANGE_ATTEMPTS {
+            let found = self.region(region).await?;
+            check_split_keys(&found.region, keys)?;
+            let Some(leader) = leader_of(&found) else {
+                sleep(LOOK_AGAIN).await;
+                continue;
+            };
+            let request = wire::SplitRegionRequest {
+                region_id: region,
+                region_epoch: Some(found.region.region_epoch.unwrap_or_default()),
+                parts,
+                keys: keys.to_vec(),
+            };
+            let answer = self.store(leader.store_id).await?.split_region(request).await?;
+            match answer.region_error {
+                None => return Ok(answer.regions),
+                Some(error) => look_again_or_refuse(region, error).await?,
+            }
+        }
+        Err(ClientError::NoLeader { region })
+    }
+
+    /// Asks the leader of a region to hand over until the replica on store `to` leads, or until
+    /// `patience` ends. Some election timeouts are enough. Does nothing if it leads already.
+    ///
+    /// # Errors
+    /// [`ClientError::NotTransferred`] when the time is over, [`ClientError::NoReplica`] if `to`
+    /// has none, [`ClientError::NoSuchRegion`], [`ClientError::RegionRefused`] with the leader's
+    /// reason, and those of [`AdminClient::store`].
+    pub async fn transfer_leader(
+        &self,
+        region: u64,
+        to: u64,
+        patience: Duration,
+    ) -> Result<(), ClientError> {
+        let deadline = Instant::now() + patience;
+        while Instant::now() < deadline {
+            let found = self.region(region).await?;
+            self.check_replica(&found.region, to).await?;
+            let Some(leader) = leader_of(&found) else {
+                sleep(LOOK_AGAIN).await;
+                continue;
+            };
+            if leader.store_id == to {
+                return Ok(());
+            }
+            let request = wire::TransferLeaderRequest {
+                region_id: region,
+                region_epoch: Some(found.region.region_epoch.unwrap_or_default()),
+                to_store: to,
+            };
+            let answer = self.store(leader.store_id).await?.transfer_leader(request).await?;
+            match answer.region_error {
+                None => sleep(LOOK_AGAIN).await,
+                Some(error) => look_again_or_refuse(region, error).await?,
+            }
+        }
+        Err(ClientError::NotTransferred { region, store: to, waited: patience })
+    }
+
+    async fn check_replica(&self, region: &Region, store: u64) -> Result<(), ClientError> {
+        let mut replicas: Vec<_> = region.peers.iter().map(|peer| peer.store_id).collect();
+        if replicas.contains(&store) {
+            return Ok(());
+        }
+        self.address(store).await?;
+        replicas.sort_unstable();
+        Err(ClientError::NoReplica { region: region.id, store, replicas })
+    }
+}
+
+/// The leader, if there is one: the placement driver names no leader with a peer of id 0.
+fn leader_of(found: &RegionInfo) -> Option<Peer> {
+    found.leader.filter(|peer| peer.id != 0)
+}
+
+/// A key outside is the caller's mistake only as long as the region is what it was.
+fn check_split_keys(region: &Region, keys: &[Bytes]) -> Result<(), ClientError> {
+    match keys.iter().find(|key| !is_split_by(region, key)) {
+        None => Ok(()),
+        Some(key) => Err(ClientError::KeyOutside {
+            region: region.id,
+            key: key.clone(),
+            start: region.start_key.clone(),
+            end: region.end_key.clone(),
+        }),
+    }
+}
+
+/// Whether a split at `key` leaves something on both sides.
+fn is_split_by(region: &Region, key: &Bytes) -> bool {
+    let (start, end) = (&region.start_key, &region.end_key);
+    key > start && (end.is_empty() || key < end)
+}
+
+/// Waits where the placement driver's view was only old; gives up on anything else.
+async fn look_again_or_refuse(region: u64, error: errorpb::Error) -> Result<(), ClientError> {
+    if !is_outdated_view(&error) {
+        return Err(ClientError::RegionRefused { region, reason: error.message });
+    }
+    sleep(LOOK_AGAIN).await;
+    Ok(())
+}
+
+/// The command was not executed, and may be when sent to the leader of now.
+fn is_outdated_view(error: &errorpb::Error) -> bool {
+    error.not_leader.is_some()
+        || error.epoch_not_match.is_some()
+        || error.region_not_found.is_some()
+        || error.stale_command.is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_key_strictly_inside_splits_a_region() {
+        let region = Region { end_key: Bytes::from_static(b"m\x00"), ..Region::default() };
+        let splits = |key: &'static [u8]| is_split_by(&region, &Bytes::from_static(key));
+        assert!(splits(b"a") && splits(b"m"));
+        assert!(!splits(b"") && !splits(b"m\x00") && !splits(b"z"));
+    }
+
+    #[test]
+    fn only_an_outdated_view_is_tried_again() {
+        let moved = errorpb::Error { not_leader: Some(Default::default()), ..Default::default() };
+        let full = errorpb::Error { disk_full: Some(Default::default()), ..Default::default() };
+        assert!(is_outdated_view(&moved) && !is_outdated_view(&full));
+    }
+}

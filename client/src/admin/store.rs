@@ -1,0 +1,91 @@
+//! The admin service of one store.
+
+use std::time::Duration;
+
+use esker_rpc::proto::esker as wire;
+use esker_rpc::proto::esker::admin_client::AdminClient;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::error::ClientError;
+
+/// How long a store may take to accept a connection, and to answer.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Connects to one of the cluster's servers, or says why not.
+pub(super) async fn connect(
+    address: &str,
+    adjusted: impl FnOnce(Endpoint) -> Endpoint,
+) -> Result<Channel, String> {
+    let endpoint = esker_rpc::channel::endpoint(address).map_err(|error| error.to_string())?;
+    let connected = adjusted(endpoint.connect_timeout(CONNECT_TIMEOUT)).connect().await;
+    connected.map_err(|error| causes(&error))
+}
+
+/// An error and what caused it: the transport's own message does not say.
+fn causes(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |error| error.source())
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
+}
+
+/// A connection to the admin service of one store, for one request. A request ends within 10 s.
+/// What concerns a region (that it is not led here, say) is a `region_error` in the answer. A store
+/// that does not answer in time, or with a status, is a [`ClientError::NoAnswer`].
+pub struct StoreAdmin {
+    store: u64,
+    address: String,
+    client: AdminClient<Channel>,
+}
+
+impl StoreAdmin {
+    pub(super) async fn connect(store: u64, address: String) -> Result<Self, ClientError> {
+        match connect(&address, |endpoint| endpoint.timeout(ANSWER_TIMEOUT)).await {
+            Ok(channel) => Ok(StoreAdmin { store, address, client: AdminClient::new(channel) }),
+            Err(reason) => Err(ClientError::NoAnswer { store, address, reason }),
+        }
+    }
+
+    /// Splits a region that the store leads, once.
+    pub async fn split_region(
+        mut self,
+        request: wire::SplitRegionRequest,
+    ) -> Result<wire::SplitRegionResponse, ClientError> {
+        let answer = self.client.split_region(request).await;
+        self.answer(answer)
+    }
+
+    /// Asks the store to hand over a region that it leads, once. Whether another one leads then
+    /// is for placement to say.
+    pub async fn transfer_leader(
+        mut self,
+        request: wire::TransferLeaderRequest,
+    ) -> Result<wire::TransferLeaderResponse, ClientError> {
+        let answer = self.client.transfer_leader(request).await;
+        self.answer(answer)
+    }
+
+    /// What the store's replica of a region says of itself.
+    pub async fn region_detail(
+        mut self,
+        request: wire::RegionDetailRequest,
+    ) -> Result<wire::RegionDetailResponse, ClientError> {
+        let answer = self.client.region_detail(request).await;
+        self.answer(answer)
+    }
+
+    fn answer<T>(
+        self,
+        answer: Result<tonic::Response<T>, tonic::Status>,
+    ) -> Result<T, ClientError> {
+        match answer {
+            Ok(answer) => Ok(answer.into_inner()),
+            Err(status) => Err(ClientError::NoAnswer {
+                store: self.store,
+                address: self.address,
+                reason: status.message().to_owned(),
+            }),
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! The admin client against a cluster that agrees, has moved on, or refuses.
+
+mod fake;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use esker_client::ClientError;
+use esker_client::admin::{MemberState, SplitAt};
+use esker_rpc::proto::{errorpb, esker as wire};
+
+use fake::{Script, peer, region, serve};
+
+/// Longer than a transfer takes here.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn keys(keys: &[&'static str]) -> SplitAt {
+    SplitAt::Keys(keys.iter().map(|key| Bytes::from_static(key.as_bytes())).collect())
+}
+
+fn not_leader() -> errorpb::Error {
+    errorpb::Error {
+        message: "not leader".to_owned(),
+        not_leader: Some(errorpb::NotLeader::default()),
+        ..Default::default()
+    }
+}
+
+fn one_region() -> Script {
+    Script { regions: vec![region(2, "g", "")], stores: vec![1, 2, 3, 4], ..Script::default() }
+}
+
+#[tokio::test]
+async fn more_regions_than_one_page_are_listed_once_and_in_order() {
+    let bound = |number: u32| match number {
+        0 | 2_500 => String::new(),
+        _ => format!("k{number:05}"),
+    };
+    let regions = (0..2_500)
+        .map(|number| region(u64::from(number) + 1, &bound(number), &bound(number + 1)))
+        .collect();
+    let (admin, script) = serve(Script { regions, ..Script::default() }).await;
+    let listed = admin.regions().await.expect("the cluster answers");
+    assert!(listed.iter().map(|found| found.region.id).eq(1..=2_500));
+    assert_eq!(script.lock().scans, 3);
+}
+
+#[tokio::test]
+async fn a_split_at_keys_answers_the_regions_that_came_of_it() {
+    let (admin, _) = serve(one_region()).await;
+    let parts = admin.split_region(2, &keys(&["m", "t"])).await.expect("the leader agrees");
+    let starts: Vec<_> = parts.into_iter().map(|region| region.start_key).collect();
+    assert_eq!(starts, ["g", "m", "t"]);
+}
+
+#[tokio::test]
+async fn a_split_is_sent_again_when_the_leader_has_moved_and_not_when_it_is_refused() {
+    let script = Script { refusals: [not_leader(), not_leader()].into(), ..one_region() };
+    let (admin, script) = serve(script).await;
+    admin.split_region(2, &keys(&["m"])).await.expect("the third leader agrees");
+    assert_eq!(script.lock().changes, 3);
+
+    let full = errorpb::Error { message: "no room".to_owned(), ..Default::default() };
+    script.lock().refusals = [full].into();
+    let error = admin.split_region(2, &keys(&["m"])).await.expect_err("there is no room");
+    assert_eq!(error.to_string(), "region 2 refused: no room");
+    assert_eq!(script.lock().changes, 4);
+}
+
+#[tokio::test]
+async fn a_split_key_outside_the_region_is_refused_with_its_range_before_anything_is_sent() {
+    let (admin, script) = serve(one_region()).await;
+    for outside in ["a", "g"] {
+        let error = admin.split_region(2, &keys(&[outside])).await.expect_err("not after g");
+        let text = error.to_string();
+        assert!(text.contains("region 2") && text.contains("from g to"), "{text}");
+    }
+    assert_eq!(script.lock().changes, 0);
+}
+
+#[tokio::test]
+async fn what_does_not_exist_is_named() {
+    let (admin, _) = serve(one_region()).await;
+    let error = admin.split_region(9, &SplitAt::Parts(2)).await.expect_err("there is no region 9");
+    assert_eq!(error.to_string(), "there is no region 9");
+    let error = admin.transfer_leader(2, 9, PATIENCE).await.expect_err("there is no store 9");
+    assert!(matches!(error, ClientError::NoStore { store: 9 }), "{error}");
+    let error = admin.transfer_leader(2, 4, PATIENCE).await.expect_err("store 4 has no replica");
+    assert!(error.to_string().ends_with("choose one of 1, 2, 3"), "{error}");
+}
+
+#[tokio::test]
+async fn a_transfer_ends_when_the_new_leader_is_known() {
+    let script = Script { refusals: [not_leader()].into(), ..one_region() };
+    let (admin, script) = serve(script).await;
+    admin.transfer_leader(2, 3, PATIENCE).await.expect("store 3 has a replica");
+    assert_eq!(script.lock().regions[0].leader, Some(peer(3)));
+    let changes = script.lock().changes;
+    admin.transfer_leader(2, 3, PATIENCE).await.expect("it leads already");
+    assert_eq!(script.lock().changes, changes, "nothing is asked for twice");
+}
+
+#[tokio::test]
+async fn a_transfer_that_does_not_happen_is_not_reported_as_done() {
+    let (admin, script) = serve(Script { transfers_fail: true, ..one_region() }).await;
+    let patience = Duration::from_millis(450);
+    let error = admin.transfer_leader(2, 3, patience).await.expect_err("nothing moves");
+    assert!(error.to_string().contains("did not come to store 3 within"), "{error}");
+    assert!(script.lock().changes > 1, "it was asked for again");
+}
+
+#[tokio::test]
+async fn a_region_is_shown_with_the_answers_of_its_stores_and_the_silence_of_others() {
+    let (admin, _) = serve(Script { stores: vec![1, 2], ..one_region() }).await;
+    for store in [1, 2] {
+        let answer = admin.replica(2, store, false).await.expect("it answers");
+        assert_eq!((answer.term, answer.role), (5, wire::Role::Leader as i32));
+        let refused = admin.replica(9, store, false).await.expect_err("it has no such replica");
+        assert!(matches!(refused, ClientError::RegionRefused { region: 9, .. }), "{refused}");
+    }
+    let silent = admin.replica(2, 3, false).await.expect_err("there is no store 3");
+    assert!(matches!(silent, ClientError::NoStore { store: 3 }), "{silent}");
+}
+
+#[tokio::test]
+async fn members_and_timestamps_come_from_the_cluster() {
+    let (admin, _) = serve(Script::default()).await;
+    let members = admin.members().await.expect("the cluster answers");
+    assert!(members.len() == 1 && members[0].leads, "{members:?}");
+    assert_eq!(members[0].state, MemberState::Silent, "it does not say how it is");
+    let timestamp = admin.placement().tso(1).await.expect("the cluster answers");
+    assert_eq!((timestamp.physical, timestamp.logical), (1_000, 9));
+}
