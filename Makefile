@@ -1,11 +1,11 @@
-# Esker's commands. Each cargo command is for the whole workspace: another set of
-# packages could resolve to other features and compile RocksDB, the longest part of
-# the build by far, once more. CONTRIBUTING.md says more.
+# Esker's commands. Each cargo command is for the whole workspace. Another set of
+# packages could resolve to other features and compile RocksDB, by far the longest part
+# of the build, once more. CONTRIBUTING.md explains this.
 
 CARGO ?= cargo
 export CARGO
 
-# What follows `esker playground`: make playground ARGS='--stores 5 --data-dir data'
+# Arguments of `esker playground`: make playground ARGS='--stores 5 --data-dir data'
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -14,7 +14,7 @@ ARGS ?=
 # A workspace of its own: see its Cargo.toml.
 CONSENSUS_BENCH = --manifest-path benches/consensus/Cargo.toml
 
-help: ## shows this
+help: ## shows this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
 
 prerequisites:
@@ -23,7 +23,8 @@ prerequisites:
 build: prerequisites ## builds everything
 	$(CARGO) build
 
-# Cargo knows best where the binary is: CARGO_TARGET_DIR or a setting may move it.
+# Cargo is asked where the binary is, because CARGO_TARGET_DIR or a setting may move
+# it.
 playground: build ## builds, and starts a cluster on this machine; ARGS are its options
 	@exec "$$($(CARGO) metadata --no-deps --offline --format-version 1 \
 	    | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/debug/esker" playground $(ARGS)
@@ -31,7 +32,7 @@ playground: build ## builds, and starts a cluster on this machine; ARGS are its 
 test: prerequisites ## builds everything and runs all tests
 	$(CARGO) test
 
-# Not a part of the tests, which need no network.
+# This is not a part of the tests, which need no network.
 clients: build ## runs published Python clients, which it installs, against a cluster
 	@tests/clients/run "$$($(CARGO) metadata --no-deps --offline --format-version 1 \
 	    | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')"
@@ -42,12 +43,13 @@ neighbours: prerequisites ## 20,000 idle connections on one node under load; NEI
 simulate: ## runs simulated Raft groups under faults; ARGS='--seeds 50000' and more
 	$(CARGO) run --release -p esker-raft-simulator -- $(if $(ARGS),$(ARGS),--seeds 10000)
 
-# In the profile of everything else: cargo's own for benchmarks compiles RocksDB again.
+# Uses the profile of everything else: cargo's profile for benchmarks would compile
+# RocksDB again.
 bench: prerequisites ## measures one store on this machine's disk, and Raft beside other libraries
 	$(CARGO) bench --profile dev
 	$(CARGO) bench $(CONSENSUS_BENCH)
 
-check: ## looks at the formatting and at clippy's warnings
+check: ## checks the formatting and clippy's warnings
 	@scripts/prerequisites.sh lint
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt $(CONSENSUS_BENCH) --check

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Checks that this machine has what the build needs, and gets libclang where it may.
+# Checks that this machine has what the build needs, and installs libclang where it
+# may.
 #
 #   scripts/prerequisites.sh           cargo, a C++ compiler, libclang
 #   scripts/prerequisites.sh lint      rustfmt and clippy besides
 #
-# Silent when all is there. What is missing is one line on standard error, and
-# exit status 1. libclang is installed with apt-get when run as root on Debian or
-# Ubuntu; nothing else is ever installed but Rust's own components, by rustup.
+# Prints nothing when everything is there. Otherwise it prints one line on standard
+# error and exits with status 1. As root on Debian or Ubuntu it installs libclang with
+# apt-get. It installs nothing else but Rust's own components, with rustup.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -15,7 +16,7 @@ refuse() {
     exit 1
 }
 
-# Standard input belongs to whoever called; nothing here may ask a question.
+# Standard input belongs to the caller, so nothing here may ask a question.
 exec </dev/null
 
 check_cargo() {
@@ -67,8 +68,9 @@ holds_libclang() {
     return 1
 }
 
-# libclang alone does not parse a header: its own stddef.h comes in another package,
-# which may be absent where libclang is only there for the sake of, say, doxygen.
+# libclang alone cannot parse a header. Its own stddef.h comes in another package,
+# which may be absent where libclang is only installed for another program, such as
+# doxygen.
 has_headers() {
     [ -z "${BINDGEN_EXTRA_CLANG_ARGS:-}" ] || return 0
     command -v clang >/dev/null && return 0
@@ -81,8 +83,8 @@ has_headers() {
     return 1
 }
 
-# Looks where the bindings' generator will look, in its order, and no further: what
-# only we could find would not help it.
+# Looks where the bindings' generator will look, in the same order, and nowhere else. A
+# library that only this script finds would not help the generator.
 find_libclang() {
     local folder prefix
     if [ -n "${LIBCLANG_PATH:-}" ]; then
@@ -100,14 +102,14 @@ find_libclang() {
             printf '%s\n' /Library/Developer/CommandLineTools/usr/lib /usr/local/opt/llvm*/lib
         fi
         printf '%s\n' "${LD_LIBRARY_PATH:-}" "${LIBRARY_PATH:-}" | tr : '\n'
-        # The linker's cache names a few folders; the patterns, which follow, hundreds.
+        # The linker's cache names a few folders. The patterns below name hundreds.
         ldconfig -p 2>/dev/null | sed -n 's|.*=> \(/usr/.*\)/libclang[-.].*|\1|p' || true
         printf '%s\n' /usr/local/llvm*/lib* /usr/local/lib*/*/* /usr/local/lib*/* /usr/local/lib* \
             /usr/lib*/*/* /usr/lib*/* /usr/lib*
     } | {
         while IFS= read -r folder; do
             if [ -d "$folder" ] && holds_libclang "$folder" && has_headers "$folder"; then
-                # What is left unread would fail its writer.
+                # Read the rest, or the writer of this pipe would fail.
                 cat >/dev/null
                 exit 0
             fi
@@ -132,7 +134,7 @@ check_libclang() {
     if [ "$(id -u)" -eq 0 ] && is_debian; then
         echo "esker: installing libclang-dev, which RocksDB's bindings need, with apt-get" >&2
         export DEBIAN_FRONTEND=noninteractive
-        # An index that cannot be renewed may still be good enough.
+        # A package index that cannot be updated may still be good enough.
         apt-get update -qq >&2 || true
         apt-get install -y -qq --no-install-recommends libclang-dev >&2 ||
             refuse "apt-get could not install libclang-dev; its reason is above"

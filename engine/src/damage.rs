@@ -1,9 +1,9 @@
-//! The news that stored bytes are not what was written.
+//! Notice that stored bytes are not what was written.
 //!
-//! Whoever reads the block that does not match its checksum, a client's read, a snapshot
-//! on its way, an entry being applied, gets an error. But it is the store that must stop:
-//! the next read would find the next block. So each engine keeps the first such finding,
-//! and tells those who asked to be told.
+//! A reader of a block that does not match its checksum gets an error: a client's read, a snapshot
+//! being sent, an entry being applied. But the whole store must stop, because the next read could
+//! hit the next bad block. So each engine keeps its first such finding and calls the listeners that
+//! were registered for it.
 
 use std::sync::{Arc, OnceLock};
 
@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 type Listener = Box<dyn FnOnce(&str) + Send>;
 
-/// Whether an engine has found its data damaged; clones are the same finding.
+/// Whether an engine has found its data damaged. Clones share the finding.
 #[derive(Clone, Default)]
 pub struct Damage {
     inner: Arc<Inner>,
@@ -24,13 +24,13 @@ struct Inner {
 }
 
 impl Damage {
-    /// What was found first, by file or entry.
+    /// The first finding, which names the file or entry.
     pub fn found(&self) -> Option<&str> {
         self.inner.found.get().map(String::as_str)
     }
 
-    /// Calls `listener` once, with what was found: now, if that was before. It is called on
-    /// the thread of whoever found it and must not block.
+    /// Calls `listener` once, with what was found: immediately, if damage was found before.
+    /// Otherwise the thread that finds the damage calls it. The listener must not block.
     pub fn on_found(&self, listener: impl FnOnce(&str) + Send + 'static) {
         let mut listeners = self.inner.listeners.lock();
         match self.inner.found.get() {
@@ -42,7 +42,7 @@ impl Damage {
         }
     }
 
-    /// The first finding counts.
+    /// Keeps only the first finding.
     pub(crate) fn report(&self, what: &str) {
         let listeners = {
             let mut listeners = self.inner.listeners.lock();

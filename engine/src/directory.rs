@@ -1,4 +1,4 @@
-//! The data directory of a store: who uses it, and whose it is.
+//! The data directory of a store: which process uses it, and which store owns it.
 //!
 //! ```text
 //! LOCK     held by the process that uses the directory
@@ -9,8 +9,8 @@
 //! snap/    snapshots under way
 //! ```
 //!
-//! `IDENT` is written last, when both engines carry the same mark (see [`crate::mark`]). So
-//! where it is, both engines must be there; and a directory without it was never used.
+//! `IDENT` is written last, when both engines carry the same mark (see [`crate::mark`]). So a
+//! directory with an `IDENT` must have both engines, and a directory without one was never used.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -27,7 +27,7 @@ const LOCK: &str = "LOCK";
 /// Written last when a directory gets an owner.
 pub const IDENT: &str = "IDENT";
 const DAMAGED: &str = "DAMAGED";
-/// A file on its way to its name.
+/// The extension of a file that is not yet complete.
 const NEW: &str = "new";
 /// The file that every RocksDB instance has.
 const CURRENT: &str = "CURRENT";
@@ -37,7 +37,7 @@ const SNAP: &str = "snap";
 
 /// The version of the directory's layout that this program reads and writes.
 const FORMAT: u64 = 2;
-/// A longer `IDENT` was not written by any version of this program.
+/// No version of this program writes a longer `IDENT`.
 const MAX_IDENT_BYTES: u64 = 4 << 10;
 
 /// Which store of which cluster a directory belongs to.
@@ -47,7 +47,7 @@ pub struct Ident {
     pub store_id: u64,
 }
 
-/// What lives in a directory, for those who have to put it right.
+/// What a directory holds, for error messages that advise an operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Users' data.
@@ -57,7 +57,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Whose memory it is.
+    /// The name of the directory's owner.
     fn name(self, owner: Ident) -> String {
         match self {
             Kind::Store => format!("store {} of cluster {}", owner.store_id, owner.cluster_id),
@@ -122,13 +122,13 @@ pub enum DirError {
     OtherOwner { path: PathBuf, found: Ident, wanted: Ident },
 }
 
-/// An open data directory; it is locked until this is dropped.
+/// An open data directory. It is locked until this value is dropped.
 #[derive(Debug)]
 pub struct DataDir {
     path: PathBuf,
     kind: Kind,
     mark: Option<Mark>,
-    /// Taken away again if the directory is never used.
+    /// Removed again if the directory is never used.
     created: Created,
 }
 
@@ -141,12 +141,13 @@ impl Drop for DataDir {
 }
 
 impl DataDir {
-    /// Opens a directory, making it and its parents where they are missing, and
-    /// locks it. On an error everything is as it was before; also when the directory is
+    /// Opens a directory and locks it. The directory and its parents are made where they are
+    /// missing. After an error everything is as it was before, and also when the directory is
     /// dropped before it was used.
     ///
     /// # Errors
-    /// Also when the directory was used and a part of it is missing or damaged.
+    /// See [`DirError`]. A directory that was used is refused when a part of it is missing or
+    /// damaged.
     pub fn open(path: &Path, kind: Kind) -> Result<DataDir, DirError> {
         let mut created = Created::default();
         match DataDir::open_recording(path, kind, &mut created) {
@@ -175,8 +176,8 @@ impl DataDir {
         Ok(mark)
     }
 
-    /// Removes what is left of snapshots that were under way when the directory
-    /// was last used. For after the store has finished what it had begun with them.
+    /// Removes what is left of snapshots that were under way when the directory was last used. To
+    /// be called when the store has finished the work that it had begun with them.
     pub fn empty_snapshots(&self) -> Result<(), DirError> {
         empty(&self.snap()).map_err(|source| DirError::Io {
             path: self.path.clone(),
@@ -185,28 +186,28 @@ impl DataDir {
         })
     }
 
-    /// Whose it is; `None` until it was used for the first time.
+    /// The directory's owner; `None` until it was used for the first time.
     pub fn ident(&self) -> Option<Ident> {
         self.mark.map(|mark| mark.owner)
     }
 
-    /// Whether the directory's owner was ever started: until then it has promised nothing.
+    /// Whether the directory's owner was ever started. Until then the owner has promised nothing.
     pub fn was_started(&self) -> bool {
         self.mark.is_some_and(|mark| mark.generation > 0)
     }
 
-    /// Whether there are engines in it, whoever made them.
+    /// Whether there are engines in the directory, of any owner.
     pub fn holds_engines(&self) -> bool {
         [self.kv(), self.log()].iter().any(|engine| engine.join(CURRENT).exists())
     }
 
-    /// As of its last start; `None` until it was used for the first time.
+    /// The mark of the last start; `None` until the directory was used for the first time.
     pub fn mark(&self) -> Option<Mark> {
         self.mark
     }
 
-    /// A small record of the owner's, beside the engines; durable when this returns, and
-    /// after a crash the old or the new one.
+    /// Writes a small record of the owner's, beside the engines. It is durable when this returns. A
+    /// crash leaves the old or the new record.
     ///
     /// # Errors
     /// When the disk fails.
@@ -217,7 +218,7 @@ impl DataDir {
     /// What [`DataDir::write_record`] wrote under this name, if anything.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// When the file cannot be read.
     pub fn read_record(&self, name: &str) -> Result<Option<Vec<u8>>, DirError> {
         let path = self.path.join(name);
         match fs::read(&path) {
@@ -256,11 +257,11 @@ impl DataDir {
         Ok(())
     }
 
-    /// Says for good that what the directory holds cannot be relied on: it does not open
-    /// again. `what` names the file or the entry.
+    /// Records for good that the directory's content cannot be relied on: the directory does not
+    /// open again. `what` names the file or the entry.
     ///
     /// # Errors
-    /// When the disk refuses that, too.
+    /// When the disk fails here, too.
     pub fn condemn(path: &Path, what: &str) -> Result<(), DirError> {
         let line = what.replace('\n', " ");
         replace_file(path, DAMAGED, line.as_bytes()).map_err(|source| DirError::Io {
@@ -275,7 +276,7 @@ impl DataDir {
         replace_file(&self.path, name, content).map_err(failed)
     }
 
-    /// How a part that is at fault is said.
+    /// The error for a part that is at fault.
     pub(crate) fn not_whole(&self, owner: Ident, part: Part, fault: Fault) -> DirError {
         let what = match fault {
             Fault::New => "is new: it holds nothing of what the store wrote".to_owned(),
@@ -337,8 +338,8 @@ fn to_text(mark: &Mark) -> String {
     )
 }
 
-/// Writes a file, durable when this returns. A crash leaves the old file or the whole new
-/// one: the new name is made durable only after the content.
+/// Writes a file, which is durable when this returns. A crash leaves the old file or the whole new
+/// one, because the new name is made durable only after the content.
 ///
 /// # Errors
 /// When the disk fails.
@@ -351,7 +352,7 @@ pub fn replace_file(folder: &Path, name: &str, content: &[u8]) -> io::Result<()>
     File::open(folder)?.sync_all()
 }
 
-/// A directory that was used has both engines, and nothing damaged.
+/// Checks that a directory that was used has both engines, and that nothing was found damaged.
 fn require_parts(path: &Path, kind: Kind, owner: Ident) -> Result<(), DirError> {
     for name in [KV, LOG] {
         let part = path.join(name);
@@ -376,18 +377,18 @@ fn require_parts(path: &Path, kind: Kind, owner: Ident) -> Result<(), DirError> 
     }
 }
 
-/// What the opening of a directory has made.
+/// The files and folders that the opening of a directory has made.
 #[derive(Debug, Default)]
 struct Created {
     /// Outermost first.
     paths: Vec<PathBuf>,
-    /// Held for as long as the directory is open, and until everything is taken away again.
+    /// Held for as long as the directory is open, and until everything is removed again.
     lock: Option<File>,
 }
 
 impl Created {
-    /// Takes it all away, innermost first. A folder in which somebody else has
-    /// put something meanwhile stays.
+    /// Removes all of them, innermost first. A folder into which another process has put something
+    /// meanwhile stays.
     fn undo(self) {
         for path in self.paths.iter().rev() {
             let removed = if path.file_name() == Some(OsStr::new(LOCK)) {
@@ -413,11 +414,11 @@ fn create_dirs(path: &Path, created: &mut Created) -> io::Result<()> {
         match fs::create_dir(folder) {
             Ok(()) => {
                 created.paths.push(folder.to_path_buf());
-                // What is acknowledged later lies in it: its name must outlive a
+                // Data that is acknowledged later lies in this folder, so its name must outlive a
                 // power failure, too.
                 sync_parent(folder)?;
             }
-            // Another process came first; who gets the lock will be seen.
+            // Another process made it first. The lock decides which process may use it.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => {}
             Err(error) => return Err(error),
         }
@@ -460,15 +461,15 @@ fn lock(path: &Path, created: &mut Created) -> Result<(), DirError> {
         Err(TryLockError::WouldBlock) => return Err(locked()),
         Err(TryLockError::Error(source)) => return Err(failed(source)),
     }
-    // Another process may have undone its own attempt between our opening of
-    // its file and our lock on it: then the lock guards nothing.
+    // Between our opening of the file and our lock on it, another process may have removed the file
+    // to undo its own attempt. Then the lock guards nothing.
     let ours = file.metadata().map_err(failed)?;
     match fs::metadata(&name) {
         Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => {}
         _ => return Err(locked()),
     }
-    // Only now is it ours to take away: a process that made it at the same time
-    // would lose the file that it holds the lock of.
+    // Only now may we remove the file: before, that could have been the file of another process
+    // that made it at the same time and holds its lock.
     if !existed {
         created.paths.push(name);
     }
@@ -502,7 +503,7 @@ fn read_mark(path: &Path) -> Result<Option<Mark>, DirError> {
     }
     let text = fs::read(&name).map_err(failed)?;
     let text = String::from_utf8(text).map_err(|_| bad("it is not text".to_owned()))?;
-    // The format first: another one may have other fields.
+    // The format comes first, because another format may have other fields.
     let found = field(&text, "format").map_err(bad)?;
     if found != FORMAT {
         return Err(DirError::UnknownFormat { path: path.to_path_buf(), found });

@@ -14,15 +14,15 @@ pub enum Environment {
     Memory(MemoryEnv),
 }
 
-/// A file system in memory. Clones share the files; engines opened in it come
-/// and go while their files stay, so one of these is the disk of a simulated
-/// store, or of a whole simulated cluster.
+/// A file system in memory. Clones share the files. The files stay when an
+/// engine is closed, so one `MemoryEnv` is the disk of a simulated store, or of
+/// a whole simulated cluster.
 ///
 /// Nothing is made on the real disk: a path is only a name here.
 #[derive(Clone)]
 pub struct MemoryEnv {
     env: rocksdb::Env,
-    /// Each directory's number, which stands for it inside RocksDB.
+    /// Each directory's number, which stands for the directory inside RocksDB.
     directories: Arc<Mutex<HashMap<PathBuf, usize>>>,
 }
 
@@ -46,9 +46,9 @@ impl MemoryEnv {
     ///
     /// The Rust binding makes a database's directory on the real disk before
     /// RocksDB asks the environment. So a directory is renamed to a spelling of
-    /// the root, such as `/././..`, which exists everywhere; the environment,
-    /// which compares names letter by letter, holds the spellings apart. All
-    /// have the same number of parts, so none is inside another.
+    /// the root, such as `/././..`, which exists everywhere. The environment
+    /// compares names letter by letter, so it keeps the spellings apart. All
+    /// spellings have the same number of parts, so none is inside another.
     pub(crate) fn spelling(&self, dir: &Path) -> PathBuf {
         let mut directories = self.directories.lock();
         let next = directories.len();

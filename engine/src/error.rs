@@ -1,4 +1,4 @@
-//! What can go wrong in an engine, said in one line each.
+//! What can go wrong in an engine, each with a message of one line.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -29,8 +29,8 @@ impl fmt::Display for EngineName {
 pub enum EngineError {
     #[error("cannot open the {engine} in {}: {reason}", dir.display())]
     Open { engine: EngineName, dir: PathBuf, reason: String },
-    /// Data on disk is not what was written. The store must stop: reading on
-    /// could return wrong data.
+    /// Data on disk is not what was written. The store must stop, because further reads could
+    /// return wrong data.
     #[error(
         "the {engine} in {} is damaged, found by {action}: {reason}; \
          take this store out of the cluster and let its replicas be rebuilt",
@@ -54,11 +54,11 @@ impl EngineError {
     }
 }
 
-/// Where an engine lives; turns RocksDB's errors into ours.
+/// Where an engine's files are. Turns RocksDB's errors into ours.
 pub(crate) struct Location {
     pub engine: EngineName,
     pub dir: PathBuf,
-    /// Every corruption that is turned into an error here is told.
+    /// Every corruption that is turned into an error here is reported to it.
     pub damage: Damage,
 }
 
@@ -75,7 +75,7 @@ impl Location {
         }
     }
 
-    /// For `map_err`: `action` says what was being done, as a noun.
+    /// For `map_err`. `action` is a noun for what was being done.
     pub fn error(&self, action: &'static str) -> impl Fn(rocksdb::Error) -> EngineError + '_ {
         move |error| {
             if error.kind() == rocksdb::ErrorKind::Corruption {

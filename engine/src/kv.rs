@@ -2,13 +2,11 @@
 //!
 //! # What survives
 //!
-//! It has **no WAL**. The raft log is the truth: every change here comes from a
-//! committed entry that is synced there, and the applied index of a region is
-//! written in the same batch as the changes. A crash loses the memtables; since
-//! all families are flushed together ([atomic flush]), what survives is the
-//! state after some prefix of the writes, and the log replays the rest. An entry
-//! may leave the log only when [`KvEngine::get_durable`] shows an applied index
-//! that covers it.
+//! It has **no WAL**. The raft log is the truth: every change here comes from a committed entry
+//! that is synced there, and the applied index of a region is written in the same batch as the
+//! changes. A crash loses the memtables. All families are flushed together ([atomic flush]), so the
+//! state after some prefix of the writes survives, and the log replays the rest. An entry may leave
+//! the log only when [`KvEngine::get_durable`] shows an applied index that covers it.
 //!
 //! [atomic flush]: https://github.com/facebook/rocksdb/wiki/Atomic-flush
 
@@ -32,11 +30,11 @@ use crate::snapshot::KvSnapshot;
 use crate::sst::SstFile;
 use crate::statistics::EngineStatistics;
 
-/// Where the mark is, in the family `meta`; below every record about regions.
+/// The mark's key in the family `meta`. It sorts below every record about regions.
 const MARK: &[u8] = b"\0mark";
 
-/// A handle on the open engine; clones are the same engine, which closes with
-/// the last of them and of its snapshots and iterators.
+/// A handle on the open engine. Clones share the engine, which closes when the last handle,
+/// snapshot and iterator is dropped.
 #[derive(Clone)]
 pub struct KvEngine {
     shared: Arc<KvShared>,
@@ -76,7 +74,7 @@ impl KvEngine {
         &self.shared
     }
 
-    /// Makes the batch visible, all of it at once. It is not durable before
+    /// Makes the whole batch visible at once. The batch is not durable before
     /// [`persist`](Self::persist) or a flush of RocksDB's own.
     pub fn write(&self, batch: &KvBatch) -> Result<(), EngineError> {
         if batch.is_empty() {
@@ -93,17 +91,18 @@ impl KvEngine {
         Ok(())
     }
 
-    /// Handles, snapshots and iterators that keep the engine open, this one included.
+    /// How many handles, SST builders and snapshots keep the engine open, this handle included. A
+    /// snapshot's clones and iterators count as one with it.
     pub fn holders(&self) -> usize {
         Arc::strong_count(&self.shared)
     }
 
-    /// Whether its data was found damaged.
+    /// Whether the engine's data was found damaged.
     pub fn damage(&self) -> &Damage {
         &self.shared.at.damage
     }
 
-    /// Whether it has files that others can see; an engine in memory has none.
+    /// Whether the engine's files are on a disk, where other programs see them.
     pub fn is_on_disk(&self) -> bool {
         matches!(self.shared.options.environment, Environment::Disk)
     }
@@ -130,7 +129,7 @@ impl KvEngine {
         get_many(&self.shared, cf, keys, &ReadOptions::default())
     }
 
-    /// What this part of a data directory says of itself.
+    /// The mark of this part of a data directory.
     pub(crate) fn mark(&self) -> Result<Option<Mark>, EngineError> {
         Ok(self.get(Cf::Meta, MARK)?.and_then(|stored| Mark::decode(&stored)))
     }
@@ -173,16 +172,14 @@ impl KvEngine {
         shared.db.flush_cfs_opt(&families, &options).map_err(shared.at.error("a flush"))
     }
 
-    /// Adds whole files, made by [`SstBuilder`](crate::SstBuilder) in the same
-    /// environment. Their pairs win over everything written before. Files of one
-    /// family must not overlap. The files stay at their path until the caller
-    /// removes them, so that an interrupted ingestion can be repeated; on a disk
-    /// the engine links them and no byte is copied.
+    /// Adds whole files, made by [`SstBuilder`](crate::SstBuilder) in the same environment. Their
+    /// pairs win over everything written before. Files of one family must not overlap. The files
+    /// stay at their path until the caller removes them, so that an interrupted ingestion can be
+    /// repeated. On a disk the engine links the files and copies no byte.
     ///
-    /// The memtables are persisted first, so that the files do not outlive
-    /// earlier writes. The files are durable at once, but one family after the
-    /// other: a caller that needs all of them records its intention durably
-    /// before, and starts over after a crash.
+    /// The memtables are persisted first, so that the files do not outlive earlier writes. Each
+    /// family's files are durable at once, but the families follow one after the other. So a caller
+    /// that needs all of them first records its intention durably, and starts over after a crash.
     pub fn ingest(&self, files: Vec<SstFile>) -> Result<(), EngineError> {
         self.persist()?;
         let shared = &self.shared;
@@ -203,7 +200,7 @@ impl KvEngine {
         Ok(())
     }
 
-    /// A path that the engine may move away and the caller does not miss.
+    /// A path that the engine may move away without a loss for the caller.
     fn ingestible(&self, path: &Path) -> Result<PathBuf, EngineError> {
         if matches!(self.shared.options.environment, Environment::Memory(_)) {
             return Ok(path.to_path_buf());
@@ -224,14 +221,13 @@ impl KvEngine {
         Ok(link)
     }
 
-    /// Gives back at once the space of the files that lie wholly inside the
-    /// range; other data in it stays. Durable at once, and seen through open
-    /// snapshots.
+    /// Frees at once the space of the files that lie wholly inside the range; other data in the
+    /// range stays. The deletion is durable at once, and visible in open snapshots.
     ///
-    /// Call it **before** the range is deleted by a batch, never after: a file
-    /// of the range may hold the deletion of data in a file that reaches beyond
-    /// the range, which would come back to life. And since it overtakes the
-    /// prefix that a crash leaves, record durably before that the range is dead.
+    /// Call this **before** a batch deletes the range, never after: a file in the range may hold
+    /// the deletion of data in a file that reaches beyond the range, and that data would come back
+    /// to life. The deletion survives a crash that loses earlier writes, so first record durably
+    /// that the range is dead.
     pub fn delete_files_in_range(
         &self,
         cf: Cf,
@@ -254,8 +250,8 @@ impl KvEngine {
             .map_err(shared.at.error("the deletion of files"))
     }
 
-    /// Rewrites what the range holds down to the last level, and waits: space of
-    /// deleted data is given back.
+    /// Rewrites the range's data down to the last level, which frees the space of deleted data.
+    /// Returns when that is done.
     pub fn compact(&self, cf: Cf, start: &[u8], end: Option<&[u8]>) -> Result<(), EngineError> {
         self.persist()?;
         let shared = &self.shared;
@@ -270,9 +266,9 @@ impl KvEngine {
         EngineStatistics::read(&self.shared.db, &self.shared.at, &families)
     }
 
-    /// Closes as if the process died: the memtables are lost. For tests and
-    /// simulations that opened it with `lose_memtables_on_close`; this must be
-    /// the only handle left, snapshots and iterators included.
+    /// Closes the engine as if the process died: the memtables are lost. For tests and simulations
+    /// that opened it with `lose_memtables_on_close`. This must be the last handle, and no snapshot
+    /// or iterator may be left.
     pub fn close_like_a_crash(self) {
         assert!(
             self.shared.options.lose_memtables_on_close,
@@ -304,9 +300,9 @@ pub(crate) fn get_many<K: AsRef<[u8]>>(
         .collect()
 }
 
-/// A key below `key` with hardly a key between them, or the empty key.
+/// A key just below `key`, with hardly any key between them, or the empty key.
 fn key_before(key: &[u8]) -> Vec<u8> {
-    /// Stands for the endless run of 0xff that ends the last key before another.
+    /// The greatest key below another one ends in an endless run of 0xff; this stands for that run.
     const RUN: [u8; 16] = [0xff; 16];
     let mut before = key.to_vec();
     match before.pop() {
@@ -319,8 +315,9 @@ fn key_before(key: &[u8]) -> Vec<u8> {
     before
 }
 
-/// Changes that become visible, and are lost or kept, together. Later ones win.
-/// Plain data: the caller bounds it by [`bytes`](Self::bytes).
+/// Changes that become visible together, and are lost or kept together. A later change wins over an
+/// earlier one. A batch is plain data in memory, and its caller bounds it by
+/// [`bytes`](Self::bytes).
 #[derive(Clone, Debug, Default)]
 pub struct KvBatch(Operations);
 
@@ -337,18 +334,18 @@ impl KvBatch {
         self.0.delete(cf, key);
     }
 
-    /// Deletes `[start, end)`, without an end up to the last key. An empty or
-    /// reversed range deletes nothing.
+    /// Deletes `[start, end)`; without an end, everything from `start`. An empty or reversed range
+    /// deletes nothing.
     pub fn delete_range(&mut self, cf: Cf, start: &[u8], end: Option<&[u8]>) {
         self.0.delete_range(cf, start, end.unwrap_or(&KEYS_END));
     }
 
-    /// Adds the other's changes after these.
+    /// Adds the changes of `other` after these.
     pub fn append(&mut self, other: &KvBatch) {
         self.0.append(&other.0);
     }
 
-    /// Changes in it; a deleted range is one.
+    /// The number of changes; a deleted range is one.
     pub fn len(&self) -> usize {
         self.0.len()
     }
@@ -357,12 +354,12 @@ impl KvBatch {
         self.0.is_empty()
     }
 
-    /// About what it weighs in a memtable.
+    /// About the bytes that the batch takes in a memtable.
     pub fn bytes(&self) -> usize {
         self.0.bytes()
     }
 
-    /// Empties it and keeps its memory for the next.
+    /// Empties the batch and keeps its memory for the next one.
     pub fn clear(&mut self) {
         self.0.clear();
     }

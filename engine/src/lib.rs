@@ -19,20 +19,19 @@
 //! | a write returns when | it is synced to disk | it is visible |
 //! | after a crash | every returned write is there | a prefix of the writes is there |
 //!
-//! So the log is the truth, one fsync carries what all groups wait for, and the
-//! applied state costs no fsync at all: [`KvEngine::get_durable`] tells how much
-//! of it would survive, and entries stay in the log until what they wrote does.
+//! So the log is the truth. One fsync of the log serves all groups, and the applied state costs no
+//! fsync at all. [`KvEngine::get_durable`] reads only the applied state that a crash would leave;
+//! an entry stays in the log until its changes are part of that state.
 //!
-//! Both verify the checksum of every block that they read and answer
-//! [`EngineError::Corruption`], which names the file, rather than wrong data; the engine
-//! then tells its [`Damage`] to whoever has to stop the store.
+//! Both engines verify the checksum of every block that they read. Instead of wrong data they
+//! return [`EngineError::Corruption`], which names the file. The engine also reports the corruption
+//! to its [`Damage`], so that the store can be stopped.
 //!
-//! [`DataDir`] is the folder on disk around them: locked by one process, and
-//! marked with the cluster and store that it belongs to. It opens the [`Engines`], and
-//! refuses parts that do not belong together: a store that has lost a part of its
-//! memory must not speak. With
-//! [`Environment::Memory`] the same engines run without a disk, for simulations
-//! of whole clusters with crashes.
+//! [`DataDir`] is the folder on disk around them: locked by one process, and marked with the
+//! cluster and store that it belongs to. It opens the [`Engines`], and refuses parts that do not
+//! belong together: a store that has lost a part of its memory must not send messages. With
+//! [`Environment::Memory`] the same engines run without a disk, for simulations of whole clusters
+//! with crashes.
 
 mod damage;
 mod directory;

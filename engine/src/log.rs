@@ -1,15 +1,13 @@
 //! The raft log of all groups of a store, and their raft state.
 //!
-//! Unlike the key-value engine it **has a WAL**, and [`LogEngine::write`]
-//! returns only when the batch is synced: one fsync for everything that all
-//! groups of the store want to persist. A vote or an acknowledgement may leave
-//! the store after that and not before.
+//! Unlike the key-value engine the log **has a WAL**, and [`LogEngine::write`] returns only when
+//! the batch is synced. One fsync persists the writes of all groups of the store. A vote or an
+//! acknowledgement may leave the store only after that fsync.
 //!
 //! # Layout
 //!
-//! Keys sort by kind, group and index; numbers are big-endian. The first byte is
-//! the kind together with the version of its format: another layout of a record
-//! takes another first byte.
+//! Keys sort by kind, group and index; numbers are big-endian. The first byte stands for the kind
+//! and the version of its format, so another layout of a record takes another first byte.
 //!
 //! | key                          | value                                      |
 //! |------------------------------|--------------------------------------------|
@@ -17,8 +15,8 @@
 //! | `02` group (8 bytes)         | the group's raft state                     |
 //! | `03` group, index (8 bytes)  | the entry                                  |
 //!
-//! Values are the caller's bytes. RocksDB's checksums guard them: of WAL records
-//! when the engine opens, of blocks whenever one is read.
+//! Values are the caller's bytes. RocksDB's checksums guard them: WAL records are checked when the
+//! engine opens, a block whenever it is read.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -43,8 +41,8 @@ const ENTRY: u8 = 0x03;
 const STATE_KEY_BYTES: usize = 1 + 8;
 const ENTRY_KEY_BYTES: usize = 1 + 8 + 8;
 
-/// Entries up to which a deletion names each one. A range deletion is one record
-/// however long the range, but slows down every later read of its memtable.
+/// The most entries that are deleted one by one. A range deletion is a single record, however long
+/// the range, but it slows down every later read of its memtable.
 const MAX_POINT_DELETES: u64 = 32;
 
 /// The only family of this instance.
@@ -76,7 +74,7 @@ fn last_number(key: &[u8]) -> Option<u64> {
     key.last_chunk().map(|bytes| u64::from_be_bytes(*bytes))
 }
 
-/// A handle on the open log; clones are the same log.
+/// A handle on the open log. Clones share the log.
 #[derive(Clone)]
 pub struct LogEngine {
     shared: Arc<LogShared>,
@@ -126,20 +124,20 @@ impl LogEngine {
             [family],
         )
         .map_err(|error| at.open_error(error))?;
-        // What an open log holds was read from the disk, or replayed from it.
+        // Everything in a log that was just opened comes from the disk.
         let synced = AtomicU64::new(db.latest_sequence_number());
         Ok(LogEngine { shared: Arc::new(LogShared { db, at, synced }) })
     }
 
-    /// Makes the batch durable, all of it or nothing. After an error the store
-    /// has to stop: what is on disk is unknown.
+    /// Makes the batch durable, all of it or nothing. After an error the store has to stop, because
+    /// it is unknown what is on the disk.
     pub fn write(&self, batch: &LogBatch) -> Result<(), EngineError> {
         if batch.is_empty() {
             return Ok(());
         }
         let started = Instant::now();
-        // What was written before, by whomever, is in the WAL before this batch, and so is
-        // synced with it.
+        // Everything that any thread wrote before is in the WAL before this batch, and so is synced
+        // with it.
         let before = self.shared.db.latest_sequence_number();
         self.shared.write(&batch.0, true)?;
         self.shared.synced.fetch_max(before, Ordering::Release);
@@ -199,7 +197,7 @@ impl LogEngine {
         self.get(&state_key(group))
     }
 
-    /// Shows every group's state, by ascending group.
+    /// Calls `visit` with every group's state, in ascending order of groups.
     pub fn states(&self, mut visit: impl FnMut(u64, &[u8])) -> Result<(), EngineError> {
         let mut iter = self.shared.iter(&[STATE], &[STATE + 1]);
         iter.seek_to_first();
@@ -214,23 +212,23 @@ impl LogEngine {
         self.check(&iter)
     }
 
-    /// Handles that keep the log open, this one included.
+    /// How many handles keep the log open, this one included.
     pub fn holders(&self) -> usize {
         Arc::strong_count(&self.shared)
     }
 
-    /// Whether its data was found damaged.
+    /// Whether the log's data was found damaged.
     pub fn damage(&self) -> &Damage {
         &self.shared.at.damage
     }
 
-    /// How many changes are certainly durable: grows with every write, and never goes
-    /// back, unless the log was exchanged for an older copy.
+    /// A sequence number up to which all changes are certainly durable. It grows with every write,
+    /// and never goes back unless the log was exchanged for an older copy.
     pub fn sequence(&self) -> u64 {
         self.shared.synced.load(Ordering::Acquire)
     }
 
-    /// What this part of a data directory says of itself.
+    /// The mark of this part of a data directory.
     pub(crate) fn mark(&self) -> Result<Option<Mark>, EngineError> {
         Ok(self.get(&[MARK])?.and_then(|stored| Mark::decode(&stored)))
     }
@@ -251,7 +249,7 @@ impl LogEngine {
         Ok(blank)
     }
 
-    /// Drops the entries `[from, to)`. Not synced: after a crash they may be
+    /// Drops the entries `[from, to)`. The deletion is not synced: after a crash the entries may be
     /// back, which only costs their space.
     pub fn compact(&self, group: u64, from: u64, to: u64) -> Result<(), EngineError> {
         let mut batch = LogBatch::new();
@@ -276,14 +274,15 @@ impl LogEngine {
         Ok(value.map(Bytes::from))
     }
 
-    /// Whether an iterator stands nowhere because of an error.
+    /// Returns the error, if an iterator stands on no entry because of one.
     fn check(&self, iter: &DBRawIterator<'_>) -> Result<(), EngineError> {
         iter.status().map_err(self.shared.at.error("a scan"))
     }
 }
 
-/// Changes to the logs of any number of groups, durable together. Later ones
-/// win. Plain data: the caller bounds it by [`bytes`](Self::bytes).
+/// Changes to the logs of any number of groups, which become durable together. A later change wins
+/// over an earlier one. A batch is plain data in memory, and its caller bounds it by
+/// [`bytes`](Self::bytes).
 #[derive(Clone, Debug, Default)]
 pub struct LogBatch(Operations);
 
@@ -292,7 +291,7 @@ impl LogBatch {
         LogBatch::default()
     }
 
-    /// Writes an entry, over one that has the index.
+    /// Writes an entry, in place of one with the same index.
     pub fn append(&mut self, group: u64, index: u64, entry: &[u8]) {
         self.0.put(FAMILY, &entry_key(group, index), entry);
     }
@@ -319,12 +318,12 @@ impl LogBatch {
         self.0.delete_range(FAMILY, &entry_key(group, 0), &entries_end(group));
     }
 
-    /// Adds the other's changes after these.
+    /// Adds the changes of `other` after these.
     pub fn merge(&mut self, other: &LogBatch) {
         self.0.append(&other.0);
     }
 
-    /// Changes in it; a deleted range is one.
+    /// The number of changes; a deleted range is one.
     pub fn len(&self) -> usize {
         self.0.len()
     }
@@ -333,12 +332,12 @@ impl LogBatch {
         self.0.is_empty()
     }
 
-    /// About what it weighs in the WAL.
+    /// About the bytes that the batch takes in the WAL.
     pub fn bytes(&self) -> usize {
         self.0.bytes()
     }
 
-    /// Empties it and keeps its memory for the next.
+    /// Empties the batch and keeps its memory for the next one.
     pub fn clear(&mut self) {
         self.0.clear();
     }

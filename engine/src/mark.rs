@@ -1,22 +1,22 @@
 //! Whether the parts of a data directory belong together.
 //!
-//! `IDENT`, `kv/` and `log/` may lie on different disks, and be lost, restored from a
-//! copy or exchanged one by one. A store that went on with a part of its memory would
-//! break what it promised: votes, acknowledged writes. So each part carries a mark with
-//! the owner, a number drawn when the directory was first used, and its **generation**:
-//! how often the directory was started. A start writes the next generation
+//! `IDENT`, `kv/` and `log/` may lie on different disks, and be lost, restored from a copy or
+//! exchanged one by one. A store that went on with only a part of its memory would break its
+//! promises: votes and acknowledged writes. So each part carries a mark. The mark holds the owner,
+//! a number drawn when the directory was first used, and the **generation**: how often the
+//! directory was started. A start writes the next generation
 //!
 //! ```text
 //! 1. into log/   (synced)      2. into kv/   (made durable)      3. into IDENT
 //! ```
 //!
-//! so a crash between two steps leaves a part that is *ahead* of `IDENT` by one, never one
-//! that is behind: what is behind is an old copy. Within a generation `kv/` also says how
-//! far the log had come when `kv/` was last made durable ([`Mark::log_sequence`]): a log
-//! that ends before that is an old copy, too.
+//! so a crash between two steps leaves a part that is one generation *ahead* of `IDENT`, never a
+//! part that is behind. A part that is behind is an old copy. Within a generation, `kv/` also
+//! records how far the log had come when `kv/` was last made durable ([`Mark::log_sequence`]). A
+//! log that ends before that is an old copy, too.
 //!
-//! What no mark can show is a copy of the whole directory put back: that is for those who
-//! remember the store, placement and the other replicas.
+//! No mark can show that a copy of the whole directory was put back. Only placement and the other
+//! replicas, which remember the store, can find that out.
 
 use bytes::{Buf, BufMut};
 
@@ -26,7 +26,7 @@ use crate::directory::Ident;
 const FORMAT: u8 = 1;
 const BYTES: usize = 1 + 5 * 8;
 
-/// What one part of a data directory says of itself.
+/// The record that one part of a data directory holds about itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
     pub owner: Ident,
@@ -34,7 +34,7 @@ pub struct Mark {
     pub lineage: u64,
     /// How often the directory was started.
     pub generation: u64,
-    /// The log's sequence number when this was written: the log has come at least so far.
+    /// The log's sequence number when the mark was written. The log reached at least this number.
     pub log_sequence: u64,
 }
 
@@ -54,7 +54,7 @@ impl Mark {
         out
     }
 
-    /// Nothing where the bytes are no mark that this version writes.
+    /// Returns `None` for bytes that are no mark of this version.
     pub(crate) fn decode(mut stored: &[u8]) -> Option<Mark> {
         if stored.len() != BYTES || stored.get_u8() != FORMAT {
             return None;
@@ -72,13 +72,13 @@ impl Mark {
 /// What is wrong with a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// It holds nothing of the owner's: it was made anew.
+    /// The part holds nothing of the owner's: it was made anew.
     New,
-    /// It is from an earlier start than the rest.
+    /// The part is from an earlier start than the rest.
     Older { generation: u64, newest: u64 },
-    /// It ends before what the key-value engine has seen of it.
+    /// The log ends before a sequence number that a mark has recorded of it.
     Behind { sequence: u64, seen: u64 },
-    /// It was taken from another directory.
+    /// The part was taken from another directory.
     Foreign { owner: Ident },
 }
 
@@ -90,7 +90,8 @@ pub enum Part {
     Log,
 }
 
-/// Whether three marks belong to one memory that is whole; `sequence` is the log's own.
+/// Checks that three marks belong to one directory, and that no part is old. `sequence` is the
+/// log's own.
 pub(crate) fn check(
     ident: &Mark,
     kv: Option<&Mark>,

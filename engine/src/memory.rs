@@ -1,4 +1,4 @@
-//! A data directory's two engines, opened only if they are one memory.
+//! A data directory's two engines, opened only if they belong together.
 
 use std::path::PathBuf;
 
@@ -16,11 +16,11 @@ pub struct Engines {
 }
 
 impl DataDir {
-    /// Opens both engines. In a directory that was used, both must carry its mark; in one
-    /// that was not, both must be blank.
+    /// Opens both engines. In a directory that was used, both engines must carry its mark. In a new
+    /// directory, both must be blank.
     ///
     /// # Errors
-    /// When an engine does not open, or a part is new, older than the others, or another
+    /// When an engine does not open, or when a part is new, older than the others, or another
     /// store's.
     pub fn open_engines(&self, options: &EngineOptions) -> Result<Engines, DirError> {
         let kv = KvEngine::open(&self.kv(), options)?;
@@ -46,7 +46,7 @@ impl DataDir {
         Ok(Engines { kv, log })
     }
 
-    /// Makes the directory `owner`'s, for good. `lineage` is drawn at random.
+    /// Makes `owner` the directory's owner, for good. `lineage` is drawn at random.
     ///
     /// # Errors
     /// When the disk fails, or the directory is another owner's.
@@ -55,8 +55,8 @@ impl DataDir {
         self.mark_all(mark, engines)
     }
 
-    /// Begins the next generation of a directory that has an owner. After this the store
-    /// may speak.
+    /// Begins the next generation of a directory that has an owner. After this the store may send
+    /// messages.
     ///
     /// # Errors
     /// When the disk fails.
@@ -67,8 +67,8 @@ impl DataDir {
         let Some(ident) = self.mark() else {
             panic!("the directory {} is started before it has an owner", self.path().display());
         };
-        // A start that was interrupted has not spoken: its generation is taken up again. One
-        // more each time would leave a part further behind than one crash can.
+        // A start that was interrupted has sent nothing, so its generation is used again. A new
+        // generation for each attempt would leave a part further behind than one crash can.
         let left = [engines.kv.mark()?, engines.log.mark()?];
         let begun = left.iter().flatten().map(|mark| mark.generation).max().unwrap_or(0);
         let generation = begun.max(ident.generation + 1);
@@ -77,7 +77,7 @@ impl DataDir {
         Ok(next)
     }
 
-    /// In this order: see [`crate::mark`].
+    /// Writes the marks in the order that [`crate::mark`] requires.
     fn mark_all(&mut self, mark: Mark, engines: &Engines) -> Result<(), DirError> {
         engines.log.put_mark(&mark)?;
         engines.kv.put_mark(&mark)?;
@@ -87,9 +87,9 @@ impl DataDir {
 }
 
 impl KvEngine {
-    /// Writes down how far the log has come, so that an older copy of the log is found
-    /// out; durable with the next [`persist`](Self::persist). Engines without a directory
-    /// have no mark and need none.
+    /// Records how far the log has come, so that an older copy of the log is detected. The record
+    /// is durable with the next [`persist`](Self::persist). Engines without a directory have no
+    /// mark and need none.
     ///
     /// # Errors
     /// When the disk fails.

@@ -1,19 +1,19 @@
 //! The changes that a batch collects, before RocksDB sees them.
 //!
-//! RocksDB's own batch needs the open engine to name a column family; a batch
-//! of ours is plain data, so it can be built, merged and reused anywhere. The
-//! price is one more copy of the bytes, which the memtable insert dwarfs.
+//! RocksDB's own batch needs the open engine to name a column family. A batch of ours is plain
+//! data, so it can be built, merged and reused anywhere. This costs one more copy of the bytes,
+//! which is little beside the insertion into the memtable.
 
 use rocksdb::{ColumnFamily, WriteBatch};
 
 use crate::family::Cf;
 
-/// An upper bound for every key: what stands for "no end" where RocksDB wants
-/// an end. Longer than any key (see [`MAX_KEY_BYTES`]).
+/// An upper bound for every key, which stands for "no end" where RocksDB requires an end. It is
+/// longer than any key (see [`MAX_KEY_BYTES`]).
 pub(crate) static KEYS_END: [u8; MAX_KEY_BYTES + 1] = [0xff; MAX_KEY_BYTES + 1];
 
-/// The longest key that an engine stores. The limit for users is below it: what is stored for
-/// a user's key is longer than the key, and the end of a range may be longer still.
+/// The longest key that an engine stores. The limit for users is lower: the key that is stored is
+/// longer than the user's key, and the end of a range may be longer still.
 pub const MAX_KEY_BYTES: usize = 10 << 10;
 
 /// What RocksDB's batch adds to each operation at most: kind, family, lengths.
@@ -36,7 +36,7 @@ struct Operation {
     rest_len: usize,
 }
 
-/// An ordered list of changes; later ones win over earlier ones.
+/// An ordered list of changes. A later change wins over an earlier one.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Operations {
     arena: Vec<u8>,
@@ -72,7 +72,7 @@ impl Operations {
         self.list.push(Operation { kind, cf, at, key_len: key.len(), rest_len: rest.len() });
     }
 
-    /// Adds the other's operations after these.
+    /// Adds the operations of `other` after these.
     pub fn append(&mut self, other: &Operations) {
         let shift = self.arena.len();
         self.arena.extend_from_slice(&other.arena);
@@ -89,7 +89,7 @@ impl Operations {
         self.list.is_empty()
     }
 
-    /// About what the batch will weigh in RocksDB.
+    /// About the bytes that the batch will take in RocksDB.
     pub fn bytes(&self) -> usize {
         self.arena.len() + self.list.len() * OVERHEAD_BYTES
     }

@@ -21,19 +21,18 @@ const MIB: usize = 1 << 20;
 const BLOOM_BITS_PER_KEY: f64 = 10.0;
 const KV_BLOCK_BYTES: usize = 16 * KIB;
 const KV_SST_BYTES: u64 = 32 * MIB as u64;
-/// Level 1 (or the base level) is as large as this many memtables, so that
-/// level 0 moves down in one piece.
+/// The size of level 1 (or the base level) in memtables, so that level 0 moves down in one piece.
 const BASE_LEVEL_MEMTABLES: u64 = 4;
 /// Memtables per family, the active one included, before writes wait for a flush.
 const MEMTABLES: i32 = 4;
 const LOG_MEMTABLES: i32 = 3;
-/// Reads get slower with the range deletions in a memtable; this many end it.
+/// Reads get slower with every range deletion in a memtable. A memtable with this many is full.
 const LOG_RANGE_DELETIONS_PER_MEMTABLE: u32 = 512;
 /// Flushes and compactions write out this much at a time rather than all at the
 /// end, so that they do not hold up the log's fsync.
 const BYTES_PER_BACKGROUND_SYNC: u64 = MIB as u64;
-/// RocksDB takes disk space for the log this much at a time, before it is written. Left to itself
-/// it takes 1.1 memtables at once, of which an idle store never uses anything.
+/// RocksDB takes disk space for the log this much at a time, before it is written. By default
+/// RocksDB takes 1.1 memtables at once, of which an idle store never uses anything.
 const LOG_PREALLOCATION: u64 = 4 * MIB as u64;
 /// The same for the list of an instance's files.
 const MANIFEST_PREALLOCATION: usize = 64 * KIB;
@@ -42,8 +41,8 @@ const INFO_LOG_FILES: usize = 4;
 /// A simulated store's memory grows in steps of this size.
 const MEMORY_ARENA_BYTES: usize = 32 * KIB;
 
-/// The cache of uncompressed blocks; clones are the same cache. It is made when
-/// the first engine opens.
+/// The cache of uncompressed blocks. Clones share the cache, which is made when the first engine
+/// opens.
 #[derive(Clone, Default)]
 pub struct BlockCache(Arc<OnceLock<Cache>>);
 
@@ -58,11 +57,11 @@ pub struct EngineOptions {
     pub environment: Environment,
     /// Shared by every engine that is opened with these options or a clone.
     pub block_cache: BlockCache,
-    /// Of the cache above, when it is first used.
+    /// The size of `block_cache`, read when the cache is made.
     pub block_cache_bytes: usize,
-    /// Of each memtable of the `kv` instance.
+    /// The size of each memtable of the `kv` instance.
     pub write_buffer_bytes: usize,
-    /// Of each memtable of the `log` instance.
+    /// The size of each memtable of the `log` instance.
     pub log_write_buffer_bytes: usize,
     /// What the `log` instance takes of the disk at a time, before it is written; 0 is 1.1 memtables.
     pub log_preallocation_bytes: u64,
@@ -94,10 +93,9 @@ impl Default for EngineOptions {
 }
 
 impl EngineOptions {
-    /// For one of many simulated stores: memory is taken as it is used, and a
-    /// close is a crash. The memtables are never filled by a short simulation,
-    /// so what a crash loses depends on [`persist`](crate::KvEngine::persist)
-    /// alone and not on a background thread.
+    /// For one of many simulated stores: memory is taken as it is used, and a close is a crash. A
+    /// short simulation never fills the memtables, so what a crash loses depends on
+    /// [`persist`](crate::KvEngine::persist) alone and not on a background thread.
     pub fn in_memory(memory: MemoryEnv) -> EngineOptions {
         EngineOptions {
             environment: Environment::Memory(memory),
@@ -111,7 +109,7 @@ impl EngineOptions {
         }
     }
 
-    /// What concerns a whole instance.
+    /// The options of a whole instance.
     fn database(&self) -> Options {
         let mut options = Options::default();
         options.create_if_missing(true);
@@ -123,7 +121,7 @@ impl EngineOptions {
         options.set_manifest_preallocation_size(MANIFEST_PREALLOCATION);
         options.set_keep_log_file_num(INFO_LOG_FILES);
         options.set_max_log_file_size(INFO_LOG_BYTES);
-        // Periodic dumps wake every instance for nobody.
+        // Nobody reads the periodic dumps, and they would wake every instance.
         options.set_stats_dump_period_sec(0);
         options.set_stats_persist_period_sec(0);
         if let Environment::Memory(memory) = &self.environment {
@@ -133,7 +131,7 @@ impl EngineOptions {
         options
     }
 
-    /// What both instances' families have in common.
+    /// The options that the families of both instances have in common.
     fn family(&self, options: &mut Options, table: &mut BlockBasedOptions) {
         table.set_block_cache(self.block_cache.get(self.block_cache_bytes));
         // Filters and indexes count against the cache, so that its size is the
@@ -145,7 +143,7 @@ impl EngineOptions {
         options.set_compression_type(DBCompressionType::Lz4);
         options.set_level_compaction_dynamic_level_bytes(true);
         if let Environment::Memory(memory) = &self.environment {
-            // Also without a database around it, for SST files.
+            // Families need this, too: SST files are built without a database around them.
             options.set_env(memory.env());
             options.set_arena_block_size(MEMORY_ARENA_BYTES);
         }
@@ -153,8 +151,8 @@ impl EngineOptions {
 
     pub(crate) fn kv_database(&self) -> Options {
         let mut options = self.database();
-        // Without a WAL this is what makes the survivors of a crash one prefix
-        // of the writes, across all families.
+        // Without a WAL, only this option makes a crash leave one prefix of the writes across all
+        // families.
         options.set_atomic_flush(true);
         // Safety: the pointer is used while `options` lives.
         unsafe {
@@ -166,7 +164,7 @@ impl EngineOptions {
         options
     }
 
-    /// A family, in the database and in SST files that are built beside it.
+    /// The options of a family, in the database and in SST files that are built beside it.
     pub(crate) fn kv_family(&self, cf: Cf) -> Options {
         let mut options = Options::default();
         let mut table = BlockBasedOptions::default();
@@ -191,8 +189,8 @@ impl EngineOptions {
         // a bad record before that is damage, and the store must not start. WALs
         // are not recycled: the end of a recycled file looks like damage.
         options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
-        // With a single column family this bounds the preallocation and nothing else: flushes
-        // come when the memtable is full, as before.
+        // With a single column family this bounds the preallocation and nothing else: a memtable is
+        // still flushed when it is full.
         options.set_max_total_wal_size(self.log_preallocation_bytes);
         options
     }
@@ -204,8 +202,8 @@ impl EngineOptions {
         self.family(&mut options, &mut table);
         options.set_write_buffer_size(self.log_write_buffer_bytes);
         options.set_max_write_buffer_number(LOG_MEMTABLES);
-        // What is flushed is mostly deleted soon: let it gather before work is
-        // spent on it.
+        // Most of what is flushed is deleted soon, so the files gather before work is spent on
+        // them.
         options.set_level_zero_file_num_compaction_trigger(8);
         options.set_level_zero_slowdown_writes_trigger(32);
         options.set_level_zero_stop_writes_trigger(64);

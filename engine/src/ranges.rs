@@ -11,13 +11,14 @@ use crate::family::Cf;
 use crate::kv::KvEngine;
 use crate::operations::KEYS_END;
 
-/// Chunks that the cuts are chosen from, per family: the parts differ by at most
-/// about two in this many of the whole.
+/// The most chunks per family that the cuts are chosen from. So the parts
+/// differ by at most about `2 / MAX_CHUNKS` of the whole.
 const MAX_CHUNKS: usize = 4096;
 
 impl KvEngine {
-    /// About the bytes that the users' data in the range takes, compressed where
-    /// it is on disk, memtables included. Cheap: it reads indexes, not data.
+    /// About the bytes that the users' data in the range takes, memtables
+    /// included. Data on disk counts with its compressed size. The call is
+    /// cheap: it reads indexes, not data.
     pub fn approximate_size(&self, start: &[u8], end: Option<&[u8]>) -> Result<u64, EngineError> {
         let end = end.unwrap_or(&KEYS_END);
         if start >= end {
@@ -43,7 +44,7 @@ impl KvEngine {
         let mut message: *mut c_char = ptr::null_mut();
         // Safety: the database and its family are open, and each array has the
         // one element that is announced. The binding's own call leaves out the
-        // memtables.
+        // memtables, so it is not used.
         unsafe {
             ffi::rocksdb_approximate_sizes_cf_with_flags(
                 shared.db.as_raw_ptr(),
@@ -70,10 +71,11 @@ impl KvEngine {
         Err(shared.at.storage("a size estimate", reason))
     }
 
-    /// Up to `parts - 1` keys, ascending and strictly inside the range, that cut
-    /// the users' data in it into about equal parts; fewer where single pairs
-    /// are too large to be cut. The keys are as stored: a caller whose keys have
-    /// a suffix that must not be cut off cuts it off itself.
+    /// Up to `parts - 1` keys, ascending and strictly inside the range, that
+    /// cut the users' data in it into about equal parts. The result is shorter
+    /// where single pairs are too large to be cut. The keys are as stored.
+    /// Where stored keys have a suffix that must not be part of a cut, the
+    /// caller removes the suffix.
     ///
     /// Reads the whole range, past the block cache.
     pub fn split_keys(
@@ -109,8 +111,8 @@ struct Chunk {
     bytes: u64,
 }
 
-/// Cuts a stream of pairs into chunks of about equal size without knowing how
-/// long it is: when there are too many, neighbours are joined.
+/// Cuts a stream of pairs into chunks of about equal size without knowing the
+/// stream's length. When there are too many chunks, neighbours are joined.
 #[derive(Default)]
 struct Sampler {
     chunks: Vec<Chunk>,
@@ -147,7 +149,8 @@ impl Sampler {
     }
 }
 
-/// The first keys of the chunks nearest behind each part's end.
+/// For each part but the last, the first key of the next chunk after the part's
+/// end.
 fn cuts(chunks: Vec<Chunk>, start: &[u8], parts: usize) -> Vec<Vec<u8>> {
     let total: u128 = chunks.iter().map(|chunk| u128::from(chunk.bytes)).sum();
     let parts = parts as u128;

@@ -1,9 +1,9 @@
 //! Consistent views of the key-value engine, and iterators over them.
 //!
-//! RocksDB's snapshots and iterators borrow the database; ours hold it, so that
-//! a read can outlive the call that began it and move between threads. An open
-//! snapshot keeps deleted data on disk: hold it for a request or a transfer, not
-//! for longer.
+//! RocksDB's snapshots and iterators borrow the database. Ours share its
+//! ownership, so that a read can outlive the call that began it and move
+//! between threads. An open snapshot keeps deleted data on disk, so hold it for
+//! a request or a transfer, not for longer.
 
 use std::mem;
 use std::sync::Arc;
@@ -14,16 +14,17 @@ use crate::error::EngineError;
 use crate::family::Cf;
 use crate::kv::{KvShared, get_many};
 
-/// What a scan that passes by the block cache reads ahead.
+/// The read-ahead of a scan that does not fill the block cache.
 const READAHEAD_BYTES: usize = 2 << 20;
 
-/// All families at one moment. Clones are the same moment.
+/// All families at one moment. Clones share that moment.
 #[derive(Clone)]
 pub struct KvSnapshot {
     shared: Arc<SnapshotShared>,
 }
 
-/// The fields drop in this order: what borrows goes before what is borrowed.
+/// The fields drop in this order: a field that borrows goes before the field
+/// that it borrows from.
 struct SnapshotShared {
     /// For point reads at this snapshot.
     read: ReadOptions,
@@ -46,7 +47,8 @@ impl KvSnapshot {
         self.get_with(cf, key, <[u8]>::to_vec)
     }
 
-    /// Lends the value instead of copying it: it may be a block in the cache.
+    /// Lends the value to `visit` instead of copying it: the value may lie in a
+    /// block of the cache.
     pub fn get_with<T>(
         &self,
         cf: Cf,
@@ -70,13 +72,14 @@ impl KvSnapshot {
         get_many(&self.shared.engine, cf, keys, &self.shared.read)
     }
 
-    /// Iterates `[lower, upper)` of a family, without an upper bound to its end.
-    /// Seek first: a new iterator stands nowhere.
+    /// Iterates `[lower, upper)` of a family, or up to the family's end without
+    /// an upper bound. A new iterator stands on no pair, so seek first.
     pub fn iter(&self, cf: Cf, lower: &[u8], upper: Option<&[u8]>) -> KvIter {
         self.iter_with(cf, lower, upper, ReadOptions::default())
     }
 
-    /// For a long scan that nobody repeats: it leaves the block cache to others.
+    /// For a long scan that is not repeated: it leaves the block cache to other
+    /// reads.
     pub fn iter_uncached(&self, cf: Cf, lower: &[u8], upper: Option<&[u8]>) -> KvIter {
         let mut options = ReadOptions::default();
         options.fill_cache(false);
@@ -110,11 +113,12 @@ impl KvSnapshot {
     }
 }
 
-/// A cursor over a range of one family at one snapshot, which it keeps open.
+/// A cursor over a range of one family at one snapshot. The cursor keeps the
+/// snapshot open.
 ///
-/// It stands on a pair or nowhere; [`valid`](Self::valid) tells, and reports
-/// what a seek or step ran into. The other calls that need a pair panic without
-/// one.
+/// It stands on a pair or on none. [`valid`](Self::valid) returns which, and
+/// returns the error of a seek or step that failed. The other calls that need a
+/// pair panic without one.
 pub struct KvIter {
     /// Dropped before the snapshot that it borrows.
     raw: DBRawIterator<'static>,
@@ -124,12 +128,12 @@ pub struct KvIter {
 const NOWHERE: &str = "an iterator was used that stands on no pair: valid() was not asked";
 
 impl KvIter {
-    /// To the first key at or after `key`, within the bounds.
+    /// Moves to the first key at or after `key`, within the bounds.
     pub fn seek(&mut self, key: &[u8]) {
         self.raw.seek(key);
     }
 
-    /// To the last key at or before `key`, within the bounds.
+    /// Moves to the last key at or before `key`, within the bounds.
     pub fn seek_for_prev(&mut self, key: &[u8]) {
         self.raw.seek_for_prev(key);
     }
@@ -152,8 +156,8 @@ impl KvIter {
         self.raw.prev();
     }
 
-    /// Whether it stands on a pair. `Ok(false)` is the end of the range; an
-    /// error is not, and the range may go on behind it.
+    /// Whether the iterator stands on a pair. `Ok(false)` is the end of the
+    /// range. After an error the range may go on.
     pub fn valid(&self) -> Result<bool, EngineError> {
         if self.raw.valid() {
             return Ok(true);

@@ -1,7 +1,8 @@
-//! Building SST files beside an engine, to be ingested whole.
+//! Building SST files beside an engine, which then ingests them whole.
 //!
-//! A region's snapshot arrives as sorted pairs; writing them to a file of the
-//! engine's own format and ingesting it costs neither memtable nor compaction.
+//! A region's snapshot arrives as sorted pairs. Writing them to a file of the
+//! engine's own format and ingesting the file costs neither memtable nor
+//! compaction.
 
 use std::fs;
 use std::mem;
@@ -15,7 +16,7 @@ use crate::error::EngineError;
 use crate::family::Cf;
 use crate::kv::{KvEngine, KvShared};
 
-/// A finished file, durable under its path, for [`KvEngine::ingest`].
+/// A finished file for [`KvEngine::ingest`], durable under its path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SstFile {
     pub cf: Cf,
@@ -24,8 +25,8 @@ pub struct SstFile {
     pub bytes: u64,
 }
 
-/// Writes one file, key by key in ascending order. The file appears with the
-/// first pair; a builder that is dropped unfinished takes it away again.
+/// Writes one file, key by key in ascending order. The file is made with the
+/// first pair. A builder that is dropped unfinished removes it again.
 pub struct SstBuilder {
     engine: Arc<KvShared>,
     cf: Cf,
@@ -41,8 +42,8 @@ struct OpenFile {
 }
 
 impl SstBuilder {
-    /// `path` is in the engine's environment; its folder exists and nothing is
-    /// there yet.
+    /// `path` is in the engine's environment. Its folder must exist, and the
+    /// file must not.
     pub fn new(engine: &KvEngine, path: &Path, cf: Cf) -> SstBuilder {
         SstBuilder {
             engine: Arc::clone(engine.shared()),
@@ -53,7 +54,7 @@ impl SstBuilder {
         }
     }
 
-    /// Refuses a key that is not above the one before.
+    /// Returns an error for a key that is not above the one before.
     pub fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
         let error = sst_error("write", &self.path);
         let file = match &mut self.open {
@@ -77,7 +78,8 @@ impl SstBuilder {
         self.open.as_ref().map_or(0, |file| file.writer.file_size())
     }
 
-    /// Makes the file durable. Without a pair there is no file.
+    /// Makes the file durable. Returns `None` if there was no pair, and so no
+    /// file.
     pub fn finish(mut self) -> Result<Option<SstFile>, EngineError> {
         let Some(file) = &mut self.open else {
             return Ok(None);

@@ -1,4 +1,4 @@
-//! What an engine says about itself, for metrics and for the store's report.
+//! An engine's statistics, for metrics and for the store's report.
 
 use rocksdb::{ColumnFamily, DB, properties};
 
@@ -8,9 +8,10 @@ use crate::error::{EngineError, Location};
 pub struct EngineStatistics {
     pub memtable_bytes: u64,
     pub sst_bytes: u64,
-    /// What compaction still has to rewrite; writes slow down when it is large.
+    /// What compaction still has to rewrite. Writes slow down when this is
+    /// large.
     pub pending_compaction_bytes: u64,
-    /// Of the cache that all engines with the same options share.
+    /// Bytes in the cache that all engines with the same options share.
     pub block_cache_bytes: u64,
 }
 

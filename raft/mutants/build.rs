@@ -1,4 +1,4 @@
-//! No other package is compiled with this switch.
+//! Sets the switch that breaks rules, for this package only.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

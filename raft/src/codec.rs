@@ -1,9 +1,8 @@
-//! Bytes: what the driver stores and the transport carries without looking inside.
+//! The byte forms that the driver stores and the transport carries without looking inside.
 //!
-//! Every form begins with its version. Numbers are LEB128, because most are
-//! small; byte strings have their length before them and are decoded as slices
-//! of the input. Decoding accepts anything without panicking, reserves no more
-//! than the input could fill, and refuses what is left over.
+//! Every form begins with its version. Numbers are LEB128, because most are small. A byte string
+//! has its length before it and is decoded as a slice of the input. Decoding never panics, reserves
+//! no more memory than the input could fill, and refuses input with bytes left over.
 
 use bytes::Bytes;
 use thiserror::Error;
@@ -19,7 +18,7 @@ use crate::types::{
 /// The version of everything that is stored.
 const FORMAT: u8 = 1;
 
-/// The version of what travels.
+/// The version of everything that is sent.
 const WIRE_FORMAT: u8 = 2;
 
 /// Why bytes are not what they should be.
@@ -36,7 +35,7 @@ pub enum DecodeError {
     /// The input ends too early.
     #[error("the input ends within a field")]
     Truncated,
-    /// A kind, flag or number that cannot be.
+    /// A kind, flag or number that is impossible.
     #[error("the field {field} has the impossible value {value}")]
     Value {
         /// The field.
@@ -44,7 +43,7 @@ pub enum DecodeError {
         /// What it held.
         value: u64,
     },
-    /// More than the encoding has.
+    /// Bytes follow the end of the encoding.
     #[error("{0} bytes follow the end")]
     Trailing(usize),
 }
@@ -185,7 +184,7 @@ impl Payload {
         }
     }
 
-    /// Reads the stored form; a command or context is a slice of `bytes`.
+    /// Reads the stored form. A command or context is a slice of `bytes`.
     ///
     /// # Errors
     /// See [`DecodeError`].
@@ -294,7 +293,7 @@ impl Configuration {
 }
 
 impl Message {
-    /// Appends the form that travels to `out`.
+    /// Appends the wire form to `out`.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.push(WIRE_FORMAT);
         put_number(out, self.group.0);
@@ -304,7 +303,7 @@ impl Message {
         self.body.put(out);
     }
 
-    /// Reads the form that travels; commands and data are slices of `bytes`.
+    /// Reads the wire form; commands and data are slices of `bytes`.
     ///
     /// # Errors
     /// See [`DecodeError`].
@@ -466,7 +465,7 @@ fn put_entries(out: &mut Vec<u8>, entries: &Entries) {
     let mut payload = Vec::new();
     for entry in entries.iter() {
         put_number(out, entry.term.0);
-        // A command is the bulk of the traffic: it is copied once, not twice.
+        // Commands are most of the traffic, so a command is copied once, not twice.
         if let Payload::Command(command) = &entry.payload {
             put_number(out, command.len() as u64 + 2);
             out.extend_from_slice(&[FORMAT, 1]);

@@ -9,20 +9,19 @@ use crate::rules::broken;
 /// usual random one.
 pub const MAX_PRIORITY_WAIT: u32 = 4;
 
-/// How many of them a witness waits at least, so that a peer with data goes first.
+/// How many election timeouts a witness waits at least, so that a peer with data goes first.
 pub const WITNESS_WAIT: u32 = 1;
 
-/// Settings that the groups of a node share. All peers of a group should agree on
-/// the times and on `check_quorum`: leases count on it, also while a new value is
-/// being rolled out.
+/// Settings that the groups of a node share. All peers of a group should agree on the times and on
+/// `check_quorum`. Leases rely on that agreement, also while a new value is being rolled out.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Config {
     /// A follower campaigns after one to two of these without a leader.
     pub election_timeout: Duration,
-    /// How often a leader that has nothing else to say says so.
+    /// How often a leader sends heartbeats.
     pub heartbeat_interval: Duration,
-    /// How far the clocks of two peers may differ in speed: while one measures a
-    /// second, no other measures less than one minus this. A lease is shorter by it.
+    /// How far the clocks of two peers may differ in speed. While one clock measures a second, no
+    /// other measures less than one minus this many seconds. A lease is shorter by this share.
     pub max_clock_drift: f64,
     /// Bytes of one proposal, header included: see [`crate::Payload::bytes`].
     pub max_entry_bytes: usize,
@@ -30,19 +29,19 @@ pub struct Config {
     pub max_append_bytes: usize,
     /// Appends to one follower that have not been answered.
     pub max_inflight_messages: usize,
-    /// Bytes of entries in them.
+    /// Bytes of entries in these appends.
     pub max_inflight_bytes: usize,
     /// Bytes of proposals that are not committed; at least one proposal fits.
     pub max_uncommitted_bytes: usize,
     /// Bytes of entries that stay in memory after they were persisted and applied,
     /// for followers that lag a little.
     pub max_entry_cache_bytes: usize,
-    /// Ask whether an election could be won before raising the term.
+    /// A peer asks whether it could win an election before it raises the term.
     pub pre_vote: bool,
-    /// A leader that hears from no quorum steps down, and followers of a live
-    /// leader elect no other. Leases need it.
+    /// A leader that hears from no quorum steps down, and followers of a live leader elect no
+    /// other. Leases need this setting.
     pub check_quorum: bool,
-    /// From which, with a peer's identity, all of its randomness follows.
+    /// All of a peer's randomness follows from this seed and the peer's identity.
     pub seed: u64,
 }
 
@@ -80,7 +79,7 @@ impl Config {
         if !(0.0..1.0).contains(&self.max_clock_drift) {
             return refuse("max_clock_drift", "it must be at least 0 and below 1");
         }
-        // With none of these could anything ever be sent.
+        // With a limit of zero, nothing could ever be sent.
         let sizes = [
             ("max_entry_bytes", self.max_entry_bytes),
             ("max_append_bytes", self.max_append_bytes),

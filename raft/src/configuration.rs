@@ -1,4 +1,4 @@
-//! Who belongs to a group, and how that changes.
+//! The members of a group, and how they change.
 //!
 //! A change of at most one voter takes effect in one step, because any majority
 //! of the members before meets any majority after. Everything else goes through
@@ -12,8 +12,8 @@ use crate::peer_set::PeerSet;
 use crate::rules::broken;
 use crate::types::{ChangeStep, ConfChange, LeaveJoint, LogIndex, PeerId, Term};
 
-/// How many peers a configuration may name. Quorums are counted on the stack
-/// for a few and every leader tracks them all, so the number is small.
+/// How many peers a configuration may name. The number is small, because quorums of few peers are
+/// counted on the stack and every leader tracks all peers.
 pub const MAX_PEERS: usize = 64;
 
 /// The members of a group.
@@ -34,7 +34,7 @@ pub struct Configuration {
     pub auto_leave: bool,
 }
 
-/// Why a configuration or what a group is built from is refused.
+/// Why a configuration, a setting or restored state is refused.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum ConfigError {
     /// A leave without a joint configuration.
@@ -43,13 +43,13 @@ pub enum ConfigError {
     /// Steps on top of a joint configuration.
     #[error("the configuration is joint already: leave it first")]
     AlreadyJoint,
-    /// Nobody could lead or vote afterwards.
+    /// No peer could lead afterwards.
     #[error("the change would leave no voter that can lead")]
     NoVoters,
     /// Two steps about one peer have no clear meaning.
     #[error("the change names peer {0} twice")]
     NamedTwice(PeerId),
-    /// A peer that is two things of which it can be one.
+    /// A peer has two roles of which it can have only one.
     #[error("peer {0} has two roles that exclude each other")]
     TwoRoles(PeerId),
     /// Peer 0 stands for "none" in stored forms.
@@ -58,12 +58,13 @@ pub enum ConfigError {
     /// A witness stores no data, so it cannot become a replica in place.
     #[error("peer {0} is a witness and holds no data: remove it and add a new peer")]
     WitnessHasNoData(PeerId),
-    /// Then an entry could be committed that nobody has applied to any data.
+    /// With a majority of witnesses, an entry could be committed that no peer has applied to any
+    /// data.
     #[error("{witnesses} of {voters} voters would be witnesses: they must be no majority")]
     WitnessMajority {
-        /// So many of the old or the new voters are witnesses…
+        /// How many of the old or the new voters are witnesses.
         witnesses: usize,
-        /// …of so many.
+        /// How many voters that configuration has.
         voters: usize,
     },
     /// Too many members.
@@ -123,7 +124,8 @@ impl Configuration {
         !self.voters_outgoing.is_empty()
     }
 
-    /// Whether nobody is a member: a replica that knows nothing of its group yet.
+    /// Whether there is no member. A new replica that knows nothing of its group yet has such a
+    /// configuration.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.voters.is_empty()
@@ -218,8 +220,8 @@ impl Configuration {
         Ok(next)
     }
 
-    /// Whether this is a configuration that a group can have. One that came from a
-    /// disk or another peer may not be.
+    /// Checks that this is a configuration that a group can have. A configuration from a disk or
+    /// another peer may be none.
     ///
     /// # Errors
     /// See [`ConfigError`].
@@ -249,7 +251,7 @@ impl Configuration {
         if let Some(peer) = learners.iter().find(|peer| self.is_voter(**peer)) {
             return Err(ConfigError::TwoRoles(*peer));
         }
-        // Who is yet to become a learner votes in the old configuration only.
+        // A peer that is yet to become a learner votes in the old configuration only.
         let yet = |peer: &&PeerId| !voters_outgoing.contains(peer) || voters.contains(peer);
         if let Some(peer) = learners_next.iter().find(yet) {
             return Err(ConfigError::TwoRoles(*peer));
@@ -279,7 +281,7 @@ impl Configuration {
                 self.witnesses.insert(peer);
             }
             ChangeStep::Remove(peer) => {
-                // The flag of a witness stays as long as its old vote counts.
+                // A witness keeps its flag as long as its old vote counts.
                 self.voters.remove(&peer);
                 self.learners.remove(&peer);
             }

@@ -1,9 +1,9 @@
 //! Entries that are shared instead of copied.
 //!
-//! An entry is made once and then needed many times: in the cache, by the disk, in
-//! the message to each follower, by the state machine. What is appended between two
-//! Readies becomes one shared *batch*, and all of them hold a reference to it. So
-//! the cost of an entry does not grow with the number of those who need it.
+//! An entry is made once and then needed many times: in the cache, by the disk, in the message to
+//! each follower, by the state machine. The entries that are appended between two Readies become
+//! one shared *batch*, and every user holds a reference to it. So the cost of an entry does not
+//! grow with the number of its users.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -15,8 +15,8 @@ use crate::types::{Entry, LogIndex};
 #[derive(Clone)]
 struct Segment {
     batch: Arc<[Entry]>,
-    /// The index of the entry at `from`: to look for a segment must not mean to
-    /// touch the memory of each.
+    /// The index of the entry at `from`. It is kept here so that the search for a segment does not
+    /// touch the memory of every batch.
     first: LogIndex,
     from: u32,
     to: u32,
@@ -30,14 +30,14 @@ struct Segment {
 #[derive(Clone, Default)]
 pub struct Entries {
     first: Option<Segment>,
-    /// Almost always nothing, so a thin pointer.
+    /// Almost always empty, so it is a thin pointer.
     #[allow(clippy::box_collection, reason = "a vector here would make every message larger")]
     more: Option<Box<Vec<Segment>>>,
 }
 
 impl Segment {
     fn new(batch: Arc<[Entry]>, bytes: usize) -> Option<Segment> {
-        // A batch is bounded by what is not committed or fits into a message.
+        // A batch is bounded by the limit on uncommitted bytes or by what fits into a message.
         let to = u32::try_from(batch.len()).expect("a batch has less than 2^32 entries");
         let first = batch.first()?.index;
         Some(Segment { batch, first, from: 0, to, bytes })
@@ -78,7 +78,7 @@ impl Segment {
         Some(part)
     }
 
-    /// As many entries from its beginning as fit, at least one if `any`.
+    /// As many entries from the beginning of the segment as fit, at least one if `any`.
     fn fitting(self, max_bytes: usize, any: bool) -> Option<Segment> {
         if self.bytes <= max_bytes {
             return Some(self);
@@ -141,7 +141,7 @@ impl Entries {
         self.last_segment().and_then(|segment| segment.entries().last())
     }
 
-    /// What they cost: see [`Entry::bytes`].
+    /// The sum of [`Entry::bytes`].
     #[must_use]
     #[inline]
     pub fn bytes(&self) -> usize {
@@ -150,7 +150,7 @@ impl Entries {
         first + more.iter().map(|segment| segment.bytes).sum::<usize>()
     }
 
-    /// Those with an index of at least `low`.
+    /// The entries with an index of at least `low`.
     #[must_use]
     #[inline]
     pub fn since(self, low: LogIndex) -> Entries {
@@ -245,13 +245,14 @@ impl fmt::Debug for Entries {
 pub(crate) struct Cache {
     segments: VecDeque<Segment>,
     bytes: usize,
-    /// What was appended one by one since the last batch was made. The room is kept.
+    /// The entries that were appended one by one since the last batch was made. Its capacity is
+    /// kept.
     tail: Vec<Entry>,
     tail_bytes: usize,
 }
 
 impl Cache {
-    /// What all of it costs.
+    /// The sum of [`Entry::bytes`] over the whole cache.
     pub fn bytes(&self) -> usize {
         self.bytes + self.tail_bytes
     }
@@ -275,7 +276,7 @@ impl Cache {
         segment.entries().get(usize::try_from(index.0.checked_sub(segment.first.0)?).ok()?)
     }
 
-    /// Where the segment is that may hold `index`: usually near the end.
+    /// The position of the segment that may hold `index`. It is usually near the end.
     #[inline]
     fn position(&self, index: LogIndex) -> Option<usize> {
         const NEAR: usize = 4;
@@ -305,7 +306,7 @@ impl Cache {
         }
     }
 
-    /// Makes what was added one by one a batch that can be shared.
+    /// Makes the entries that were added one by one a batch that can be shared.
     #[inline]
     pub fn seal(&mut self) {
         if self.tail.is_empty() {
@@ -322,7 +323,7 @@ impl Cache {
     /// beyond the first.
     #[inline]
     pub fn slice(&self, low: LogIndex, high: LogIndex, max_bytes: usize, found: &mut Entries) {
-        // Mostly all that is wanted is the newest batch.
+        // In most calls only the newest batch is wanted.
         if let Some(last) = self.segments.back()
             && last.first == low
             && last.end() <= high
@@ -353,7 +354,7 @@ impl Cache {
         }
     }
 
-    /// What the entries in `(after, up_to]` cost, as far as they are here.
+    /// The bytes of the entries in `(after, up_to]` that are in the cache.
     pub fn bytes_between(&self, after: LogIndex, up_to: LogIndex) -> usize {
         let position = self.position(after.next()).unwrap_or(0);
         let mut bytes = 0;

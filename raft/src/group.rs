@@ -1,10 +1,10 @@
 //! One peer of one group: the state machine that everything else serves.
 //!
-//! Inputs are methods that return at once; what they lead to is collected and
-//! comes out of [`Group::ready`]. The rooms: `step` sorts messages by term,
-//! `election` campaigns and votes, `follower` takes what a leader sends,
-//! `leader` replicates and commits, `membership`, `transfer` and `reads` do what
-//! their names say, `timing` owns the deadlines, `output` makes the Ready.
+//! Inputs are methods that return at once. Their effects are collected and come out of
+//! [`Group::ready`]. The modules: `step` sorts messages by term, `election` campaigns and votes,
+//! `follower` handles a leader's messages, and `leader` replicates and commits. `membership`
+//! changes the members, `transfer` hands leadership over, `reads` serves ReadIndex, `timing` owns
+//! the deadlines, and `output` makes the Ready.
 
 mod election;
 mod follower;
@@ -40,7 +40,7 @@ use crate::types::{HardState, Identity, LogIndex, PeerId, SnapshotMeta, Term, Ti
 /// What the driver found on its disk.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Restored {
-    /// The last one written.
+    /// The hard state that was written last.
     pub hard_state: HardState,
     /// The members as of `applied`.
     pub configuration: Configuration,
@@ -48,20 +48,20 @@ pub struct Restored {
     pub compacted: (LogIndex, Term),
     /// The last index of the log, and its term; `compacted` if the log is empty.
     pub last: (LogIndex, Term),
-    /// How far the state machine has come.
+    /// The last index that the state machine has applied.
     pub applied: LogIndex,
 }
 
 /// How sending a snapshot ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SnapshotOutcome {
-    /// All of it is at the receiver, which will answer when it is installed.
+    /// The receiver has the whole snapshot, and will reply when it is installed.
     Delivered,
-    /// It was lost; it will be wanted again.
+    /// The snapshot was lost. The group will ask for one again.
     Failed,
 }
 
-/// A snapshot that the driver is installing. Until it has, the log is frozen.
+/// A snapshot that the driver is installing. The log is frozen until that is done.
 #[derive(Debug)]
 struct Installing {
     meta: Box<SnapshotMeta>,
@@ -83,9 +83,9 @@ pub struct Group<R> {
     role: Role,
     /// The time of the latest input.
     now: Time,
-    /// Until then this peer has promised a live leader to elect no other: what
-    /// that leader's lease rests on. Not part of the role, so that no change of
-    /// role forgets it.
+    /// Until then this peer has promised a live leader to elect no other. That leader's lease rests
+    /// on the promise. The field is not part of the role, so that no change of role forgets the
+    /// promise.
     loyal_until: Time,
     random: Random,
     /// Names the batches of reads passed on to leaders.
@@ -99,16 +99,16 @@ pub struct Group<R> {
     /// The Ready that carried the term and vote of `reported_state`.
     vote_ready: ReadyNumber,
     reported_role: RoleChange,
-    /// Something was written or applied since memory was last given back.
+    /// Whether something was written or applied since memory was last freed.
     busy: bool,
 }
 
 impl<R: LogReader> Group<R> {
-    /// A peer that has run before. Because it may have promised a leader, before
-    /// it stopped, to elect no other, it gives no vote for one election timeout.
+    /// Makes a peer that has run before. Before it stopped, the peer may have promised a leader to
+    /// elect no other, so it gives no vote for one election timeout.
     ///
     /// # Errors
-    /// If the settings or what was restored contradict themselves.
+    /// If the settings are impossible, or the restored state contradicts itself.
     pub fn new(
         me: Identity,
         config: Arc<Config>,
@@ -119,9 +119,9 @@ impl<R: LogReader> Group<R> {
         if broken!(VoteSurvivesRestart) {
             restored.hard_state.vote = None;
         }
-        // The only voter, with nothing left to apply that could add another, owes
-        // nothing: a leader of the members before has had no lease since it proposed
-        // the change that left this one alone.
+        // A peer is free of such a promise if it is the only voter and has nothing left to apply
+        // that could add another. A leader of the earlier members has had no lease since it
+        // proposed the change that left this voter alone.
         let alone = restored.configuration.voters.len() == 1
             && restored.configuration.is_voter(me.peer)
             && !restored.configuration.is_joint()
@@ -135,11 +135,11 @@ impl<R: LogReader> Group<R> {
         Ok(group)
     }
 
-    /// A peer that never ran, on any disk: nothing was promised, and it may vote
-    /// and campaign at once.
+    /// Makes a peer that never ran, on any disk. It has promised nothing, so it may vote and
+    /// campaign at once.
     ///
     /// # Errors
-    /// If the settings or what was restored contradict themselves.
+    /// If the settings are impossible, or the restored state contradicts itself.
     pub fn create(
         me: Identity,
         config: Arc<Config>,
@@ -173,13 +173,14 @@ impl<R: LogReader> Group<R> {
             let term = hard_state.term;
             return Err(ConfigError::TermBehindLog { peer, term, last: last.1 });
         }
-        // A commit index alone need not be synced, so it may lag behind what it led to.
+        // A commit index alone need not be synced, so the stored one may lag behind the applied
+        // index.
         let commit = hard_state.commit.max(applied);
         let log = Log::new(reader, compacted, last, commit, applied, config.max_entry_cache_bytes);
         let seed = config.seed ^ peer.0.rotate_left(32) ^ now.0.rotate_left(17);
         let mut random = Random::new(seed);
-        // An answer that was under way when this peer stopped must not be taken
-        // for the answer to a batch that it asks for now.
+        // A reply that was under way when this peer stopped must not be taken for the reply to a
+        // batch that it asks for now.
         let next_batch = random.next() >> 1;
         let HardState { term, vote, .. } = hard_state;
         let mut group = Group {
@@ -209,10 +210,10 @@ impl<R: LogReader> Group<R> {
         Ok(group)
     }
 
-    /// How willing this peer is to lead. Zero or more, the default: it campaigns as
-    /// usual. Below zero: it waits that many election timeouts longer, up to
-    /// [`MAX_PRIORITY_WAIT`], so that others go first. Without [`Config::pre_vote`] an
-    /// impatient peer that cannot win may keep raising the term of one that could.
+    /// Sets how willing this peer is to lead. With zero, the default, or more, it campaigns as
+    /// usual. Below zero it waits that many election timeouts longer, up to [`MAX_PRIORITY_WAIT`],
+    /// so that others go first. Without [`Config::pre_vote`] an impatient peer that cannot win may
+    /// keep raising the term of one that could.
     ///
     /// [`MAX_PRIORITY_WAIT`]: crate::MAX_PRIORITY_WAIT
     pub fn set_priority(&mut self, priority: i32) {
@@ -226,10 +227,10 @@ impl<R: LogReader> Group<R> {
         }
     }
 
-    /// Ready `ready` and all before it are durable.
+    /// Reports that Ready `ready` and all Readies before it are durable.
     ///
     /// # Panics
-    /// If there was no such Ready: a driver that loses count loses data.
+    /// If there was no such Ready, because a driver that loses count loses data.
     pub fn persisted(&mut self, now: Time, ready: ReadyNumber) {
         assert!(
             ready <= self.last_ready,
@@ -245,14 +246,14 @@ impl<R: LogReader> Group<R> {
         self.count_own_log();
     }
 
-    /// The driver has applied everything up to `index`.
+    /// Reports that the driver has applied everything up to `index`.
     pub fn applied(&mut self, index: LogIndex) {
         self.log.applied_to(index);
         self.leave_joint_if_due();
         self.campaign_if_asked();
     }
 
-    /// The driver has dropped the log up to `index`, whose entry had `term`.
+    /// Reports that the driver has dropped the log up to `index`. The entry at `index` had `term`.
     pub fn compacted(&mut self, index: LogIndex, term: Term) {
         self.log.compact(index, term);
     }
@@ -269,19 +270,19 @@ impl<R: LogReader> Group<R> {
         self.me
     }
 
-    /// What this peer is.
+    /// This peer's role.
     #[must_use]
     pub fn role(&self) -> RoleKind {
         self.role.kind()
     }
 
-    /// The latest term it has seen.
+    /// The latest term that this peer has seen.
     #[must_use]
     pub fn term(&self) -> Term {
         self.term
     }
 
-    /// Whom it takes for the leader of that term.
+    /// The leader of that term, if this peer knows it.
     #[must_use]
     pub fn leader(&self) -> Option<PeerId> {
         match &self.role {
@@ -291,7 +292,7 @@ impl<R: LogReader> Group<R> {
         }
     }
 
-    /// The highest index it knows to be committed.
+    /// The highest index that this peer knows to be committed.
     #[must_use]
     pub fn commit_index(&self) -> LogIndex {
         self.log.commit()
@@ -333,13 +334,13 @@ impl<R: LogReader> Group<R> {
         self.log.reader()
     }
 
-    /// What must be remembered, durable or not.
+    /// The current hard state, durable or not.
     #[must_use]
     pub fn hard_state(&self) -> HardState {
         HardState { term: self.term, vote: self.vote, commit: self.log.commit() }
     }
 
-    /// A leader's view of every member, itself included; nothing elsewhere.
+    /// A leader's view of every member, itself included. On a peer that does not lead it is empty.
     pub fn progress(&self) -> impl Iterator<Item = (PeerId, Progress)> + '_ {
         let follows = match &self.role {
             Role::Leader(leader) => leader.follows.as_slice(),
@@ -359,8 +360,8 @@ impl<R: LogReader> Group<R> {
         })
     }
 
-    /// Gives back memory that a group at rest does not need. Between two heartbeats
-    /// without work a group does so by itself.
+    /// Frees memory that an idle group does not need. A group does so by itself between two
+    /// heartbeats without work.
     pub fn shrink(&mut self) {
         self.log.shrink();
         self.outbox.shrink();
@@ -374,7 +375,7 @@ impl<R: LogReader> Group<R> {
         }
     }
 
-    /// Called now and then: gives memory back if nothing happened since the last time.
+    /// Frees memory if nothing happened since the last call. Called with every heartbeat.
     fn rest(&mut self) {
         if !std::mem::take(&mut self.busy) {
             self.shrink();

@@ -1,74 +1,70 @@
 //! Raft for one group of peers: the consensus core of Esker, without a clock, a
 //! disk, a socket or a thread.
 //!
-//! This is a text on the protocol as it is implemented. "Raft" with a section is
-//! Ongaro and Ousterhout, "In Search of an Understandable Consensus Algorithm"
-//! (the extended version); "dissertation" is Ongaro's, "Consensus: Bridging Theory
-//! and Practice". `docs/consensus.md` tells the same from the other side: each
-//! classic hazard, how it is met, and the test that shows it.
+//! This text describes the protocol as it is implemented. "Raft" with a section is Ongaro and
+//! Ousterhout, "In Search of an Understandable Consensus Algorithm" (the extended version);
+//! "dissertation" is Ongaro's, "Consensus: Bridging Theory and Practice". `docs/consensus.md`
+//! describes the same protocol by its hazards: each classic hazard, how it is met, and the test
+//! that shows it.
 //!
 //! # The protocol
 //!
-//! Peers agree on a **log** of commands; each applies it, in order, to its own
-//! state machine, and so all machines go through the same states.
+//! Peers agree on a **log** of commands. Each peer applies the log, in order, to its own state
+//! machine, so all machines go through the same states.
 //!
-//! **Terms and leaders** (Raft §5.1, §5.2). Time is divided into *terms*, numbered
-//! and each with at most one *leader*, because a peer gives one vote in a term and
-//! a leader needs those of a majority. Every message carries its sender's term;
-//! a peer that sees a newer one has been out of touch, and follows. A peer that hears of
-//! no leader for a random one to two *election timeouts* campaigns: random, so
-//! that peers rarely campaign together and split the vote. Three refinements keep
-//! elections from doing harm. Before it raises the term a peer asks in a *pre-vote*
-//! whether it could win (dissertation §9.6); a peer that could not disturbs nobody. A follower
-//! that hears its leader is *loyal*: for one election timeout it elects nobody else
-//! and does not even look at the term of a peer that asks (§4.2.3). And a leader that hears
-//! no majority for an election timeout steps down (§6.2). See [`Group::tick`],
+//! **Terms and leaders** (Raft §5.1, §5.2). Time is divided into numbered *terms*. Each term has at
+//! most one *leader*, because a peer gives one vote in a term and a leader needs the votes of a
+//! majority. Every message carries its sender's term. A peer that sees a newer term has been out of
+//! touch, and moves to that term. A peer that hears of no leader for one to two *election timeouts*
+//! campaigns. The exact time is random, so that peers rarely campaign together and split the vote.
+//! Three refinements keep elections from doing harm. Before a peer raises the term, it asks in a
+//! *pre-vote* whether it could win (dissertation §9.6), so a peer that could not win disturbs
+//! nobody. A follower that hears its leader is *loyal*: for one election timeout it elects nobody
+//! else, and it ignores even the term of a peer that asks for a vote (§4.2.3). And a leader that
+//! hears no majority for an election timeout steps down (§6.2). See [`Group::tick`],
 //! [`Group::campaign`].
 //!
-//! **Replication** (Raft §5.3). Only the leader appends. It sends its entries with
-//! the index and term of the entry before them, and a follower takes them only if
-//! it has that very entry; by induction, two logs with one entry in common are
-//! equal up to it (*log matching*). A follower that refuses says where, and in
-//! which term, its log may still agree, so that a whole term is skipped for each
-//! round trip. Once the logs agree somewhere, appends are sent in a pipeline,
-//! bounded in messages and bytes; a follower that needs entries which are gone gets
-//! a snapshot, while the others are served as before. See [`ProgressState`].
+//! **Replication** (Raft §5.3). Only the leader appends. It sends its entries with the index and
+//! term of the entry before them, and a follower takes them only if it has that very entry. By
+//! induction, two logs with one entry in common are equal up to that entry (*log matching*). A
+//! follower that refuses an append replies with the index and term at which its log may still
+//! agree, so that each round trip skips a whole term. Once the logs agree somewhere, appends are
+//! sent in a pipeline, bounded in messages and bytes. A follower that needs entries which are gone
+//! gets a snapshot, while the others are served as before. See [`ProgressState`].
 //!
-//! **Commit** (Raft §5.4). An entry is *committed* when a majority holds it durably
-//! *and it is of the leader's own term*; everything before it is committed with it.
-//! A voter elects nobody whose log is behind its own, so every later leader has it
-//! (*leader completeness*). The restriction to its own term is what figure 8 of the
-//! paper is about: an older entry on a majority can still be replaced. So that it
-//! need not wait for a client, each leader begins its term with an empty entry.
+//! **Commit** (Raft §5.4). An entry is *committed* when a majority holds it durably *and it is of
+//! the leader's own term*. Everything before it is committed with it. A voter elects no peer with a
+//! log behind its own, so every later leader has the entry (*leader completeness*). Figure 8 of the
+//! paper shows why the leader's own term is required: an older entry on a majority can still be
+//! replaced. Each leader begins its term with an empty entry, so that it need not wait for a client
+//! to commit older entries.
 //!
-//! **Members** (Raft §6). A change of one voter takes effect at once; any other set
-//! of changes goes through a *joint* configuration, in which elections and commits
-//! need a majority of the old voters and one of the new. Learners receive the log
-//! and have no vote. Witnesses vote and keep the log and have no data. See
-//! [`Group::propose_change`]; the rules that make it safe to let a configuration
-//! take effect when it is *applied* are in the module `group::membership`.
+//! **Members** (Raft §6). A change of one voter takes effect at once. Any other set of changes goes
+//! through a *joint* configuration, in which elections and commits need a majority of the old
+//! voters and a majority of the new. Learners receive the log and have no vote. Witnesses vote and
+//! keep the log, but have no data. See [`Group::propose_change`]. A configuration takes effect when
+//! it is *applied*; the module `group::membership` has the rules that make that safe.
 //!
-//! **Reads** (dissertation §6.4). A read needs no entry: it waits for the commit
-//! index of a leader that has *since* been confirmed by a majority ([`Group::read_index`]).
-//! And it needs no message while the leader holds a *lease*: a majority that has
-//! answered something sent at time T is loyal until one election timeout after T,
-//! by clocks whose speeds differ by a stated bound ([`Group::lease_until`]).
+//! **Reads** (dissertation §6.4). A read needs no entry. It waits for the commit index of a leader
+//! that a majority has confirmed *since* the read began ([`Group::read_index`]). A read needs no
+//! message while the leader holds a *lease*: a majority that has replied to messages sent at time T
+//! is loyal until one election timeout after T. The speeds of the clocks may differ by a stated
+//! bound ([`Group::lease_until`]).
 //!
-//! **Durability.** A vote, an acknowledgement and a candidacy are promises, and
-//! leave only when what they promise is on disk. Replication waits for no disk: a
-//! leader sends entries while it writes them, and counts itself among those who
-//! hold them when its own write has ended. Many writes may be under way.
+//! **Durability.** A vote, an acknowledgement and a candidacy are promises, and are sent only when
+//! what they promise is on disk. Replication waits for no disk: a leader sends entries while it
+//! writes them. The leader counts itself among the peers that hold the entries only when its own
+//! write has ended. Many writes may be under way.
 //!
 //! # What flows in, what flows out
 //!
-//! A [`Group`] is one peer's half of that conversation. A *driver* feeds it
-//! messages ([`Group::step`]), the time ([`Group::tick`]), proposals, reads, and
-//! notices that something was written ([`Group::persisted`]) or applied
-//! ([`Group::applied`]). It collects one [`Ready`] after another, each a list of
-//! things to write, send and apply, and carries them out as it likes as long as
-//! the order that [`Ready`] states is kept. Many Readies may be on their way to
-//! the disk at once. Entries that the group no longer holds in memory it reads
-//! back through a [`LogReader`].
+//! A [`Group`] is one peer's part in that protocol. A *driver* feeds it messages ([`Group::step`]),
+//! the time ([`Group::tick`]), proposals, reads, and notices that something was written
+//! ([`Group::persisted`]) or applied ([`Group::applied`]). The driver collects one [`Ready`] after
+//! another. Each is a list of things to write, send and apply. The driver is free in how it carries
+//! them out, as long as it keeps the order that [`Ready`] states. Many Readies may be on their way
+//! to the disk at once. The group reads entries that it no longer holds in memory back through a
+//! [`LogReader`].
 //!
 //! ```text
 //!   messages, proposals, time            ┌───────┐   Ready: entries, hard state,
@@ -121,7 +117,7 @@
 //! assert_eq!(group.role(), RoleKind::Leader);
 //! let (index, term) = group.propose(now, "hello".into())?;
 //! work(&mut group, now);
-//! // Applied with this index and this term: so it is this proposal.
+//! // An entry that is applied with this index and this term is this proposal.
 //! assert_eq!((index, term), (LogIndex(2), Term(1)));
 //! now = group.next_deadline().expect("a leader has heartbeats to send");
 //! group.tick(now);
@@ -133,33 +129,31 @@
 //! # What it promises
 //!
 //! - The same inputs and the same seed give the same outputs.
-//! - Votes and acknowledgements leave only when what they promise is durable; a
-//!   leader replicates without waiting for its own disk, and counts itself only
-//!   for what that disk holds.
-//! - Committed entries come out once, in order, when they are durable here.
-//! - Nothing that a peer sends makes it panic: what no correct peer sends is refused
-//!   with a [`StepError`]. A violated invariant of its own does, with a sentence that
-//!   names it, because carrying on would lose data.
+//! - Votes and acknowledgements are sent only when what they promise is durable. A leader
+//!   replicates without waiting for its own disk, and counts itself only for what that disk holds.
+//! - Committed entries come out once, in order, when they are durable on this peer.
+//! - No message from another peer makes a group panic: a message that no correct peer sends is
+//!   refused with a [`StepError`]. A violated invariant of the group itself panics, with a sentence
+//!   that names it, because carrying on would lose data.
 //! - A group with nothing to do allocates nothing and costs under a kibibyte.
 //!
 //! # What it leaves to the driver
 //!
-//! The bytes of snapshots; what commands mean; retries of proposals and reads; the
-//! clock, which must not go back, and whose speed must keep to
-//! [`Config::max_clock_drift`] for leases (a clock that stands still while a machine
-//! sleeps does not); answers for peers that were removed and are gone, as long as
-//! others may count on their votes; and a disk that keeps what it has synced.
-//! A peer whose disk does not is found out where it can be ([`StepError::LostEntries`]),
-//! but no protocol of this kind survives amnesia: it must be replaced under a new
-//! [`PeerId`], which is why ids are never used twice.
+//! The driver owns the bytes of snapshots, the meaning of commands, and retries of proposals and
+//! reads. It provides the clock, which must not go back. For leases, the clock's speed must keep to
+//! [`Config::max_clock_drift`]; a clock that stands still while a machine sleeps does not. The
+//! driver replies for peers that were removed and are gone, as long as others may count on their
+//! votes. And it needs a disk that keeps what it has synced. A peer on a disk that does not is
+//! detected where that is possible ([`StepError::LostEntries`]). But no protocol of this kind
+//! survives amnesia: such a peer must be replaced under a new [`PeerId`], which is why ids are
+//! never used twice.
 //!
-//! # The rooms
+//! # The modules
 //!
-//! `group` is the state machine, with a file for each part of the protocol; `log`
-//! the log as the core sees it; `progress` what a leader knows of one follower;
-//! `configuration` and `quorum` who decides; `read` the queues of ReadIndex; `codec`
-//! the bytes. `broken!(Rule)` in the code marks a rule that the proof rests on:
-//! see `rules`.
+//! `group` is the state machine, with a file for each part of the protocol. `log` is the log as the
+//! core sees it. `progress` holds what a leader knows of one follower. `configuration` and `quorum`
+//! hold the members and the majorities that decide. `read` has the queues of ReadIndex, and `codec`
+//! the byte forms. `broken!(Rule)` in the code marks a rule that the proof rests on: see `rules`.
 
 mod codec;
 mod config;

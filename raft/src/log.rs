@@ -1,5 +1,5 @@
-//! The log as the core sees it: the newest entries in memory, the older ones
-//! behind a [`LogReader`], and how far each stage of their life has come.
+//! The log as the core sees it: the newest entries in memory, the older ones behind a
+//! [`LogReader`], and the index that each stage of processing has reached.
 //!
 //! ```text
 //!  compacted      applied  emitted   commit  persisted  handed   last
@@ -7,9 +7,9 @@
 //!   gone    reader      with the driver    …        being written
 //! ```
 //!
-//! Promises: what is committed is never replaced; an entry is emitted for
-//! application once, and only when it is committed and durable here; a notice
-//! that something became durable never speaks for entries that replaced it.
+//! Promises: A committed entry is never replaced. An entry is emitted for application once, and
+//! only when it is committed and durable on this peer. A notice that entries became durable never
+//! counts for entries that replaced them.
 
 use std::collections::VecDeque;
 
@@ -22,17 +22,17 @@ use crate::types::{Entry, LogIndex, Payload, Term};
 /// Bytes of committed entries in one [`crate::Ready`], at least one entry.
 pub const MAX_COMMITTED_BYTES: usize = 1 << 20;
 
-/// Bytes of committed entries that the driver has and has not reported applied.
+/// Bytes of committed entries that the driver has received and not yet reported as applied.
 pub const MAX_APPLYING_BYTES: usize = 64 << 20;
 
-/// Entries that are durable and not applied stay in memory up to so many times
-/// [`crate::Config::max_entry_cache_bytes`], and are read back after that.
+/// Entries that are durable and not applied stay in memory up to this many times
+/// [`crate::Config::max_entry_cache_bytes`]. Beyond that they are read back from the disk.
 pub const UNAPPLIED_CACHES: usize = 8;
 
 /// The driver's log, lent to the core for entries it no longer holds.
 pub trait LogReader {
-    /// The entries from `low` up to, not including, `high`: at least one, and no
-    /// more than fit in `max_bytes` beyond the first.
+    /// The entries in `[low, high)`: at least one, and no more than fit in `max_bytes` beyond the
+    /// first.
     ///
     /// # Errors
     /// [`LogReadError::Compacted`] if `low` is gone, [`LogReadError::Failed`] otherwise.
@@ -43,7 +43,7 @@ pub trait LogReader {
         max_bytes: usize,
     ) -> Result<Vec<Entry>, LogReadError>;
 
-    /// The term of the entry at `index`, `None` if the log does not have it.
+    /// The term of the entry at `index`; `None` if the log does not have that entry.
     ///
     /// # Errors
     /// [`LogReadError::Failed`].
@@ -53,14 +53,14 @@ pub trait LogReader {
 /// Why the log could not be read.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum LogReadError {
-    /// The entry is behind the beginning of the log.
+    /// The entry is before the beginning of the log.
     #[error("log entry {index} has been compacted")]
     Compacted {
         /// The entry.
         index: LogIndex,
     },
-    /// The entry should be there. The driver must stop the store: carrying on
-    /// would lose data.
+    /// The entry should be there. The driver must stop the store, because carrying on would lose
+    /// data.
     #[error("log entry {index} cannot be read: {reason}")]
     Failed {
         /// The entry.
@@ -80,23 +80,23 @@ struct Write {
 #[derive(Debug)]
 pub(crate) struct Log<R> {
     reader: R,
-    /// The end of what the log no longer has.
+    /// The last index that the log no longer has, and its term.
     compacted: (LogIndex, Term),
     last: (LogIndex, Term),
     /// The newest entries; they end at `last` unless there are none.
     cache: Cache,
     max_cache_bytes: usize,
-    /// The end of what was given out to be written.
+    /// The last index that was handed out to be written.
     handed: LogIndex,
-    /// The end of what is known to be durable.
+    /// The last index that is known to be durable.
     persisted: LogIndex,
-    /// Writes that have not been reported.
+    /// Writes that have not been reported as finished.
     writes: VecDeque<Write>,
     commit: LogIndex,
-    /// The end of what was given out to be applied.
+    /// The last index that was handed out to be applied.
     emitted: LogIndex,
     applied: LogIndex,
-    /// Batches that were emitted and not all applied: their ends and sizes.
+    /// The ends and sizes of batches that were emitted and are not wholly applied.
     applying: VecDeque<(LogIndex, usize)>,
     applying_bytes: usize,
     /// No change of members lies beyond this index, as far as this peer knows.
@@ -126,7 +126,7 @@ impl<R: LogReader> Log<R> {
             applied,
             applying: VecDeque::new(),
             applying_bytes: 0,
-            // The tail was not read: assume the worst of it.
+            // The tail was not read, so assume that it ends with a change of members.
             change_horizon: last.0,
         }
     }
@@ -197,9 +197,9 @@ impl<R: LogReader> Log<R> {
         Ok(self.term(index)? == Some(term))
     }
 
-    /// The last index at or before `index` whose term is at most `term`, with its
-    /// term: both sides of a conflict use it to skip whole terms (Raft §5.3, end).
-    /// Terms never fall along a log, so halving finds it in a few reads.
+    /// The last index at or before `index` with a term of at most `term`, and that entry's term.
+    /// Both sides of a conflict use it to skip whole terms (Raft §5.3, end). Terms never fall along
+    /// a log, so a binary search finds the index in a few reads.
     pub fn last_at_most(
         &self,
         index: LogIndex,
@@ -219,9 +219,9 @@ impl<R: LogReader> Log<R> {
         Ok((low, low_term))
     }
 
-    /// Puts into `found`, which is empty, the entries in `[low, high)`: at least one
-    /// if there are any, no more than fit in `max_bytes` beyond the first. What was
-    /// appended since the last [`Log::seal`] is not among them.
+    /// Puts into `found`, which is empty, the entries in `[low, high)`: at least one if there are
+    /// any, no more than fit in `max_bytes` beyond the first. Entries that were appended since the
+    /// last [`Log::seal`] are not among them.
     pub fn slice(
         &self,
         low: LogIndex,
@@ -293,7 +293,7 @@ impl<R: LogReader> Log<R> {
         self.cache.extend(entries);
     }
 
-    /// Makes one batch of what was appended one by one.
+    /// Makes one batch of the entries that were appended one by one.
     pub fn seal(&mut self) {
         self.cache.seal();
     }
@@ -315,8 +315,8 @@ impl<R: LogReader> Log<R> {
             return Ok(());
         }
         self.persisted = self.persisted.min(end);
-        // Writes under way will end with the old entries on disk, and must then
-        // not be taken for a proof that the new ones are there.
+        // Writes under way will end with the old entries on disk. Their end must not be taken for a
+        // proof that the new entries are there.
         for write in &mut self.writes {
             write.last = write.last.min(end);
         }
@@ -345,12 +345,12 @@ impl<R: LogReader> Log<R> {
         self.handed = self.last.0;
     }
 
-    /// Notes that Ready `number` carries everything up to the log's end.
+    /// Notes that Ready `number` carries the entries up to the log's end.
     pub fn write_begun(&mut self, number: u64) {
         self.writes.push_back(Write { number, last: self.last.0 });
     }
 
-    /// Ready `number` and all before it are durable.
+    /// Notes that Ready `number` and all before it are durable.
     pub fn write_finished(&mut self, number: u64) {
         while let Some(write) = self.writes.pop_front_if(|write| write.number <= number) {
             self.persisted = self.persisted.max(write.last);
@@ -407,7 +407,7 @@ impl<R: LogReader> Log<R> {
         self.cache.drop_to(index);
     }
 
-    /// Everything is replaced by a snapshot at this index.
+    /// Replaces the whole log by a snapshot at this index.
     pub fn reset(&mut self, index: LogIndex, term: Term) {
         self.compacted = (index, term);
         self.last = (index, term);
@@ -423,18 +423,18 @@ impl<R: LogReader> Log<R> {
         self.writes.clear();
     }
 
-    /// Lets go of entries that nobody here needs any more. Followers that lag
-    /// behind the cache are served by the reader.
+    /// Drops entries from the cache that this peer no longer needs. The reader serves followers
+    /// that lag behind the cache.
     fn evict(&mut self) {
         let done = self.persisted.min(self.applied);
         while self.cache.bytes() > self.max_cache_bytes && self.cache.drop_first(done) {}
-        // Where applying is slow, what is on the disk can be read back.
+        // If applying is slow, entries are dropped that can be read back from the disk.
         let durable = self.persisted.min(self.commit);
         let most = self.max_cache_bytes.saturating_mul(UNAPPLIED_CACHES);
         while self.cache.bytes() > most && self.cache.drop_first(durable) {}
     }
 
-    /// Gives back memory that an idle group does not need.
+    /// Frees memory that an idle group does not need.
     pub fn shrink(&mut self) {
         let done = self.persisted.min(self.applied);
         if self.last.0 <= done {

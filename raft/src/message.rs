@@ -1,4 +1,4 @@
-//! What peers say to each other.
+//! The messages between peers.
 //!
 //! Every message carries the sender's term, with one exception: a request for a
 //! pre-vote, and its grant, carry the term that the candidate *would* have.
@@ -13,33 +13,33 @@ use crate::types::{
 /// One message between two peers of a group.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Message {
-    /// Of which group both are.
+    /// The group of both peers.
     pub group: GroupId,
-    /// Who sent it.
+    /// The sender.
     pub from: PeerId,
-    /// Whom it is for.
+    /// The receiver.
     pub to: PeerId,
     /// See the module's documentation.
     pub term: Term,
-    /// What it says.
+    /// The content.
     pub body: MessageBody,
 }
 
-/// When a leader sent something, in its own words. Replies echo it, so the
-/// leader needs no table from rounds to instants; nobody else interprets it.
+/// When a leader sent something, by its own count and clock. Replies echo the stamp, so the leader
+/// needs no table from rounds to instants. No other peer interprets it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Stamp {
     /// How many rounds of ReadIndex the leader had begun when it sent this.
     pub round: u64,
-    /// The leader's clock when it sent this: what a lease is counted from.
+    /// The leader's clock when it sent this. A lease is counted from here.
     pub sent: Time,
 }
 
-/// The end of what a peer knows to be committed. Candidates and voters tell each
-/// other, because an election is where knowledge that died with a leader matters:
-/// a peer that has the entry at this index in this term may take it, and all
-/// before it, for committed. Without this, the rest of a group could wait forever
-/// for the vote of a peer whose removal they hold and do not know to be committed.
+/// The last entry that a peer knows to be committed. A peer that has the entry at this index in
+/// this term may take it, and all before it, for committed. Candidates and voters exchange their
+/// commit points, because a leader may have died before its followers learned what it had
+/// committed. Without the exchange, the rest of a group could wait forever for the vote of a
+/// removed peer, if they hold its removal but do not know that it is committed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct CommitPoint {
     /// The commit index.
@@ -48,39 +48,39 @@ pub struct CommitPoint {
     pub term: Term,
 }
 
-/// What a message says.
+/// The content of a message.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum MessageBody {
-    /// Would you vote for me? Asked before raising the term, so that a peer
-    /// that cannot win does not disturb those that work (dissertation §9.6).
+    /// Asks whether the receiver would vote for the sender. It is sent before the term is raised,
+    /// so that a peer that cannot win does not disturb the others (dissertation §9.6).
     PreVote {
         /// The candidate's last index.
         last_index: LogIndex,
-        /// And the term of the entry there.
+        /// The term of the entry there.
         last_term: Term,
         /// What the candidate knows to be committed.
         commit: CommitPoint,
     },
-    /// The answer to a pre-vote.
+    /// The reply to a request for a pre-vote.
     PreVoteReply {
-        /// Whether the voter would.
+        /// Whether the voter would vote for the candidate.
         granted: bool,
         /// What the voter knows to be committed.
         commit: CommitPoint,
     },
-    /// Vote for me in this term (Raft §5.2).
+    /// Asks for the receiver's vote in this term (Raft §5.2).
     Vote {
         /// The candidate's last index.
         last_index: LogIndex,
-        /// And the term of the entry there.
+        /// The term of the entry there.
         last_term: Term,
-        /// The leader itself asked for this election ([`MessageBody::TimeoutNow`]):
-        /// loyalty to it is no reason to refuse.
+        /// Whether the leader itself asked for this election ([`MessageBody::TimeoutNow`]). Then
+        /// loyalty to that leader is no reason to refuse.
         transfer: bool,
         /// What the candidate knows to be committed.
         commit: CommitPoint,
     },
-    /// The answer to a request for a vote.
+    /// The reply to a request for a vote.
     VoteReply {
         /// Whether the vote was given, and is durable.
         granted: bool,
@@ -93,72 +93,70 @@ pub enum MessageBody {
         prev_index: LogIndex,
         /// The term of the entry there.
         prev_term: Term,
-        /// What follows; may be empty.
+        /// The entries; may be empty.
         entries: Entries,
-        /// How far the leader has committed.
+        /// The leader's commit index.
         commit: LogIndex,
         /// Echoed in the reply.
         stamp: Stamp,
     },
-    /// The answer to an append or a snapshot.
+    /// The reply to an append or a snapshot.
     AppendReply {
         /// Accepted, or refused with a hint.
         outcome: AppendOutcome,
-        /// Echo of the append's.
+        /// The append's stamp.
         stamp: Stamp,
     },
-    /// So far is committed: how a follower that has everything learns that it may
-    /// apply it. Wants no answer, and a lost one is made up for by the next append
-    /// or heartbeat.
+    /// The leader's commit point, for a follower that has every entry and may now apply more. There
+    /// is no reply. The next append or heartbeat makes up for a lost one.
     Commit {
-        /// Counts only where the follower has this very entry.
+        /// It counts only if the follower has this very entry.
         commit: CommitPoint,
     },
-    /// I still lead.
+    /// The sender still leads.
     Heartbeat {
-        /// How far the leader has committed, never beyond what it knows this
-        /// follower to hold.
+        /// The leader's commit index, but never beyond what the leader knows this follower to hold.
         commit: LogIndex,
         /// Echoed in the reply.
         stamp: Stamp,
     },
-    /// And I still follow.
+    /// The sender still follows.
     HeartbeatReply {
-        /// Echo of the heartbeat's.
+        /// The heartbeat's stamp.
         stamp: Stamp,
     },
-    /// The state at an index, for a follower that needs entries which the
-    /// leader no longer has (Raft §7). The driver carries the data; this is
-    /// stepped into the receiver once all of it is there.
+    /// The state at an index, for a follower that needs entries which the leader no longer has
+    /// (Raft §7). The driver carries the data. This message is stepped into the receiver once all
+    /// of the data is there.
     InstallSnapshot {
-        /// What the snapshot stands for. Boxed, because it is large and rare.
+        /// The point in the log that the snapshot stands for. Boxed, because it is large and rare.
         meta: Box<SnapshotMeta>,
         /// The driver's own description of the data.
         data: Bytes,
     },
-    /// Campaign at once: the leader hands over (dissertation §3.10).
+    /// Orders the receiver to campaign at once, because the leader hands over (dissertation §3.10).
     TimeoutNow,
-    /// A follower asks up to where it must have applied before it may read.
+    /// A follower asks for the index that it must have applied before it may read.
     ReadIndex {
         /// Names the follower's batch of waiting reads.
         batch: u64,
     },
-    /// The answer to that.
+    /// The reply to [`MessageBody::ReadIndex`].
     ReadIndexReply {
-        /// Echo of the request's.
+        /// The request's batch.
         batch: u64,
         /// Reads are linearizable at and beyond this applied index.
         index: LogIndex,
     },
-    /// A follower passes on a wish for another leader.
+    /// A follower passes a request for another leader on to the leader.
     TransferRequest {
-        /// The wished-for leader.
+        /// The peer that is to lead.
         target: PeerId,
     },
 }
 
 impl MessageBody {
-    /// What candidates and voters tell each other.
+    /// The commit point that a candidate or voter sends with it.
     pub(crate) fn commit_point(&self) -> Option<CommitPoint> {
         match self {
             MessageBody::PreVote { commit, .. }
@@ -169,7 +167,7 @@ impl MessageBody {
         }
     }
 
-    /// Whether it answers something that was asked or sent in its term.
+    /// Whether it is a reply to something that was sent in its term.
     pub(crate) fn is_answer(&self) -> bool {
         matches!(
             self,
@@ -193,9 +191,9 @@ impl Message {
         }
     }
 
-    /// The first number in it, if there is one, that no honest peer could have
-    /// counted up to while this one was at `known`: its term, and the end of its log.
-    /// Everything behind this check can add one without fear.
+    /// The first number in it that no honest peer could have counted up to while this peer was at
+    /// `known`, its term and the end of its log. After this check, adding one to a number cannot
+    /// overflow.
     #[inline]
     pub(crate) fn out_of_range(&self, known: (Term, LogIndex)) -> Option<(&'static str, u64)> {
         let Message { term, body, .. } = self;
@@ -228,8 +226,9 @@ impl Message {
         };
         let terms = [*term, entry_term, also.1].into_iter().max().unwrap_or_default();
         let indexes = index.max(also.0);
-        // The limits apply to what this peer would count on from there, too: one that was
-        // led to the highest of all numbers could not go on counting, nor be answered.
+        // The limits also bound the number that this peer would go on counting from. A peer that
+        // was led to the highest of all numbers could not count on, and no reply to it would be
+        // possible.
         let highest_term = Term(known.0.0.saturating_add(MAX_TERM_LEAP)).min(Term::MAX);
         if terms > highest_term {
             return Some(("term", terms.0));
@@ -239,7 +238,7 @@ impl Message {
     }
 }
 
-/// Whether an append fitted.
+/// Whether an append was accepted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum AppendOutcome {
     /// The follower's log equals the leader's up to here, durably.
@@ -249,11 +248,11 @@ pub enum AppendOutcome {
     },
     /// There is another entry, or none, at `prev_index`.
     Rejected {
-        /// The append's `prev_index`, to tell old refusals from new.
+        /// The append's `prev_index`, to distinguish old refusals from new.
         prev_index: LogIndex,
-        /// The last index at which the logs may still agree…
+        /// The last index at which the logs may still agree.
         hint_index: LogIndex,
-        /// …and the follower's term there: skips a whole term per round trip.
+        /// The follower's term there. It lets the leader skip a whole term per round trip.
         hint_term: Term,
     },
 }

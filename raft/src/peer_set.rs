@@ -1,12 +1,12 @@
-//! A handful of peers.
+//! A small set of peers.
 
 use std::fmt;
 
 use crate::types::PeerId;
 
-/// A set of peers: sorted, each once, in one allocation of exactly its size, or in
-/// none if it is empty. A group holds several and a node many thousands of groups;
-/// a set changes when members do, and is read all the time.
+/// A sorted set of peers, in one allocation of exactly its size, or in none if it is empty. Memory
+/// matters: a group holds several sets, and a node many thousands of groups. A set changes only
+/// when members do, and is read all the time.
 #[derive(Clone, PartialEq, Eq, Hash, Default)]
 pub struct PeerSet(Box<[PeerId]>);
 
@@ -15,7 +15,7 @@ impl PeerSet {
     #[must_use]
     #[inline]
     pub fn contains(&self, peer: &PeerId) -> bool {
-        // For a handful this is faster than halving.
+        // For a few peers this is faster than a binary search.
         self.0.contains(peer)
     }
 
@@ -59,7 +59,7 @@ impl PeerSet {
         there
     }
 
-    /// Keeps those for which `keep` holds.
+    /// Keeps the peers for which `keep` holds.
     pub fn retain(&mut self, keep: impl Fn(&PeerId) -> bool) {
         if !self.0.iter().all(&keep) {
             *self = self.iter().copied().filter(|peer| keep(peer)).collect();

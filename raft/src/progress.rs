@@ -1,9 +1,8 @@
 //! What a leader knows about one other peer's log, and how much it may send.
 //!
-//! A peer is *probed* with one append at a time until its log is found to agree
-//! somewhere; then appends are *replicated* in a pipeline, without waiting for
-//! answers, up to a number of messages and bytes; and when it needs entries that
-//! are gone, it waits for a *snapshot*.
+//! A peer is *probed* with one append at a time until its log is found to agree somewhere. Then
+//! appends are *replicated* in a pipeline, without waiting for replies, up to a number of messages
+//! and bytes. A peer that needs entries which are gone waits for a *snapshot*.
 
 use std::collections::VecDeque;
 
@@ -13,15 +12,15 @@ use crate::types::{LogIndex, Time};
 /// A leader's view of one peer, for drivers and operators.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Progress {
-    /// The end of the prefix that is durable there and equal to the leader's log.
+    /// The end of the prefix that is durable at the peer and equal to the leader's log.
     pub match_index: LogIndex,
     /// The next index to send.
     pub next_index: LogIndex,
-    /// How it is being served.
+    /// How the peer is being served.
     pub state: ProgressState,
-    /// When the leader last heard from it in this term, or the term's beginning.
+    /// When the leader last heard from the peer in this term, or the term's beginning.
     pub last_ack: Time,
-    /// Whether that is less than an election timeout ago.
+    /// Whether `last_ack` is less than an election timeout ago.
     pub recently_active: bool,
 }
 
@@ -50,7 +49,7 @@ struct Inflight {
     bytes: usize,
 }
 
-/// What a peer's progress is allowed to have in flight.
+/// How much a peer may have in flight.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FlowLimits {
     pub messages: usize,
@@ -63,20 +62,19 @@ pub(crate) struct Follow {
     match_index: LogIndex,
     next_index: LogIndex,
     state: State,
-    /// What was sent in the pipeline; boxed, because most peers are at rest.
+    /// The appends in the pipeline. Boxed, because most peers are idle.
     inflight: Option<Box<Inflight>>,
-    /// The commit index that the peer is known to have been told.
+    /// The highest commit index that was sent to the peer in the pipeline.
     commit_sent: LogIndex,
     last_ack: Time,
     /// When `match_index` last rose.
     matched_at: Time,
-    /// The send time of the latest message that it answered: what leases count.
-    /// Zero: it has answered none.
+    /// The send time of the latest message that the peer replied to, which leases count from. Zero
+    /// if it replied to none.
     acked_sent: Time,
-    /// And its round: what ReadIndex counts.
+    /// The round of that message, which ReadIndex counts.
     acked_round: u64,
-    /// An append without entries is due, which would reveal that earlier ones
-    /// were lost.
+    /// An append without entries is due. The reply would reveal that earlier appends were lost.
     ping: bool,
 }
 
@@ -124,19 +122,19 @@ impl Follow {
         }
     }
 
-    /// The peer answered something that bore this stamp; an answer to nothing in
-    /// particular bears the default one, which proves nothing about its age.
+    /// The peer replied to a message with this stamp. A reply to no particular message has the
+    /// default stamp, which proves nothing about its age.
     #[inline]
     pub fn heard(&mut self, now: Time, round: u64, stamp: Stamp) {
         self.last_ack = self.last_ack.max(now);
         if stamp != Stamp::default() {
-            // An echo is not believed beyond what it can know.
+            // An echoed stamp cannot be later than now, nor name a later round.
             self.acked_sent = self.acked_sent.max(stamp.sent.min(now));
             self.acked_round = self.acked_round.max(stamp.round.min(round));
         }
     }
 
-    /// The leader's own disk, which counts like any other.
+    /// Records the state of the leader's own disk, which counts like any other.
     pub fn own_log(&mut self, persisted: LogIndex, last: LogIndex) {
         self.match_index = self.match_index.max(persisted);
         self.next_index = last.next();
@@ -169,7 +167,8 @@ impl Follow {
                     inflight.bytes += bytes;
                     self.next_index = last.next();
                 }
-                // A probe may be refused, and would have told nothing.
+                // Only in the pipeline: a probe may be refused, and then its commit index does not
+                // count.
                 self.told_commit(commit.min(self.next_index.prev()));
             }
             State::Snapshot { .. } => {}
@@ -180,16 +179,17 @@ impl Follow {
         self.commit_sent = self.commit_sent.max(commit);
     }
 
-    /// Whether a pipelined peer that was sent everything has not been told of a commit.
+    /// Whether a peer in the pipeline has been sent the entries up to `commit`, but not that they
+    /// are committed.
     #[inline]
     pub fn lacks_commit(&self, commit: LogIndex) -> bool {
-        // Who has not been sent so far hears of it with the entries.
+        // A peer that has not been sent the entry learns of the commit with the entries.
         matches!(self.state, State::Replicate)
             && commit > self.commit_sent
             && commit < self.next_index
     }
 
-    /// The peer's log agrees up to `index`. Returns whether that is news.
+    /// The peer's log agrees up to `index`. Returns whether that is further than known before.
     #[inline]
     pub fn accepted(&mut self, now: Time, index: LogIndex, first_index: LogIndex) -> bool {
         let news = index > self.match_index;
@@ -209,7 +209,7 @@ impl Follow {
                 }
             }
             State::Snapshot { .. } => {
-                // However it came by them, it now has what the log still follows.
+                // However the peer got its entries, the log continues what it has now.
                 if self.match_index.next() >= first_index {
                     self.next_index = self.match_index.next();
                     self.pipeline();
@@ -224,16 +224,16 @@ impl Follow {
         self.inflight = None;
     }
 
-    /// Whether the refusal of an append after `prev` proves that the peer no longer
-    /// has what it acknowledged: only if the append was sent after the
-    /// acknowledgement had come. Returns what it acknowledged.
+    /// If the refusal of an append after `prev` proves that the peer has lost entries that it
+    /// acknowledged, returns the last index that it acknowledged. A refusal proves that only if the
+    /// append was sent after the acknowledgement had come.
     pub fn has_lost(&self, prev: LogIndex, stamp: Stamp) -> Option<LogIndex> {
         let lost = prev <= self.match_index && stamp.sent > self.matched_at;
         lost.then_some(self.match_index)
     }
 
-    /// The peer refused an append after `prev`; the logs may agree at `hint`.
-    /// Returns whether the refusal is not an old one.
+    /// The peer refused an append after `prev`; the logs may agree at `hint`. Returns `false` if
+    /// the refusal is an old one.
     pub fn rejected(&mut self, prev: LogIndex, hint: LogIndex) -> bool {
         match &mut self.state {
             State::Replicate if prev <= self.match_index => return false,
@@ -247,7 +247,7 @@ impl Follow {
         true
     }
 
-    /// A heartbeat was answered: whatever was waited for may be lost.
+    /// The peer replied to a heartbeat, so a reply that the leader still waits for may be lost.
     pub fn nudged(&mut self, first_index: LogIndex, last: LogIndex, limits: FlowLimits) {
         match &mut self.state {
             State::Probe { waiting } => *waiting = false,
@@ -269,7 +269,7 @@ impl Follow {
         std::mem::take(&mut self.ping) && matches!(self.state, State::Replicate)
     }
 
-    /// An append was lost or the peer went away: stop the pipeline.
+    /// An append was lost or the peer went away, so the pipeline stops.
     pub fn lost(&mut self) {
         if matches!(self.state, State::Replicate) {
             self.next_index = self.match_index.next();
@@ -281,15 +281,15 @@ impl Follow {
         self.state = State::Snapshot { delivered: false };
     }
 
-    /// The snapshot arrived: its installation will be answered like an append.
+    /// The snapshot arrived. The peer will reply to its installation as to an append.
     pub fn snapshot_delivered(&mut self) {
         if let State::Snapshot { delivered } = &mut self.state {
             *delivered = true;
         }
     }
 
-    /// The snapshot was lost. The next answer to a heartbeat tries again, so a
-    /// peer that cannot take one does not cost more than one per heartbeat.
+    /// The snapshot was lost. The next reply to a heartbeat starts another attempt, so a peer that
+    /// cannot take a snapshot costs at most one per heartbeat.
     pub fn snapshot_failed(&mut self) {
         if matches!(self.state, State::Snapshot { .. }) {
             self.next_index = self.match_index.next();

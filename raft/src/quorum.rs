@@ -1,5 +1,5 @@
-//! What a majority agrees on: of one set of voters, and of two at once while a
-//! configuration is joint.
+//! What a majority agrees on. While a configuration is joint, that is a majority of each of two
+//! sets of voters.
 
 use crate::configuration::Configuration;
 use crate::peer_set::PeerSet;
@@ -16,7 +16,7 @@ pub enum Tally {
     Won,
     /// Some majority that is needed can no longer be reached.
     Lost,
-    /// It depends on those who have not answered.
+    /// It depends on the voters that have not replied.
     Open,
 }
 
@@ -24,7 +24,7 @@ pub enum Tally {
 /// configuration a majority of the old and one of the new.
 ///
 /// # Panics
-/// If nobody votes: a group without members decides nothing, so its caller is wrong.
+/// If there are no voters: a group without voters decides nothing, so the caller is wrong.
 pub fn reached<T: Ord + Copy + Default>(
     configuration: &Configuration,
     value: impl Fn(PeerId) -> T,
@@ -43,7 +43,7 @@ fn majority<T: Ord + Copy + Default>(voters: &PeerSet, value: impl Fn(PeerId) ->
     if voters.is_empty() {
         return None;
     }
-    // Most groups: the middle one of three, without sorting.
+    // Most groups have three voters: take the middle value, without sorting.
     if let [a, b, c] = voters.as_slice() {
         let (a, b, c) = (value(*a), value(*b), value(*c));
         return Some(a.min(b).max(a.max(b).min(c)));
@@ -60,11 +60,11 @@ fn majority<T: Ord + Copy + Default>(voters: &PeerSet, value: impl Fn(PeerId) ->
         *slot = value(peer);
     }
     values.sort_unstable();
-    // Of n sorted values, the one at (n - 1) / 2 has a majority at or above it.
+    // Of n sorted values, a majority is at or above the value at (n - 1) / 2.
     Some(values[(values.len() - 1) / 2])
 }
 
-/// Counts votes: `vote` answers what a peer said, or `None` if nothing yet.
+/// Counts votes. `vote` returns a peer's reply, or `None` if there is none yet.
 pub fn tally(configuration: &Configuration, vote: impl Fn(PeerId) -> Option<bool>) -> Tally {
     let incoming = tally_one(&configuration.voters, &vote);
     let outgoing = tally_one(&configuration.voters_outgoing, &vote);

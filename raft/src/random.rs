@@ -1,4 +1,4 @@
-//! Randomness that is a function of a seed: eight bytes per group, so that
+//! Random numbers from a seed. The state is eight bytes per group, so that
 //! thousands of sleeping groups do not each carry a generator's table.
 
 /// Sebastiano Vigna's SplitMix64.
@@ -18,8 +18,8 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// Below `bound`, which is not zero. The bias of the remainder is far below
-    /// what an election timeout could notice.
+    /// A random number below `bound`, which must not be zero. The bias of the
+    /// remainder is far too small to matter for an election timeout.
     pub fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }

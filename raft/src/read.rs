@@ -1,11 +1,12 @@
 //! ReadIndex: reads that are linearizable without a clock and without an entry
 //! (dissertation §6.4).
 //!
-//! A leader notes its commit index, asks every follower once whether it still
-//! follows, and when a quorum has said so the index is as fresh as the read. All
-//! reads that wait share a round; a read that comes while a round is under way
-//! waits for the next, because the answers of this one may be older than it.
-//! Followers pass their reads on, also in batches.
+//! A leader notes its commit index and asks every follower once whether it
+//! still follows. When a quorum has confirmed that, the index is as fresh as
+//! the read. All reads that wait share a round. A read that comes while a round
+//! is under way waits for the next round, because replies of the current round
+//! may be older than the read. Followers pass their reads on to the leader,
+//! also in batches.
 
 use std::collections::VecDeque;
 
@@ -22,19 +23,19 @@ pub const MAX_READ_ROUNDS: usize = 8;
 /// Why a read was refused at once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum ReadError {
-    /// Nobody to ask.
+    /// There is no leader to ask.
     #[error("peer {peer} knows no leader to confirm a read with")]
     NoLeader {
         /// The peer.
         peer: PeerId,
     },
-    /// It has nothing to read.
+    /// A witness has no data to read.
     #[error("peer {peer} is a witness and holds no data to read")]
     Witness {
         /// The peer.
         peer: PeerId,
     },
-    /// Too many are waiting.
+    /// Too many reads are waiting.
     #[error("{MAX_PENDING_READS} reads are waiting at peer {peer} already")]
     TooMany {
         /// The peer.
@@ -42,12 +43,12 @@ pub enum ReadError {
     },
 }
 
-/// Who waits for an index.
+/// The origin of a read that waits for an index.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Reader {
     /// The driver, under its own id.
     Here(u64),
-    /// A batch of a follower's.
+    /// A batch of a follower's reads.
     There { peer: PeerId, batch: u64 },
 }
 
@@ -84,7 +85,7 @@ impl ReadRounds {
         self.0.as_ref().is_none_or(|rounds| rounds.pending == 0)
     }
 
-    /// Whether a new round is wanted and may begin.
+    /// Whether reads wait for a new round and it may begin.
     pub fn may_begin(&self) -> bool {
         self.0.as_ref().is_some_and(|rounds| {
             !rounds.waiting.is_empty() && rounds.under_way.len() < MAX_READ_ROUNDS
@@ -97,7 +98,8 @@ impl ReadRounds {
         rounds.under_way.push_back(Round { number, index, readers });
     }
 
-    /// A quorum has answered round `number`, and so every earlier one.
+    /// Ends round `number` and every earlier one, because a quorum has
+    /// confirmed them.
     pub fn confirmed(&mut self, number: u64, mut answer: impl FnMut(Reader, LogIndex)) {
         let Some(rounds) = &mut self.0 else { return };
         while let Some(round) = rounds.under_way.pop_front_if(|round| round.number <= number) {
@@ -160,7 +162,7 @@ impl ForwardedReads {
         reads.batches.push_back(Batch { number, expires, ids });
     }
 
-    /// The ids that batch `number` stood for; none if it was answered before.
+    /// The ids in batch `number`; empty if the batch was answered before.
     pub fn answered(&mut self, number: u64) -> Vec<u64> {
         let Some(reads) = &mut self.0 else { return Vec::new() };
         let Some(at) = reads.batches.iter().position(|batch| batch.number == number) else {
@@ -171,12 +173,12 @@ impl ForwardedReads {
         ids
     }
 
-    /// When the oldest batch is given up.
+    /// When the oldest batch expires.
     pub fn deadline(&self) -> Option<Time> {
         self.0.as_ref()?.batches.front().map(|batch| batch.expires)
     }
 
-    /// The ids of batches whose request or answer must have been lost.
+    /// The ids of expired batches: their request or reply must have been lost.
     pub fn expired(&mut self, now: Time) -> Vec<u64> {
         let mut ids = Vec::new();
         let Some(reads) = &mut self.0 else { return ids };
@@ -187,7 +189,7 @@ impl ForwardedReads {
         ids
     }
 
-    /// Every id, when there is no longer a leader to answer.
+    /// All ids, when there is no longer a leader that could answer.
     pub fn into_ids(self) -> impl Iterator<Item = u64> {
         let all = self.0.map(|reads| *reads).unwrap_or_default();
         all.batches.into_iter().flat_map(|batch| batch.ids).chain(all.waiting)

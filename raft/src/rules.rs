@@ -1,10 +1,9 @@
 //! Rules of the protocol that a test may break, one at a time.
 //!
-//! A simulator that finds nothing proves something only if it would have found
-//! something. `raft/mutants` compiles this crate's sources a second time with
-//! `cfg(esker_break_rules)`, in which `broken!(Rule)` asks the thread whether it
-//! is to break that rule; everywhere else the macro is the constant `false`, and
-//! marks for the reader where a rule stands that the proof rests on.
+//! A simulator that finds no fault proves something only if it would find a fault that is there.
+//! `raft/mutants` compiles this crate's sources a second time with `cfg(esker_break_rules)`. There,
+//! `broken!(Rule)` is true if the current thread is set to break that rule. Everywhere else the
+//! macro is the constant `false`, and marks for the reader each rule that the proof rests on.
 
 #[cfg(esker_break_rules)]
 pub use switch::{Rule, break_rule, is_broken};
@@ -48,40 +47,41 @@ mod switch {
 
     rules! {
         // Elections.
-        /// Broken: a peer votes for everybody who asks in a term.
+        /// Broken: a peer votes for every candidate that asks in a term.
         OneVotePerTerm,
-        /// Broken: a peer that restarts does not know for whom it voted.
+        /// Broken: a peer that restarts has forgotten its vote.
         VoteSurvivesRestart,
-        /// Broken: votes leave before they are durable.
+        /// Broken: votes are sent before they are durable.
         VoteAfterSync,
         /// Broken: a candidate asks for votes, and counts its own, before its term,
         /// vote and log are durable.
         CandidacyAfterSync,
-        /// Broken: a vote is given to a candidate whose log lacks what ours has.
+        /// Broken: a vote is given to a candidate with a log behind the voter's own.
         VoteForCompleteLog,
         // Replication and commit.
         /// Broken: entries of older terms are committed by counting (figure 8).
         CommitOwnTermOnly,
         /// Broken: an append is taken without a look at the entry before it.
         AppendAfterEqualEntry,
-        /// Broken: every append cuts off what lies behind it, also where it agrees.
+        /// Broken: every append cuts off the log behind it, also where the logs agree.
         TruncateOnConflictOnly,
         /// Broken: a follower commits entries that this leader has not verified.
         CommitVerifiedPrefix,
-        /// Broken: heartbeats tell followers to commit what they may not share.
+        /// Broken: heartbeats make followers commit entries that they may not share with the
+        /// leader.
         HeartbeatCommitCapped,
         /// Broken: peers learn from elections what later terms have committed.
         CommitOfLaterTerms,
-        /// Broken: acknowledgements leave before the entries are durable.
+        /// Broken: acknowledgements are sent before the entries are durable.
         AcknowledgeAfterSync,
         /// Broken: a leader counts itself for entries that its disk does not hold.
         LeaderCountsDurableOnly,
         /// Broken: the end of a write proves the durability of entries that have
         /// replaced the written ones.
         ReplacedEntriesNotDurable,
-        /// Broken: committed entries are applied before they are durable here.
+        /// Broken: committed entries are applied before they are durable on this peer.
         ApplyDurableOnly,
-        /// Broken: answers of older terms are taken for answers of this one.
+        /// Broken: replies of older terms are taken for replies of the current term.
         OlderTermsIgnored,
         /// Broken: a snapshot is acknowledged before it is installed.
         SnapshotAckAfterInstall,
@@ -92,7 +92,7 @@ mod switch {
         ManyVotersJointly,
         /// Broken: a change is proposed before the one before it is applied.
         OneChangeAtATime,
-        /// Broken: a new leader takes its tail to contain no change.
+        /// Broken: a new leader assumes that its tail contains no change.
         TailMayHoldChange,
         /// Broken: a peer campaigns with a committed change that it has not applied.
         ApplyBeforeCampaign,
@@ -105,11 +105,11 @@ mod switch {
         ReadWaitsForNextRound,
         /// Broken: a lease lasts as long as if all clocks ran alike.
         LeaseAllowsForDrift,
-        /// Broken: a lease counts from when an answer came, not from the question.
+        /// Broken: a lease counts from the time of the reply, not of the request.
         LeaseFromSendTime,
-        /// Broken: a lease goes on after another peer was told to campaign.
+        /// Broken: a lease goes on after another peer was ordered to campaign.
         LeaseVoidAfterHandover,
-        /// Broken: a leader has a lease while a change of members is not applied here.
+        /// Broken: a leader has a lease while a change of members is not applied on it.
         NoLeaseDuringChange,
         /// Broken: a peer promises before there is any record that it ever ran.
         PromiseAfterFirstRecord,

@@ -1,5 +1,5 @@
-//! The words of the protocol: ids, terms, indexes, instants, log entries and
-//! the little state that a peer must remember across a crash.
+//! The basic types of the protocol: ids, terms, indexes, instants, log entries and the little state
+//! that a peer must remember across a crash.
 
 use std::fmt;
 use std::ops::{Add, Sub};
@@ -9,8 +9,8 @@ use bytes::Bytes;
 
 use crate::configuration::Configuration;
 
-/// One Raft group. Every message names it, so that a message which went astray
-/// between groups, or between clusters whose ids differ, is refused.
+/// One Raft group. Every message names its group, so that a message which went astray between
+/// groups, or between clusters with different ids, is refused.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct GroupId(pub u64);
 
@@ -19,22 +19,24 @@ pub struct GroupId(pub u64);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct PeerId(pub u64);
 
-/// Who a peer is.
+/// The identity of a peer.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Identity {
-    /// The group it belongs to.
+    /// The group that the peer belongs to.
     pub group: GroupId,
-    /// Itself; not 0.
+    /// The peer's id; not 0.
     pub peer: PeerId,
 }
 
-/// The reign of at most one leader (Raft §5.1).
+/// A period with at most one leader (Raft §5.1).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Term(pub u64);
 
 /// A position in the log. The first entry has index 1; 0 means "before it".
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct LogIndex(pub u64);
+
+const NANOS_PER_MILLI: u64 = 1_000_000;
 
 /// An instant in nanoseconds on the caller's monotonic clock. Only differences
 /// between instants of the same process mean anything.
@@ -65,19 +67,19 @@ impl fmt::Display for LogIndex {
     }
 }
 
-/// How far ahead of its own term a peer believes another's to be. A term is an
-/// election: one every 100 ms for 13 years is less than this. A peer that was led
-/// this far ahead by a lie still brings its group along, since the others believe
-/// its answers; one that was told more believes nothing, and nothing is lost.
+/// How far ahead of its own term a peer accepts another's term. Each term is an election, and one
+/// every 100 ms for 13 years makes fewer terms than this. If a false message leads a peer this far
+/// ahead, the peer still brings its group along, since the others accept its replies. A message
+/// with a higher term is refused, and nothing is lost.
 pub const MAX_TERM_LEAP: u64 = 1 << 32;
 
-/// How far beyond the end of its log a peer believes entries to be. An index is an
-/// entry: a hundred thousand each second for 89 years are less than this.
+/// How far beyond the end of its log a peer accepts an index. Each index is an entry, and a hundred
+/// thousand each second for 89 years are fewer than this.
 pub const MAX_INDEX_LEAP: u64 = 1 << 48;
 
 impl Term {
-    /// The highest term that is believed of another peer at all; see also
-    /// [`MAX_TERM_LEAP`]. Nothing that adds to it overflows.
+    /// The highest term that is accepted from another peer at all; see also [`MAX_TERM_LEAP`].
+    /// Adding to it does not overflow.
     pub const MAX: Term = Term(u64::MAX >> 1);
 
     /// The term after this one.
@@ -94,7 +96,7 @@ impl Term {
 }
 
 impl LogIndex {
-    /// The highest index that is believed of another peer at all: see [`MAX_INDEX_LEAP`].
+    /// The highest index that is accepted from another peer at all: see [`MAX_INDEX_LEAP`].
     pub const MAX: LogIndex = LogIndex(u64::MAX >> 1);
 
     /// The index after this one.
@@ -110,6 +112,26 @@ impl LogIndex {
     }
 }
 
+impl Time {
+    /// So many milliseconds after the clock's beginning.
+    #[must_use]
+    pub const fn from_millis(millis: u64) -> Time {
+        Time(millis.saturating_mul(NANOS_PER_MILLI))
+    }
+
+    /// Whole milliseconds from `earlier` to this instant; zero when `earlier` is in fact later.
+    #[must_use]
+    pub const fn millis_since(self, earlier: Time) -> u64 {
+        self.0.saturating_sub(earlier.0) / NANOS_PER_MILLI
+    }
+
+    /// The instant `millis` milliseconds later.
+    #[must_use]
+    pub const fn plus_millis(self, millis: u64) -> Time {
+        Time(self.0.saturating_add(Time::from_millis(millis).0))
+    }
+}
+
 impl Add<Duration> for Time {
     type Output = Time;
 
@@ -122,7 +144,7 @@ impl Add<Duration> for Time {
 impl Sub for Time {
     type Output = Duration;
 
-    /// Zero when `earlier` is in fact later.
+    /// The time since `earlier`; zero when `earlier` is in fact later.
     fn sub(self, earlier: Time) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
@@ -135,15 +157,15 @@ pub struct Entry {
     pub term: Term,
     /// Its position.
     pub index: LogIndex,
-    /// What it says.
+    /// Its content.
     pub payload: Payload,
 }
 
-/// What an entry costs beyond its payload, roughly.
+/// About what an entry costs beyond its payload, in bytes.
 const ENTRY_HEADER: usize = 32;
 
 impl Payload {
-    /// What an entry with this payload costs in a message, in memory and in the
+    /// The bytes that an entry with this payload counts for in a message, in memory and in the
     /// uncommitted budget: the payload and a fixed share for the entry's header.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -157,18 +179,17 @@ impl Payload {
 }
 
 impl Entry {
-    /// What the entry costs: see [`Payload::bytes`].
+    /// The bytes that the entry counts for: see [`Payload::bytes`].
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.payload.bytes()
     }
 }
 
-/// What an entry says.
+/// The content of an entry.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Payload {
-    /// The first entry of every new leader: committing it commits everything
-    /// before it (Raft §8).
+    /// The first entry of every new leader. Committing it commits everything before it (Raft §8).
     Noop,
     /// A command of the driver, opaque here.
     Command(Bytes),
@@ -176,14 +197,14 @@ pub enum Payload {
     Change(Box<ConfChange>),
 }
 
-/// A change of members. One step that touches at most one voter takes effect
-/// directly; anything larger goes through a joint configuration (Raft §4.3 of
-/// Ongaro's dissertation). Without steps it *leaves* the joint configuration.
+/// A change of members. One step that touches at most one voter takes effect directly; anything
+/// larger goes through a joint configuration (dissertation §4.3). A change without steps *leaves*
+/// the joint configuration.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ConfChange {
     /// What changes, all at once.
     pub steps: Vec<ChangeStep>,
-    /// Who ends the joint configuration that these steps may lead into.
+    /// How the joint configuration ends that these steps may lead into.
     pub leave: LeaveJoint,
     /// The driver's own data, carried along.
     pub context: Bytes,
@@ -199,11 +220,11 @@ pub enum ChangeStep {
     /// A peer that votes and keeps the log, and stores no data. It leads only until
     /// it has brought a voter with data up to date.
     AddWitness(PeerId),
-    /// Takes a peer out, whatever it was.
+    /// Removes a peer, whatever its role.
     Remove(PeerId),
 }
 
-/// Who proposes the end of a joint configuration.
+/// Whether the leader or the driver proposes the end of a joint configuration.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum LeaveJoint {
     /// The leader, as soon as it has applied the joint configuration.
@@ -213,15 +234,15 @@ pub enum LeaveJoint {
     Explicit,
 }
 
-/// What a peer must never forget: written with the entries of the same
+/// The state that a peer must never forget. It is written with the entries of the same
 /// [`crate::Ready`], in one atomic write.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct HardState {
-    /// The latest term this peer has seen.
+    /// The latest term that this peer has seen.
     pub term: Term,
-    /// Whom it voted for in that term.
+    /// The peer that it voted for in that term.
     pub vote: Option<PeerId>,
-    /// The highest index it knows to be committed.
+    /// The highest index that this peer knows to be committed.
     pub commit: LogIndex,
 }
 

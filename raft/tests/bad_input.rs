@@ -1,5 +1,6 @@
-//! What no correct peer sends and no sensible caller asks: refused with an error
-//! that says what was wrong, or ignored as the protocol says, and never a panic.
+//! Messages that no correct peer sends, and calls that no sensible caller makes. They are refused
+//! with an error that says what was wrong, or ignored as the protocol requires, and never cause a
+//! panic.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -189,8 +190,8 @@ fn a_term_that_no_election_can_have_reached_ends_no_group() {
             assert_eq!(group.term(), TERM);
         }
     }
-    // Who was led as far as a lie can lead goes on counting, and brings a leader along
-    // that never heard of it: the leader believes its answers.
+    // A peer that false messages led as far as possible goes on counting. It brings a leader along
+    // that never got such a message, because the leader accepts its replies.
     let mut misled = follower();
     misled.step(NOW, message(append((5, 2), vec![]), furthest)).expect("it is believed");
     let later = NOW + Duration::from_secs(60);
@@ -337,11 +338,11 @@ fn a_proposal_over_the_limit_is_refused_and_one_at_the_limit_is_not() {
 
 #[test]
 fn a_disk_that_lost_what_it_promised_is_found_out() {
-    // At the start, if the log ends before what was known to be committed …
+    // At the start, if the log ends before an index that was known to be committed …
     let lost = Restored { applied: LogIndex(7), ..restored() };
     let error = create(Config::default(), lost).expect_err("the log ends too early");
     assert_eq!(error.to_string(), "peer 1 restored applied index 7 but its log ends at 5");
-    // … by its leader's heartbeat, if what it acknowledged is committed …
+    // … by its leader's heartbeat, if the lost entries are committed …
     let heartbeat = MessageBody::Heartbeat { commit: LogIndex(9), stamp: Stamp::default() };
     let said = refusal(&mut follower(), message(heartbeat, 4));
     assert_eq!(
@@ -349,8 +350,8 @@ fn a_disk_that_lost_what_it_promised_is_found_out() {
         "peer 1 acknowledged entries up to 9 to leader 2, but its log ends at 5: its disk has \
          lost data; remove the peer and add a new one"
     );
-    // … and by its refusal of what follows, if not. A refusal of something that
-    // was sent before the acknowledgement came proves nothing.
+    // … and by the leader, if not, when the peer refuses the next entries. A refusal of an append
+    // that was sent before the acknowledgement came proves nothing.
     let rejected = |sent| MessageBody::AppendReply {
         outcome: AppendOutcome::Rejected {
             prev_index: LogIndex(6),

@@ -1,11 +1,11 @@
-//! Any messages, in any order, from anybody: a peer refuses them or takes them,
-//! and whatever it takes, what it has promised holds.
+//! Any messages, in any order, from any sender. A peer refuses or accepts them, and its promises
+//! hold in either case.
 //!
-//! The world around one real peer lies at random: leaders that were never elected,
-//! votes nobody gave, acknowledgements of nothing, snapshots out of the blue; with
-//! the peer's own disk, state machine, crashes and callers in between. Numbers are
-//! mostly near those that matter to the peer at that moment, so that lies are
-//! believable. `PROPTEST_CASES=n` tries more of them.
+//! One real peer gets random false messages: from leaders that were never elected, with votes that
+//! no peer gave, acknowledgements of nothing, and snapshots that were not asked for. In between
+//! come the peer's own disk, state machine, crashes and callers. Numbers are mostly near those that
+//! matter to the peer at that moment, so that the messages are credible. `PROPTEST_CASES=n` runs
+//! more cases.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
-/// A number near something that the peer cares about.
+/// A number near one that matters to the peer.
 #[derive(Clone, Copy, Debug)]
 enum Near {
     Term(i64),
@@ -79,7 +79,7 @@ fn near() -> impl Strategy<Value = Near> {
     ]
 }
 
-/// Where numbers begin to be refused, and where counting on would overflow.
+/// The numbers at which refusal begins, and at which counting on would overflow.
 const EDGES: &[u64] = &[
     MAX_TERM_LEAP - 1,
     MAX_TERM_LEAP,
@@ -198,7 +198,7 @@ fn deed() -> impl Strategy<Value = Deed> {
     ]
 }
 
-/// The peer, what it has said and done, and what that binds it to.
+/// The peer, its messages and actions, and the promises that follow from them.
 struct Witnessed {
     node: Node,
     now: Time,
@@ -322,7 +322,7 @@ impl Witnessed {
             Deed::Said { group, from, to, term, lie } => {
                 let (term, body) = (self.term_of(term), self.body(lie));
                 let (group, from, to) = (GroupId(group), PeerId(from), PeerId(to));
-                // Refusing is as good as taking; both must leave what was promised.
+                // The peer may refuse the message or accept it. Both must keep its promises.
                 let message = Message { group, from, to, term, body };
                 let taken = self.node.group().step(now, message).is_ok();
                 count(if taken { &reached.taken } else { &reached.refused }, true);
@@ -366,9 +366,9 @@ impl Witnessed {
             Deed::Crash(kept) => {
                 self.node.crash(kept);
                 self.node.restart(now);
-                // What was not durable bound nobody. That an entry was committed is known after a
-                // crash only as far as the commit index or the machine was: above, a leader's word
-                // counts again, and here it may be a lie.
+                // What was not durable bound nobody. After a crash, an entry is known to be
+                // committed only up to the stored commit index and the applied index. Above that, a
+                // leader's message counts again, and here it may be false.
                 (self.term, self.commit) = Default::default();
                 let disk = self.node.disk.borrow();
                 let durable = disk.hard_state.commit.max(disk.machine.index);
@@ -404,7 +404,7 @@ impl Witnessed {
                     assert_eq!(known, entry.term, "{} was committed twice", entry.index);
                     count(&reached.applied, true);
                 }
-                // Its word is taken for what is committed, below and above.
+                // A snapshot is trusted for what is committed, below and above its index.
                 Event::Installed(_) => {
                     self.committed.clear();
                     count(&reached.installed, true);
@@ -441,7 +441,7 @@ impl Witnessed {
     }
 }
 
-/// What the lies have led to: lies that are all refused try nothing.
+/// Counts the effects of the false messages. If all of them were refused, nothing would be tested.
 #[derive(Default, Debug)]
 struct Reached {
     taken: Cell<u32>,
@@ -522,7 +522,7 @@ fn no_lie_makes_a_peer_panic_or_break_its_word() {
     }
 }
 
-/// Seconds of them, unless asked for more.
+/// The number of cases: some seconds of them, unless `PROPTEST_CASES` asks for more.
 fn cases() -> u32 {
     std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(10_000)
 }

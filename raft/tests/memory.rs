@@ -1,5 +1,5 @@
-//! What a group holds in memory: next to nothing when it is idle, for a node may
-//! have a hundred thousand, and a bounded amount however slowly it applies.
+//! What a group holds in memory. An idle group holds next to nothing, because a node may have a
+//! hundred thousand groups. A group that applies slowly holds a bounded amount.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Arc;
@@ -40,7 +40,7 @@ static COUNTING: Counting = Counting;
 
 const TERM: Term = Term(3);
 
-/// What an idle peer may hold, on the heap and in itself.
+/// The bytes that an idle peer may hold, on the heap and in the `Group` itself.
 const LIMIT: usize = 1024;
 
 struct Bench {
@@ -76,7 +76,7 @@ fn from(peer: u64, term: Term, body: MessageBody) -> Message {
     Message { group: GROUP, from: PeerId(peer), to: PeerId(1), term, body }
 }
 
-/// Carries out what is wanted, at once. Returns the rounds and times that were sent.
+/// Carries out every Ready at once. Returns the stamps that were sent.
 fn work(group: &mut Group<Borrowed>, now: Time) -> Vec<Stamp> {
     let mut stamps = Vec::new();
     while let Some(ready) = group.ready() {
@@ -95,8 +95,8 @@ fn work(group: &mut Group<Borrowed>, now: Time) -> Vec<Stamp> {
     stamps
 }
 
-/// Makes it the leader of a group of three in which everybody has everything,
-/// after some work.
+/// Makes the peer the leader of a group of three, and does some work until every peer has every
+/// entry.
 fn lead(group: &mut Group<Borrowed>, mut now: Time) -> Time {
     let taken = "an answer is taken";
     group.campaign(now);
@@ -121,14 +121,15 @@ fn lead(group: &mut Group<Borrowed>, mut now: Time) -> Time {
     now
 }
 
-/// The counters belong to the process, so one test runs after the other.
+/// The counters belong to the process, so the parts of this test run one after the other.
 #[test]
 fn a_group_holds_little_when_it_is_idle_and_not_much_more_when_it_applies_slowly() {
     an_idle_group_of_three_costs_at_most_a_kibibyte_for_each_peer_and_allocates_nothing();
     what_is_durable_and_not_applied_is_not_all_kept();
 }
 
-/// A gibibyte is proposed and durable, and none of it is applied.
+/// Entries that are durable are not all kept in memory, while a gibibyte is proposed and none of it
+/// is applied.
 fn what_is_durable_and_not_applied_is_not_all_kept() {
     const ENTRY: usize = 1 << 20;
     let bench = Bench {
@@ -176,7 +177,7 @@ fn an_idle_group_of_three_costs_at_most_a_kibibyte_for_each_peer_and_allocates_n
     let mut leader = bench.group(now);
     let now = lead(&mut leader, now);
     let busy = HELD.load(Ordering::Relaxed) - held + size_of::<Group<Borrowed>>();
-    // Nobody asks it to: between two heartbeats without work it gives memory back.
+    // No call asks for it: between two heartbeats without work the group frees memory.
     let mut later = now;
     for _ in 0..3 {
         later = later + Duration::from_millis(100);

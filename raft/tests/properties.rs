@@ -1,5 +1,4 @@
-//! Properties of the parts that are functions: stored and sent forms, quorums and
-//! changes of members.
+//! Properties of pure functions: stored and sent forms, quorums and changes of members.
 
 use std::collections::BTreeSet;
 
@@ -253,8 +252,8 @@ proptest! {
         prop_assert_eq!(tally(&members, vote), expected);
     }
 
-    /// What makes a change of members safe: any majority before it and any after
-    /// it have a voter in common, so that they cannot decide differently.
+    /// A change of members is safe because any majority before it and any majority after it have a
+    /// voter in common, so that they cannot decide differently.
     #[test]
     fn majorities_before_and_after_a_change_overlap(voters in some(1..6, 1..5),
                                                     steps in vec((0..4u8, 1..7u64), 1..5),
@@ -283,7 +282,7 @@ proptest! {
     }
 }
 
-/// Tries every way to divide the peers into two camps: they never both win.
+/// Tries every way to divide the peers into two camps. The camps must never both win.
 fn assert_overlap(one: &Configuration, other: &Configuration) {
     for camp in 0..1u32 << 7 {
         let ours = |peer: PeerId| camp & (1 << peer.0) != 0;

@@ -1,9 +1,9 @@
-//! Whole clusters, told as stories.
+//! Whole clusters, as recorded stories.
 //!
-//! Each file in `tests/traces` is a script of commands and, below `---`, what
-//! they made happen. `UPDATE_GOLDENFILES=1 cargo test -p esker-raft --test traces`
-//! records them anew; read the difference before you believe it. What the
-//! commands mean is said at `Story::command` in `raft/simulator/src/story`.
+//! Each file in `tests/traces` is a script of commands and, below `---`, their effects.
+//! `UPDATE_GOLDENFILES=1 cargo test -p esker-raft --test traces` records them anew; read the
+//! difference before you accept it. `Story::command` in `raft/simulator/src/story` documents the
+//! commands.
 
 use esker_raft_simulator::Story;
 

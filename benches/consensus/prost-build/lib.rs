@@ -1,11 +1,12 @@
 //! Stands in for `prost-build` 0.11 while the crate `raft` is built, so that no
-//! `protoc` is needed on the machine: `protox` reads the schema in pure Rust, as
-//! everywhere in Esker, and a real `prost-build` generates the code.
+//! `protoc` is needed on the machine. `protox` reads the schema in pure Rust,
+//! as everywhere in Esker, and a real `prost-build` generates the code.
 
 use std::io::{Error, Result};
 use std::path::{Path, PathBuf};
 
-/// As much of the real one as its only user here, `protobuf-build`, calls.
+/// The part of the real `Config` that its only user here, `protobuf-build`,
+/// calls.
 #[derive(Default)]
 pub struct Config(generator::Config);
 

@@ -18,15 +18,15 @@ use esker_raft::{
 
 use crate::workload::{COMPACT_EVERY, Cluster, KEEP, Load, NODES, Tally, verify};
 
-/// The node that is elected, by its position.
+/// The position of the node that is elected.
 const LEADER: usize = 0;
 
-/// A log, and the same log as it is lent to the core.
+/// A log. A clone of it is lent to the core.
 #[derive(Clone, Default)]
 struct SharedLog(Rc<RefCell<Log>>);
 
-/// The batches as the core shares them. Followers lag less than the core's own
-/// cache reaches back, so nothing is ever read here but the end of what is dropped.
+/// The batches as the core shares them. Followers lag less than the core's own cache reaches back,
+/// so the core reads nothing here but the end of the dropped entries.
 #[derive(Default)]
 struct Log {
     compacted: (LogIndex, Term),
@@ -41,7 +41,7 @@ impl Log {
         self.batches.push_back(entries);
     }
 
-    /// Drops the batches that end at or before this index, and says where they ended.
+    /// Drops the batches that end at or before this index. Returns where the dropped entries end.
     fn compact(&mut self, index: LogIndex) -> (LogIndex, Term) {
         let ends = |batch: &Entries| batch.last().is_none_or(|last| last.index <= index);
         while let Some(batch) = self.batches.pop_front_if(|batch| ends(batch)) {
@@ -92,7 +92,7 @@ struct Node {
     hard_state: HardState,
     compacted: LogIndex,
     machine: Tally,
-    /// It was given something since it last worked.
+    /// Whether the node got any input since it last worked.
     busy: bool,
 }
 
@@ -127,7 +127,7 @@ impl Node {
 
 pub struct Esker {
     nodes: [Node; NODES],
-    /// The Ready that is being carried out: used again.
+    /// The Ready that is being carried out. Its memory is used again.
     ready: Ready,
     now: Time,
     expected: Tally,
@@ -149,7 +149,7 @@ impl Esker {
         cluster
     }
 
-    /// Lets the nodes work by turns, until nobody has anything to do.
+    /// Lets the nodes work by turns, until none has anything to do.
     fn pump(&mut self, now: Time) {
         let Esker { nodes, ready, .. } = self;
         while nodes.iter().any(|node| node.busy) {
@@ -199,7 +199,7 @@ fn deliver(nodes: &mut [Node; NODES], now: Time, messages: &mut Vec<Message>) {
 impl Cluster for Esker {
     fn run(&mut self, steps: u64, load: Load) {
         for _ in 0..steps {
-            // Some time passes; nobody is ticked.
+            // Some time passes, but no node is ticked.
             self.now = self.now + Duration::from_micros(1);
             let now = self.now;
             for _ in 0..load.proposals {

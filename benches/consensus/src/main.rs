@@ -5,15 +5,15 @@
 //! cargo bench --manifest-path benches/consensus/Cargo.toml
 //! ```
 //!
-//! Criterion reports every case by itself; the table at the end compares them by
-//! rounds of its own that take turns between the libraries, so that what else the
-//! machine does meets all of them alike. A filter chooses among criterion's cases, not
-//! in the table: `-- none` after the command above leaves only the table.
+//! Criterion reports every case by itself. The table at the end compares the libraries by rounds of
+//! its own that take turns between them, so that other work on the machine affects all alike. A
+//! filter chooses among criterion's cases, not in the table: `-- none` after the command above
+//! leaves only the table.
 //!
-//! `workload` says what a step is, and the file of each library whose advice it
-//! follows. The crate `raft` takes its types from one of two codecs, here prost's; for
-//! the other, its default, which shares payloads where prost's copies them, add
-//! `--no-default-features --features protobuf-codec`.
+//! `workload` defines a step, and the file of each library names the documentation that it follows.
+//! The crate `raft` takes its types from one of two codecs, here prost's. The other is its default,
+//! and shares payloads where prost's copies them. To use it, add `--no-default-features --features
+//! protobuf-codec`.
 
 mod esker;
 mod openraft;
@@ -26,7 +26,7 @@ use criterion::{Criterion, Throughput};
 
 use crate::workload::{Cluster, CpuTime, LOADS, Load, cost_of};
 
-/// Name, package and how to start three nodes of it.
+/// The name, the package, and a function that starts three nodes.
 type Library = (&'static str, &'static str, fn() -> Box<dyn Cluster>);
 
 const LIBRARIES: [Library; 3] = [
@@ -35,7 +35,7 @@ const LIBRARIES: [Library; 3] = [
     ("openraft", "openraft", || Box::new(openraft::Openraft::start())),
 ];
 
-/// Rounds of each library and load in the table, whose median counts.
+/// Rounds of each library and load in the table. Their median counts.
 const ROUNDS: usize = 9;
 
 fn main() {
@@ -48,7 +48,7 @@ fn main() {
         measure(&mut criterion, load);
     }
     criterion.final_summary();
-    // Without this argument, or with the others, nothing is to be measured.
+    // Without `--bench`, or with other arguments, nothing is to be measured.
     let has = |wanted: &str| std::env::args().any(|arg| arg == wanted);
     if has("--bench") && !["--test", "--list", "--profile-time"].into_iter().any(has) {
         print_table();
@@ -93,7 +93,7 @@ fn print_table() {
 
 /// Each library's microseconds of CPU time per proposal.
 fn compare(load: Load) -> [f64; LIBRARIES.len()] {
-    // Tens of milliseconds at least for each.
+    // Each run takes at least tens of milliseconds.
     let steps = if load.proposals == 1 { 16_000 } else { 2_000 };
     let mut clusters = LIBRARIES.map(|(_, _, start)| start());
     let mut costs = LIBRARIES.map(|_| Vec::new());
@@ -112,7 +112,7 @@ fn compare(load: Load) -> [f64; LIBRARIES.len()] {
     })
 }
 
-/// Of a package, as cargo resolved it.
+/// The version of a package, as cargo resolved it.
 fn version(package: &str) -> &'static str {
     let name = format!("name = \"{package}\"\nversion = \"");
     let (_, rest) = include_str!("../Cargo.lock").split_once(&name).expect("it was compiled");

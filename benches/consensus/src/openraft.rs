@@ -2,19 +2,18 @@
 //! `RaftStateMachine` and a `RaftNetworkV2` for each node, `initialize` on one, and
 //! snapshots by policy, behind which it purges the log itself.
 //!
-//! Where the documentation says what is faster, that is done: `stream_append` is
-//! forwarded ("to enable pipelined replication"), the streams of the log reader are
-//! not left to their defaults ("application should implement it for better
-//! performance"), and proposals that come together go through `client_write_many`
-//! ("more efficient than calling `client_write` multiple times"). A node without data
-//! and the standard leader id keep its types small, and logging is compiled away. Of
-//! tokio's runtimes the one of a single thread costs it the least CPU time; its
-//! feature `single-threaded` changes nothing about that.
+//! Where the documentation recommends something faster, it is used. `stream_append` is forwarded
+//! ("to enable pipelined replication"). The streams of the log reader are not left to their
+//! defaults ("application should implement it for better performance"). Proposals that come
+//! together go through `client_write_many` ("more efficient than calling `client_write` multiple
+//! times"). A node without data and the standard leader id keep its types small, and logging is
+//! compiled away. Of tokio's runtimes, the single-threaded one costs openraft the least CPU time.
+//! Its feature `single-threaded` does not change that.
 //!
-//! This is the alpha of 0.10, where its development goes on and which its README and
-//! guide are about; 0.9 "won't accept new features". With the same storage the stable
-//! 0.9.25 costs about half as much for proposals that come one by one, and two thirds
-//! more for 64 at a time, which it has no `client_write_many` for.
+//! This is the alpha of 0.10, which is under development and which the README and the guide
+//! describe. 0.9 "won't accept new features". With the same storage, the stable 0.9.25 costs about
+//! half as much for proposals that come one by one. For 64 at a time it costs two thirds more,
+//! because it has no `client_write_many`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::error::Error;
@@ -49,10 +48,10 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::workload::{COMPACT_EVERY, Cluster, KEEP, Load, NODES, Tally, verify};
 
-/// The node that is elected: the one that is told of the others.
+/// The node that is elected, because it is initialized with the members.
 const LEADER: usize = 0;
 
-/// In openraft's unit, milliseconds.
+/// An hour in milliseconds, openraft's unit.
 const HOUR: u64 = 60 * 60 * 1000;
 
 #[derive(Clone, Debug)]
@@ -197,7 +196,7 @@ impl RaftLogStorage<Types> for Log {
     }
 }
 
-/// What a machine has applied, for the benchmark to see.
+/// What a machine has applied, which the benchmark checks.
 #[derive(Default)]
 struct Shown {
     entries: AtomicU64,
@@ -296,7 +295,7 @@ impl RaftNetworkFactory<Types> for Network {
     }
 }
 
-/// To one node, which takes the messages as they are.
+/// A connection to one node, which takes the messages as they are.
 struct Connection(Node);
 
 fn unreachable_peer(error: impl Error + 'static) -> RPCError<Types> {
@@ -358,8 +357,8 @@ pub struct Openraft {
 impl Openraft {
     pub fn start() -> Openraft {
         let config = Config {
-            // Nobody is ticked, so its timers need not run either. But it measures leases,
-            // which must not expire while another library has its turn.
+            // The other libraries are not ticked, so openraft's timers need not run either. But it
+            // measures leases, which must not expire while another library has its turn.
             enable_tick: false,
             election_timeout_min: HOUR,
             election_timeout_max: 2 * HOUR,
@@ -407,8 +406,8 @@ async fn propose(leader: &Node, load: Load) {
 }
 
 impl Cluster for Openraft {
-    /// A step ends when the leader has applied its proposals, so that the followers
-    /// may hear of the commit together with what the next step proposes.
+    /// A step ends when the leader has applied its proposals. So the followers may get the commit
+    /// index together with the proposals of the next step.
     fn run(&mut self, steps: u64, load: Load) {
         self.runtime.block_on(async {
             for _ in 0..steps {

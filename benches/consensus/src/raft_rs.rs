@@ -1,12 +1,11 @@
-//! The crate `raft` (TiKV's raft-rs), driven as the section "Processing the `Ready`
-//! State" of its documentation says, step by step, with `advance` at the end of each
-//! [`raft::Ready`] and the [`raft::LightReady`] handled like it.
+//! The crate `raft` (TiKV's raft-rs), driven as the section "Processing the `Ready` State" of its
+//! documentation describes, step by step, with `advance` at the end of each [`raft::Ready`] and the
+//! [`raft::LightReady`] handled like it.
 //!
-//! Where the documentation leaves a choice, the cheaper one is taken: a storage of our
-//! own ("you will likely want your own") moves entries where `MemStorage` would copy
-//! them and take a lock; proposals that come together are proposed together, as a
-//! follower would pass them on, which beats as many calls of `propose` followed by
-//! `batch_append`; and nothing is logged.
+//! Where the documentation leaves a choice, the cheaper one is taken. A storage of our own ("you
+//! will likely want your own") moves entries where `MemStorage` would copy them and take a lock.
+//! Proposals that come together are proposed together, as a follower would pass them on. That is
+//! cheaper than as many calls of `propose` followed by `batch_append`. And nothing is logged.
 
 use std::collections::VecDeque;
 
@@ -22,7 +21,7 @@ use crate::workload::{COMPACT_EVERY, Cluster, KEEP, Load, NODES, Tally, verify};
 pub const NAME: &str =
     if cfg!(feature = "protobuf-codec") { "raft-rs (protobuf)" } else { "raft-rs (prost)" };
 
-/// The node that is elected, by its position.
+/// The position of the node that is elected.
 const LEADER: usize = 0;
 
 #[derive(Default)]
@@ -102,7 +101,7 @@ impl Storage for Log {
 struct Node {
     raft: RawNode<Log>,
     machine: Tally,
-    /// It was given something since it last worked.
+    /// Whether the node got any input since it last worked.
     busy: bool,
 }
 
@@ -110,7 +109,7 @@ impl Node {
     fn new(id: u64) -> Node {
         let voters = (1..=NODES as u64).collect::<Vec<_>>();
         let log = Log { conf_state: ConfState::from((voters, vec![])), ..Log::default() };
-        // All new entries travel in one message: by default there is one in each.
+        // All new entries are sent in one message. By default each message has one entry.
         let config = Config { max_size_per_msg: NO_LIMIT, ..Config::new(id) };
         config.validate().expect("these settings make sense");
         let logger = Logger::root(Discard, o!());
@@ -120,7 +119,7 @@ impl Node {
 
     fn apply(&mut self, committed: Vec<Entry>) {
         for entry in committed {
-            // A new leader's first entry is empty, and no command is.
+            // A new leader's first entry is empty, and no command is empty.
             if !entry.data.is_empty() {
                 self.machine.apply(&entry.data);
             }
@@ -128,7 +127,7 @@ impl Node {
     }
 }
 
-/// What comes together, in one message.
+/// The proposals that come together, in one message.
 #[allow(clippy::useless_conversion, reason = "the other codec has collections of its own")]
 fn proposals(load: Load) -> Message {
     let entry = |_| Entry { data: load.command().into(), ..Entry::default() };
@@ -155,7 +154,7 @@ impl RaftRs {
         cluster
     }
 
-    /// Lets the nodes work by turns, until nobody has anything to do.
+    /// Lets the nodes work by turns, until none has anything to do.
     fn pump(&mut self) {
         while self.nodes.iter().any(|node| node.busy) {
             for at in 0..NODES {

@@ -1,6 +1,6 @@
-//! What every library is asked to do, and how its cost is measured: CPU time of
-//! the whole process, all of its threads, per committed proposal. Wall time would
-//! flatter a library that spreads its work over many cores.
+//! The work of every library, and how its cost is measured: CPU time of the whole process, all of
+//! its threads, per committed proposal. Wall time would flatter a library that spreads its work
+//! over many cores.
 
 use std::time::Duration;
 
@@ -8,16 +8,17 @@ use criterion::Throughput;
 use criterion::measurement::{Measurement, ValueFormatter};
 use rustix::time::{ClockId, clock_gettime};
 
-/// Three, the smallest group that survives a loss and what a region has.
+/// Three nodes are the smallest group that survives a loss, and the usual number of a region's
+/// replicas.
 pub const NODES: usize = 3;
 
-/// A log is compacted when it holds this many applied entries more than it must
-/// keep, and that many it keeps for followers that lag: openraft's defaults, for
-/// all. So each log is bounded, and compaction is part of the price.
+/// A log is compacted when it holds this many applied entries more than [`KEEP`], the number that
+/// stays for followers that lag. Both are openraft's defaults, used for all libraries. So each log
+/// is bounded, and compaction is part of the price.
 pub const COMPACT_EVERY: u64 = 5000;
 pub const KEEP: u64 = 1000;
 
-/// What a step is.
+/// The load of a step.
 #[derive(Clone, Copy)]
 pub struct Load {
     pub payload: usize,
@@ -32,12 +33,12 @@ pub const LOADS: [Load; 4] = [
 ];
 
 impl Load {
-    /// A command in a buffer of its own, as a request off a socket would be.
+    /// A command in a buffer of its own, like a request from a socket.
     pub fn command(self) -> Vec<u8> {
         vec![7; self.payload]
     }
 
-    /// What all nodes must have applied after this many more steps.
+    /// The tally that all nodes must have after this many more steps.
     pub fn after(self, steps: u64, before: Tally) -> Tally {
         let entries = steps * self.proposals as u64;
         Tally {
@@ -61,13 +62,12 @@ impl Tally {
     }
 }
 
-/// Three nodes of one library that have elected a leader. Messages go from node to
-/// node by value, logs and state machines are in memory, and time does not pass:
-/// nobody is ticked.
+/// Three nodes of one library that have elected a leader. Messages go from node to node by value,
+/// logs and state machines are in memory, and time does not pass: no node is ticked.
 pub trait Cluster {
-    /// Runs so many steps: in each the leader is handed the proposals, and the
-    /// step ends when they are committed and applied. At the end of the last they
-    /// are applied on all nodes, and the cluster has made sure of it.
+    /// Runs `steps` steps. In each the leader gets the proposals, and the step ends when they are
+    /// committed and applied. At the end of the last step they are applied on all nodes, and the
+    /// cluster has checked that.
     fn run(&mut self, steps: u64, load: Load);
 }
 
@@ -81,15 +81,15 @@ fn cpu_time() -> Duration {
     time.try_into().expect("a process has not used a negative amount of time")
 }
 
-/// What this costs.
+/// The CPU time that `work` takes.
 pub fn cost_of(work: impl FnOnce()) -> Duration {
     let began = cpu_time();
     work();
     cpu_time() - began
 }
 
-/// CPU time for criterion. Its report shows the cost of a step as `time` and the
-/// cost of a proposal, not how many there would be in a second, as `thrpt`.
+/// CPU time for criterion. Its report shows the cost of a step as `time`. As `thrpt` it shows the
+/// cost of a proposal, not the number of proposals in a second.
 pub struct CpuTime;
 
 impl Measurement for CpuTime {

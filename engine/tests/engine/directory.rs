@@ -24,7 +24,7 @@ fn started(path: &Path) -> Result<(DataDir, Engines), DirError> {
     Ok((directory, engines))
 }
 
-/// Starts a store so often, each time with a write that is acknowledged.
+/// Starts a store `times` times, each time with a write that is acknowledged.
 fn used(path: &Path, times: u64) {
     for n in 0..times {
         let (_directory, engines) = started(path).expect("a start");
@@ -54,7 +54,8 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// A start that is refused: one line that says which part, and what to do.
+/// Expects that a start is refused, with one line that says which part is at fault and what to do.
+/// Returns the line.
 fn not_whole(path: &Path, part: &str) -> String {
     let line =
         started(path).err().unwrap_or_else(|| panic!("{part} at fault was not seen")).to_string();
@@ -64,7 +65,7 @@ fn not_whole(path: &Path, part: &str) -> String {
     line
 }
 
-/// A refusal: one line with the path in it.
+/// Expects a refusal whose message is one line with the path in it.
 fn refused(path: &Path) -> DirError {
     let error = open(path).expect_err("a refusal");
     let line = error.to_string();
@@ -118,7 +119,7 @@ fn a_part_that_is_missing_or_empty_or_new_is_named() {
         fs::create_dir(path.join(part)).expect("a folder");
         assert!(not_whole(&path, part).contains("is empty"));
         copy(&whole, &path);
-        // Made anew by hand, or by an older program.
+        // A part that was made anew by hand, or by an older program.
         fs::remove_dir_all(path.join(part)).expect("a folder");
         let strange = folder.path().join("strange");
         let _ = fs::remove_dir_all(&strange);
@@ -127,7 +128,7 @@ fn a_part_that_is_missing_or_empty_or_new_is_named() {
         assert!(not_whole(&path, part).contains("is new"));
         copy(&whole, &path);
     }
-    // Both at once: the first that is seen is named.
+    // Both at once: the error names the first that is seen.
     for part in ["kv", "log"] {
         fs::remove_dir_all(path.join(part)).expect("a folder");
     }
@@ -219,7 +220,7 @@ fn a_first_start_that_a_crash_interrupted_is_begun_again() {
     drop((directory, engines));
     fs::remove_file(path.join("IDENT")).expect("the ident");
     used(&path, 1);
-    // Marks of the next start without IDENT's, as often as it takes: a full disk does that.
+    // Marks of the next start, but not IDENT's, several times in a row: a full disk does that.
     let before = fs::read(path.join("IDENT")).expect("the ident");
     for _ in 0..3 {
         used(&path, 1);

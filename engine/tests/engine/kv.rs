@@ -47,7 +47,7 @@ fn a_clean_close_keeps_everything() {
 #[test]
 fn what_a_crash_leaves_is_one_prefix_of_the_writes_across_all_families() {
     for mut place in [Place::on_disk(), Place::in_memory()] {
-        // So small that RocksDB flushes many times on its own, each time because
+        // So small that RocksDB flushes many times by itself, each time because
         // of one family only.
         place.options.write_buffer_bytes = 64 << 10;
         let engine = place.kv();

@@ -1,5 +1,5 @@
-//! The engines on real RocksDB, on disk and in memory. One binary, because each
-//! one that links RocksDB is large.
+//! The engines on real RocksDB, on disk and in memory. These tests are one
+//! binary, because each binary that links RocksDB is large.
 
 mod directory;
 mod kv;

@@ -1,4 +1,4 @@
-//! What the log takes of the disk before it is used, and what that is good for.
+//! How much disk space the log takes before it is used, and what that is good for.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -31,7 +31,7 @@ fn a_log_takes_little_more_than_it_holds() {
     assert!(taken <= 6 * MIB, "{taken} bytes for one entry");
 }
 
-/// Appends until so many bytes are in the log.
+/// Appends entries until `bytes` are in the log.
 fn fill(log: &LogEngine, index: &mut u64, bytes: u64, entry: &[u8]) -> Duration {
     let started = Instant::now();
     for _ in 0..bytes / entry.len() as u64 {
@@ -43,8 +43,8 @@ fn fill(log: &LogEngine, index: &mut u64, bytes: u64, entry: &[u8]) -> Duration 
     started.elapsed()
 }
 
-/// Prints how much faster or slower appends are than with what RocksDB takes by itself, which is
-/// for `docs/performance.md` and no test: disks differ.
+/// Prints how much faster or slower appends are than with RocksDB's own preallocation. The numbers
+/// are for `docs/performance.md`. There is nothing to assert, because disks differ.
 #[test]
 #[ignore = "measures, for minutes"]
 fn what_preallocation_costs() {
@@ -59,7 +59,7 @@ fn what_preallocation_costs() {
         });
         let mut indexes = [0; 2];
         let mut took = [Duration::ZERO; 2];
-        // In turn, so that a busy machine is one for both.
+        // The two take turns, so that a busy machine slows down both.
         for round in 0..ROUNDS {
             for at in [round % 2, 1 - round % 2] {
                 took[at] += fill(&logs[at].1, &mut indexes[at], ROUND, &entry);

@@ -1,8 +1,8 @@
-//! Every rule of the protocol that can be broken is broken, one at a time, and
-//! what breaks is found: by a few simulated clusters, or the rule says why not.
+//! Every rule of the protocol that can be broken is broken, one at a time. A few simulated clusters
+//! must find the violation, or the table says why they cannot and what does.
 //!
-//! The simulator's sources are compiled here once more, against the copy of the
-//! core whose rules can be broken.
+//! The simulator's sources are compiled here once more, against the copy of the core in which rules
+//! can be broken.
 
 extern crate esker_raft_mutants as esker_raft;
 
@@ -17,23 +17,23 @@ use esker_raft::{
 use simulator::driver::{Disk, EntryLog, GROUP, Machine, Node, Settings};
 use simulator::{Fleet, Run, Theme, Violation, shrink};
 
-/// As many as the simulator's program takes.
+/// As many steps as the simulator's program takes by default.
 const STEPS: u64 = 10_000;
 
 /// What finds a broken rule.
 enum Found {
-    /// This many seeds of this theme, from 0 on, at most.
+    /// At most this many seeds of this theme, from 0 on.
     By(Theme, u64),
-    /// Messages that no leader of ours would send: whether something broke.
+    /// Messages by hand, which no leader of ours would send. Returns whether a promise was broken.
     Hand(fn() -> bool),
-    /// A trace, which ends otherwise.
+    /// A trace whose effects differ from the record.
     Trace(&'static str),
 }
 
 use Found::{By, Hand, Trace};
 
-/// What finds each broken rule, with at least twice the seeds that it took, and
-/// what may then be seen to break first.
+/// What finds each broken rule, with at least twice the seeds that it took, and the violations that
+/// may be seen first.
 fn table(rule: Rule) -> (Found, &'static [&'static str]) {
     match rule {
         Rule::OneVotePerTerm => (By(Theme::Elections, 4), &["OneVotePerTerm"]),
@@ -46,10 +46,10 @@ fn table(rule: Rule) -> (Found, &'static [&'static str]) {
         Rule::TruncateOnConflictOnly => {
             (By(Theme::Network, 20), &["CommittedIsOnMajorities", "MessagesAreTaken"])
         }
-        // A leader finds the exact point at which a follower's log departs from its
-        // own before anything is accepted, and the first entry behind it cuts off
-        // the rest: what was verified is then all there is. The rule guards against
-        // leaders that search otherwise, so here is one that does.
+        // Our leader finds the exact point at which a follower's log departs from its own before
+        // the follower accepts any entry. The first entry after that point cuts off the rest of the
+        // follower's log, so the whole log is then verified. The rule guards against leaders that
+        // search in another way, so the test plays such a leader.
         Rule::CommitVerifiedPrefix => (Hand(a_follower_commits_what_was_not_verified), &[]),
         Rule::HeartbeatCommitCapped => (By(Theme::Partitions, 40), &["OneEntryCommitted"]),
         Rule::AcknowledgeAfterSync => (By(Theme::Calm, 4), &["AcknowledgedIsDurable"]),
@@ -81,7 +81,7 @@ fn table(rule: Rule) -> (Found, &'static [&'static str]) {
     }
 }
 
-/// Whether a trace is not what was recorded.
+/// Whether a trace differs from its record.
 fn ends_otherwise(name: &str) -> bool {
     let path = format!("{}/../tests/traces/{name}.txt", env!("CARGO_MANIFEST_DIR"));
     let recorded = std::fs::read_to_string(path).expect("the trace is there");
@@ -90,9 +90,9 @@ fn ends_otherwise(name: &str) -> bool {
     !matches!(told, Ok(Ok(told)) if told == recorded)
 }
 
-/// A follower has 2, 3 and 4 of a leader of term 2. Another, of term 3, shares 2 and
-/// 3 with it, has another entry at 4, and says that 4 is committed in a message that
-/// ends with 3. Returns whether the follower takes its own 4 for committed.
+/// A follower has 2, 3 and 4 of a leader of term 2. Another, of term 3, shares 2 and 3 with it, has
+/// another entry at 4, and says that 4 is committed in a message that ends with 3. Returns whether
+/// the follower takes its own entry 4 for committed.
 fn a_follower_commits_what_was_not_verified() -> bool {
     let start = (LogIndex(1), Term(1));
     let configuration = Configuration::of_voters([1, 2, 3].map(PeerId));
@@ -122,7 +122,7 @@ fn a_follower_commits_what_was_not_verified() -> bool {
     append(3, 3, 2, 2, 3..=3, 4) == LogIndex(4)
 }
 
-/// Runs a theme's first seeds on all cores with a rule broken, or none.
+/// Runs a theme's first seeds on all cores, with a rule broken or with none.
 fn seek(theme: Theme, seeds: u64, rule: Option<Rule>) -> Option<(Run, Violation)> {
     let threads = Fleet::cores();
     let fleet = Fleet { from: 0, seeds, steps: STEPS, theme: Some(theme), threads };
@@ -177,7 +177,7 @@ fn every_broken_rule_is_found() {
 
 #[test]
 fn a_run_that_breaks_a_promise_is_cut_down_to_a_script_that_replays_it() {
-    // Of thousands of actions.
+    // Each run takes thousands of actions. The number is the most that the shortened one may have.
     let cases = [
         (Rule::VoteForCompleteLog, 200),
         (Rule::HeartbeatCommitCapped, 200),

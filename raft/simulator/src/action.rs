@@ -1,23 +1,22 @@
-//! Everything that can happen to a cluster, as data. A run is a list of these: it
-//! can be recorded, replayed, cut down, and told as a story.
+//! Everything that can happen to a cluster, as data. A run is a list of actions, which can be
+//! recorded, replayed, cut down, and printed as a story.
 
 use bytes::Bytes;
 use esker_raft::{ConfChange, LogIndex, PeerId};
 
-/// One thing that happens. What no longer applies, because the peer is down or
-/// the message is gone, does nothing: so any part of a list is a list that can be
-/// run.
+/// One thing that happens. An action that no longer applies, because the peer is down or the
+/// message is gone, does nothing. So any part of a list is a list that can be run.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Action {
-    /// So many nanoseconds go by in the world; each peer's clock has its own rate.
+    /// This many nanoseconds pass in the world. Each peer's clock has its own rate.
     Pass(u64),
-    /// The peer is told the time.
+    /// The peer gets the time.
     Tick(PeerId),
-    /// The message at this position of what is under way between two peers arrives.
+    /// The message at this position in the queue between two peers arrives.
     Deliver { from: PeerId, to: PeerId, at: usize },
-    /// It is lost.
+    /// That message is lost.
     Drop { from: PeerId, to: PeerId, at: usize },
-    /// It is doubled; the copy goes behind everything else between the two.
+    /// That message is doubled. The copy goes to the end of the queue.
     Again { from: PeerId, to: PeerId, at: usize },
     /// The peer's disk finishes its oldest writes.
     Sync { peer: PeerId, count: usize },
@@ -29,9 +28,9 @@ pub enum Action {
     Save(PeerId),
     /// The peer drops its log up to this index.
     Compact { peer: PeerId, index: LogIndex },
-    /// The peer's driver is busy: what the core wants done waits.
+    /// The peer's driver is busy, so the core's output waits.
     Hold(PeerId),
-    /// It goes on.
+    /// The peer's driver goes on.
     Release(PeerId),
     /// A client writes at this peer.
     Propose { peer: PeerId, command: Bytes },
@@ -45,17 +44,17 @@ pub enum Action {
     Transfer { peer: PeerId, to: Option<PeerId> },
     /// The peer is asked to campaign.
     Campaign(PeerId),
-    /// The peer loses everything but its disk, which keeps so many of the writes
-    /// that were under way.
+    /// The peer loses everything but its disk, which keeps the first `kept` of the writes that were
+    /// under way.
     Crash { peer: PeerId, kept: usize },
     /// The peer starts again.
     Restart(PeerId),
-    /// The peer is told that it cannot reach another.
+    /// The peer's driver reports that it cannot reach another peer.
     Unreachable { peer: PeerId, other: PeerId },
 }
 
 impl Action {
-    /// The peer that something happens to, if it is one.
+    /// The peer that the action happens to, if it happens to one.
     pub fn peer(&self) -> Option<PeerId> {
         match *self {
             Action::Pass(_) => None,
@@ -81,7 +80,7 @@ impl Action {
         }
     }
 
-    /// Whether it is about this peer in any way.
+    /// Whether the action involves this peer in any way.
     pub fn concerns(&self, peer: PeerId) -> bool {
         match *self {
             Action::Deliver { from, to, .. }

@@ -1,10 +1,9 @@
-//! What must hold after every step, however the world treats the peers.
+//! The checks after every step, which must hold however the world treats the peers.
 //!
-//! The checks know everything that any peer ever did, and compare it with what
-//! Raft promises: `election` watches terms and votes, `log` entries and what is
-//! committed, `members` configurations, `history` what clients saw. Each looks at
-//! what changed and at nothing else, so that a step costs the same at the end of
-//! a run as at its beginning.
+//! The checks know everything that any peer ever did, and compare it with what Raft promises.
+//! `election` watches terms and votes, `log` watches entries and commits, `members` watches
+//! configurations, and `history` watches what clients saw. Each looks only at what changed, so that
+//! a step costs the same at the end of a run as at its beginning.
 
 mod election;
 mod history;
@@ -23,14 +22,14 @@ use super::summary::Summary;
 use super::violation::{Checked, Promise, ensure};
 use super::world::Clocks;
 
-/// Everything that was ever seen.
+/// The record of everything that was ever seen.
 pub struct Checks {
     elections: election::Elections,
     logs: log::Logs,
     members: members::Members,
     history: history::History,
-    /// A disk has lost what it had promised: no promise holds any more, and none is
-    /// looked at.
+    /// Whether a disk has lost what it had promised. Then no promise holds any more, and none is
+    /// checked.
     pub suspended: bool,
     pub summary: Summary,
 }
@@ -54,12 +53,12 @@ impl Checks {
         self.logs.max_committed()
     }
 
-    /// How far a peer's log is what was committed.
+    /// The index up to which a peer's log equals the committed entries.
     pub fn agrees_up_to(&self, node: &Node) -> LogIndex {
         self.logs.agrees_up_to(node)
     }
 
-    /// A message enters the network: what it promises must be true.
+    /// Checks a message that enters the network. What it promises must be true.
     pub fn sent(&mut self, nodes: &[Node], at: usize, message: &Message) -> Checked {
         if self.suspended {
             return Ok(());
@@ -87,7 +86,7 @@ impl Checks {
         }
     }
 
-    /// Something happened at a peer. `fresh`: just now, and not some inputs ago.
+    /// Checks an event of a peer. `fresh` means that it happened just now, and not some inputs ago.
     pub fn saw(&mut self, nodes: &[Node], at: usize, event: &Event, fresh: bool) -> Checked {
         if self.suspended {
             return Ok(());
@@ -134,7 +133,7 @@ impl Checks {
         }
     }
 
-    /// An entry was added to a peer's log. Comes before everything else that is seen
+    /// Checks an entry that was added to a peer's log. Called before everything else that is seen
     /// of the same step.
     pub fn appended(&mut self, node: &Node, entry: &Entry) -> Checked {
         if self.suspended {
@@ -147,7 +146,7 @@ impl Checks {
         Ok(())
     }
 
-    /// A peer has applied one entry.
+    /// Checks a peer that has applied one entry.
     pub fn applied(&mut self, nodes: &[Node], at: usize) -> Checked {
         if self.suspended {
             return Ok(());
@@ -162,8 +161,8 @@ impl Checks {
         self.history.caught_up(node, at, Some(entry), &mut self.summary)
     }
 
-    /// Looks at what a peer is, rather than at what happened. `fresh`: after one
-    /// input; after several, a leader may have counted and be no leader any more.
+    /// Checks a peer's state, rather than an event. `fresh` means that there was one input since
+    /// the last look. After several, a leader may have counted replicas and no longer lead.
     pub fn inspect(&mut self, nodes: &[Node], at: usize, time: &Clocks, fresh: bool) -> Checked {
         if self.suspended {
             return Ok(());
@@ -226,13 +225,13 @@ impl Checks {
         self.history.lease_read(&nodes[at], at, index, self.logs.max_committed(), &mut self.summary)
     }
 
-    /// A peer lost what was not on its disk.
+    /// Notes that a peer lost everything that was not on its disk.
     pub fn crashed(&mut self, at: usize) {
         self.summary.crashes += 1;
         self.history.crashed(at);
     }
 
-    /// A peer came back: what its disk says is where it goes on.
+    /// Checks a peer that came back. It must go on from the state on its disk.
     pub fn restarted(&mut self, node: &Node, at: usize) -> Checked {
         if self.suspended {
             return Ok(());

@@ -29,9 +29,9 @@ impl Fleet {
         Run { seed, steps: self.steps, theme: self.theme }
     }
 
-    /// Runs them all, or until one breaks a promise. Seeds are begun in order and
-    /// ended once begun, so that the answer is the same on any number of threads.
-    /// `progress` hears how many are done. Every thread calls `prepare` first.
+    /// Runs all seeds, or until one breaks a promise. Seeds are begun in order and ended once
+    /// begun, so that the result is the same on any number of threads. `progress` gets the number
+    /// of seeds that are done. Every thread calls `prepare` first.
     ///
     /// # Errors
     /// The run that broke a promise, and the promise.

@@ -1,9 +1,9 @@
-//! Chance: what happens next in a simulated world, from one seed.
+//! Chooses at random what happens next in a simulated world, from one seed.
 //!
-//! A [`Generator`] keeps an agenda of what is due when, in the world's time: each
-//! message's arrival, each disk's and each machine's progress, clients, and
-//! misfortunes. It looks at the world and chooses the next [`Action`]; it changes
-//! nothing itself, so that the same actions make the same run without it.
+//! A [`Generator`] keeps an agenda of what is due when, in the world's time: each message's
+//! arrival, each disk's and each machine's progress, clients, and faults. It looks at the world and
+//! chooses the next [`Action`]. It changes nothing itself, so that the same actions make the same
+//! run without it.
 
 mod fault;
 mod profile;
@@ -23,7 +23,7 @@ use super::world::{Kind, Posted, World};
 use profile::{MICROSECOND, Profile};
 pub use profile::{MILLISECOND, Theme};
 
-/// What is due at some time.
+/// An entry of the agenda.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Due {
     /// A message's fate.
@@ -33,25 +33,25 @@ enum Due {
         serial: u64,
         fate: Fate,
     },
-    /// A disk, a machine or an installation gets on. The number is the node's
-    /// incarnation, so that a crash takes its work along.
+    /// A disk, a machine or an installation makes progress. The number is the node's incarnation,
+    /// so that a crash cancels the work.
     Disk(usize, u64),
     Machine(usize, u64),
     Install(usize, u64),
     Clients,
     Fault,
     Crash(usize),
-    /// Nothing of what was under way reaches its disk.
+    /// A crash in which no write under way reaches the disk.
     CrashEmpty(usize),
     Restart(usize),
     Release(usize),
     Campaign(usize),
-    /// Proposals at whoever leads.
+    /// Proposals at the current leader.
     Write(u32),
     Read(usize),
     /// The end of this partition.
     Heal(u64),
-    /// The second act of a trap.
+    /// A later act of a trap.
     LeaseTrap(usize),
     LoyaltyTrap {
         leader: usize,
@@ -63,14 +63,14 @@ enum Due {
     Mend(u64),
 }
 
-/// Who plays in the scheme of [`fault::Fault::DeposedTrap`].
+/// The peers in the scheme of [`fault::Fault::DeposedTrap`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct Deposed {
-    /// It leads before, and again afterwards.
+    /// The peer that leads before, and again afterwards.
     first: usize,
-    /// It leads in between, and does not learn that it no longer does.
+    /// The peer that leads in between, and does not learn that it was deposed.
     deposed: usize,
-    /// It follows that one to the end.
+    /// The peer that follows the deposed leader to the end.
     follower: usize,
 }
 
@@ -88,14 +88,14 @@ struct Work {
     disk: bool,
     machine: bool,
     install: bool,
-    /// The deadline that the core wants, and when it is told.
+    /// The core's next deadline, and when it will be ticked.
     deadline: Option<u64>,
     tick_at: Option<u64>,
-    /// When it last heard from a leader.
+    /// When the node last heard from a leader.
     heard: u64,
-    /// Until then nobody tells it the time.
+    /// Until then the node gets no ticks.
     stalled: u64,
-    /// Until then its disk or its machine gets nothing done.
+    /// Until then the node's disk or its machine makes no progress.
     disk_stalled: u64,
     machine_stalled: u64,
     led: bool,
@@ -111,19 +111,19 @@ pub struct Generator {
     /// What happens now, before anything else.
     at_once: VecDeque<Action>,
     work: Vec<Work>,
-    /// Whether messages pass from each node to each.
+    /// Whether messages from each node to each are cut off.
     cut: Vec<bool>,
-    /// Which partition this is, and when it ends.
+    /// The number of the current partition, and when it ends.
     partition: u64,
     heals_at: u64,
     /// Messages that meet a partition wait for its end.
     hoard: bool,
-    /// A link that is cut for long, whatever else is, and which one it is.
+    /// A link that is cut for long, beside any partition, and the number of such links so far.
     broken: Option<(usize, usize)>,
     broken_links: u64,
-    /// Appends from each node to each arrive no sooner.
+    /// The earliest time at which appends from each node to each arrive.
     late_appends: Vec<u64>,
-    /// Until then a scheme is left alone.
+    /// Until then no other fault disturbs a scheme.
     scheming: u64,
     deposed: Option<Deposed>,
     /// Clients are silent until then.
@@ -132,9 +132,9 @@ pub struct Generator {
     crash_voter: bool,
     /// The next message of this kind makes its sender crash.
     crash_sender: Option<Kind>,
-    /// The members that each peer knew.
+    /// The members that each peer knew at the last look.
     known: Vec<Configuration>,
-    /// Peers that were ever to be witnesses, and so have no data for good.
+    /// Whether each peer was ever meant to be a witness, and so never has data again.
     tainted: Vec<bool>,
     ids: u64,
     recovering: bool,
@@ -142,7 +142,7 @@ pub struct Generator {
     pub schemes: u64,
 }
 
-/// A seed's cluster and its misfortunes.
+/// Makes a seed's cluster and its generator.
 pub fn begin(seed: u64, theme: Option<Theme>) -> (Setup, Generator) {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let themes = Theme::ALL.len() as u64;
@@ -189,8 +189,8 @@ impl Generator {
         generator
     }
 
-    /// A world without misfortunes, for one that has had enough of them: all peers
-    /// come back, all partitions end, and disks are fast. One link may stay cut.
+    /// Makes a generator without faults, for the recovery at the end: all peers come back, all
+    /// partitions end, and disks are fast. One link may stay cut.
     pub fn calm(
         seed: u64,
         setup: &Setup,
@@ -244,7 +244,7 @@ impl Generator {
         self.random.random_range(low..=high) * MICROSECOND
     }
 
-    /// Some time from now, at most this much later.
+    /// A random time from now on, at most `most` later.
     fn soon(&mut self, world: &World, most: u64) -> u64 {
         world.now() + self.random.random_range(0..=most / MICROSECOND) * MICROSECOND
     }
@@ -257,7 +257,7 @@ impl Generator {
         self.setup.peers[at].id
     }
 
-    /// What happens next.
+    /// Chooses what happens next.
     pub fn next(&mut self, world: &World) -> Action {
         loop {
             if let Some(action) = self.at_once.pop_front() {
@@ -308,7 +308,7 @@ impl Generator {
         }
     }
 
-    /// What a driver may do once something is applied: drop the log, or crash.
+    /// Plans what may follow once something is applied: the driver drops the log, or crashes.
     fn after_applying(&mut self, world: &World, at: usize) {
         if self.chance(self.profile.compacts) {
             let index = world.nodes[at].machine.index;
@@ -515,7 +515,8 @@ impl Generator {
         let broken = self.broken == Some((from.min(to), from.max(to)));
         if broken || self.cut[from * self.work.len() + to] {
             if self.hoard && !broken {
-                // What is this late comes all at once, and out of order.
+                // Messages that are this late arrive soon after the partition ends, and out of
+                // order.
                 let wait = self.random.random_range(1..20_000) * MICROSECOND;
                 let due = self.heals_at.max(world.now()) + wait;
                 self.enter(due, Due::Arrive { from, to, serial, fate });
@@ -551,7 +552,7 @@ impl Generator {
 
     fn clients(&mut self, world: &World) {
         let leaders: Vec<_> = (0..self.work.len()).filter(|at| world.nodes[*at].leads()).collect();
-        // Whoever takes itself for a leader is asked, above all if it is deposed.
+        // Clients ask a peer that believes to lead, above all if it is deposed.
         let at = match leaders.len() {
             0 => self.any(),
             count if self.random.random_bool(0.8) => leaders[self.random.random_range(0..count)],
@@ -575,7 +576,7 @@ impl Generator {
         }
     }
 
-    /// When a node's promise to the leader that it last heard from ends.
+    /// When a node's promise ends to the leader that it last heard from.
     fn loyal_until(&self, at: usize) -> u64 {
         let timeout = self.setup.config.election_timeout.as_nanos() as u64;
         let rate = self.setup.peers[at].rate;

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use esker_raft_simulator::{Fleet, Run, Story, Theme, Violation, catching, shrink, tell_action};
 
-/// Simulates Raft groups under every fault that a seed can think of, and compares
-/// what they do with what Raft promises.
+/// Simulates Raft groups under every fault that a seed can produce, and compares what they do with
+/// what Raft promises.
 ///
 /// Each seed is one cluster and one run. If a promise is broken, the run is cut
 /// down to a script that replays it, and the exit status is 1.
@@ -24,19 +24,19 @@ struct Arguments {
     /// How many seeds to run
     #[arg(long, default_value_t = 1000, conflicts_with_all = ["seed", "script"])]
     seeds: u64,
-    /// The first of them
+    /// The first seed
     #[arg(long, default_value_t = 0, conflicts_with_all = ["seed", "script"])]
     from: u64,
-    /// Replays this one only
+    /// Replays this seed only
     #[arg(long, conflicts_with = "script")]
     seed: Option<u64>,
-    /// Tells what happens, as a story
+    /// Prints what happens, as a story
     #[arg(long, requires = "seed")]
     trace: bool,
     /// How many steps each seed takes: actions other than the passing of time
     #[arg(long, default_value_t = 10_000)]
     steps: u64,
-    /// What all of them stress, instead of what each seed decides
+    /// What all seeds stress, instead of what each seed decides
     #[arg(long, value_name = "NAME", value_parser = theme)]
     profile: Option<Theme>,
     /// How many seeds run at once [default: one for each core]
@@ -65,7 +65,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
-        // Whoever read our output has seen enough.
+        // The reader of our output has closed the pipe.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("error: {error}");
@@ -100,7 +100,7 @@ fn run_many(arguments: &Arguments) -> io::Result<bool> {
     }
 }
 
-/// Says what was broken, and how to see it again.
+/// Prints what was broken, and how to see it again.
 fn report(arguments: &Arguments, run: Run, violation: &Violation) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "seed {} broke a promise: {violation}", run.seed)?;
@@ -154,7 +154,7 @@ fn run_one(arguments: &Arguments, seed: u64) -> io::Result<bool> {
     }
 }
 
-/// Runs a script, whatever it says of what should happen.
+/// Runs a script, and ignores what it records as the expected effects.
 fn run_script(path: &Path) -> io::Result<bool> {
     let script = std::fs::read_to_string(path).map_err(|error| about(path, &error))?;
     let mut story = Story::default();
@@ -173,7 +173,7 @@ fn run_script(path: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-/// How far it is: a line that changes on a terminal, and now and then one in a pipe.
+/// The progress: a line that changes on a terminal, or now and then a new line in a pipe.
 struct Progress {
     seeds: u64,
     terminal: bool,

@@ -9,18 +9,18 @@ use super::summary::Summary;
 use super::violation::{Checked, Promise, Violation, catching};
 use super::world::World;
 
-/// A seed, and how long and in which way it is to run.
+/// A seed, with the length and the theme of its run.
 #[derive(Clone, Copy, Debug)]
 pub struct Run {
     pub seed: u64,
     /// Actions that are more than the passing of time.
     pub steps: u64,
-    /// What it stresses; the seed decides if there is none.
+    /// What the run stresses. The seed decides if there is no theme.
     pub theme: Option<Theme>,
 }
 
-/// What happened in a run that broke a promise: its cluster and all actions, up to
-/// the one that broke it. If it was [`Promise::Recovers`], the recovery follows.
+/// What happened in a run that broke a promise: its cluster and all actions, up to the one that
+/// broke the promise. If that was [`Promise::Recovers`], the recovery follows.
 #[derive(Clone, Debug)]
 pub struct Recording {
     pub setup: Setup,
@@ -30,7 +30,7 @@ pub struct Recording {
 }
 
 impl Run {
-    /// Runs it.
+    /// Runs the seed.
     ///
     /// # Errors
     /// The first promise that was broken.
@@ -38,7 +38,7 @@ impl Run {
         catching(|| self.drive(|_| {}, |_| {}))
     }
 
-    /// Runs it once more, and records everything; `None` if it breaks nothing.
+    /// Runs the seed once more, and records everything. Returns `None` if no promise is broken.
     pub fn record(self) -> Option<Recording> {
         let mut actions = Vec::new();
         let mut count = None;
@@ -60,8 +60,8 @@ impl Run {
         Some(Recording { setup, actions, violation, seed: self.seed })
     }
 
-    /// Runs it once more as a story: `tell` gets every action and what it led to,
-    /// first the line that founds the cluster, until it has had enough.
+    /// Runs the seed once more as a story. `tell` gets the line that founds the cluster, then every
+    /// action and its effects, until it returns `false`.
     pub fn follow(self, mut tell: impl FnMut(&str, Option<&Action>, &str) -> bool) {
         let mut actions = Vec::new();
         let _ = catching(|| self.drive(|action| actions.push(action.clone()), |()| {}));

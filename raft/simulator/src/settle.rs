@@ -1,5 +1,5 @@
-//! What comes after the faults: a group whose peers are all up, whose network
-//! loses nothing and whose disks are fast must work again before long.
+//! The recovery after the faults. When all peers are up, the network loses nothing and disks are
+//! fast, a group must work again within a bounded time.
 
 use esker_raft::{ConfChange, LogIndex, Payload, PeerId, RoleKind, Term};
 use rand::{RngExt as _, SeedableRng as _};
@@ -13,33 +13,33 @@ use super::story::{members, padded};
 use super::violation::{Checked, Promise, Violation};
 use super::world::{Effect, World};
 
-/// The longest that a recovery may take, in virtual milliseconds: sixty election
-/// timeouts, about twice the worst that was seen in forty thousand seeds. The slow
-/// ones have no pre-votes, and removed peers that go on campaigning.
+/// The longest that a recovery may take, in virtual milliseconds. This is sixty election timeouts,
+/// about twice the worst that was seen in forty thousand seeds. Slow recoveries have no pre-votes,
+/// and removed peers that go on campaigning.
 pub const RECOVERY_LIMIT: u64 = 6_000;
 
-/// How often the group is looked at, in virtual time.
+/// How often the group is checked, in virtual time.
 const INTERVAL: u64 = 2 * MILLISECOND;
 
-/// The name of the reads and writes that a recovery makes: above all others.
+/// The first id of the reads that a recovery makes, above all other ids.
 const OURS: u64 = 1 << 40;
 
-/// What is still to be seen.
+/// What the recovery has seen so far.
 #[derive(Default)]
 struct Progress {
-    /// A write, where and when it was proposed, and by whom.
+    /// The proposer of a write, and the index and term of its entry.
     write: Option<(PeerId, LogIndex, Term)>,
-    /// Reads answered before ours.
+    /// How many reads were answered before ours.
     reads_before: Option<u64>,
     tries: u64,
-    /// Not everybody can be reached by everybody.
+    /// Whether a link stays cut, so that not all peers reach each other.
     around: bool,
 }
 
 /// Lets the world recover. Returns how much virtual time that took.
 ///
 /// # Errors
-/// [`Promise::Recovers`] if it took too long, or whatever else was broken.
+/// [`Promise::Recovers`] if it took too long, or another promise that was broken.
 pub fn recover(
     world: &mut World,
     setup: &Setup,
@@ -80,8 +80,8 @@ pub fn recover(
     Err(Violation { promise: Promise::Recovers, sentence })
 }
 
-/// A link that stays cut, or none. Around it a majority, one of which has all that is
-/// committed, can talk to each other, whoever else is at its other end.
+/// A link that stays cut, or none. Without one of its ends, the others are still a majority and
+/// reach each other, and one of them has everything that is committed.
 fn broken_link(world: &World, seed: u64) -> Option<(usize, usize)> {
     let mut random = ChaCha8Rng::seed_from_u64(!seed);
     let latest = world.nodes.iter().max_by_key(|node| node.machine.index)?;
@@ -105,7 +105,8 @@ fn broken_link(world: &World, seed: u64) -> Option<(usize, usize)> {
     let of = |wanted: &dyn Fn(usize) -> bool| -> Vec<usize> {
         voters.iter().copied().filter(|at| wanted(*at)).collect()
     };
-    // Who is missed the most: a witness that leads, and whoever has everything.
+    // The link that is missed most: between a witness that may lead, and a peer that has
+    // everything.
     let one = any(&of(&|at| members.is_witness(nodes[at].id))).or_else(|| any(&voters))?;
     let other = any(&of(&|at| at != one && is_complete(at))).or_else(|| any(&voters))?;
     let goes_on_without = |end: usize| {
@@ -116,10 +117,10 @@ fn broken_link(world: &World, seed: u64) -> Option<(usize, usize)> {
     goes_on.then(|| (one.min(other), one.max(other)))
 }
 
-/// Whether no protocol can help this group: no voter with data has all that is
-/// committed, and a witness that has it has dropped what they lack, so that they
-/// need a snapshot and only a peer that cannot lead, if any, could give one. It
-/// comes of removing the voter that had the data before another had caught up.
+/// Whether no protocol can help this group. No voter with data has all that is committed, and a
+/// witness that has it has dropped the entries that they lack. So they need a snapshot, and only a
+/// peer that cannot lead, if any, could give one. That happens if the voter that had the data is
+/// removed before another has caught up.
 pub fn is_hopeless(world: &World) -> bool {
     let Some(latest) = world.nodes.iter().max_by_key(|node| node.machine.index) else {
         return true;
@@ -142,7 +143,7 @@ enum Step {
 }
 
 impl Progress {
-    /// What the group is asked for next, or that there is nothing left to ask.
+    /// The next request to the group, or `Done` when there is nothing left to ask.
     fn next(&mut self, world: &World) -> Option<Step> {
         let at = world.leader()?;
         let node = &world.nodes[at];
@@ -152,7 +153,7 @@ impl Progress {
             return None;
         }
         if members.is_joint() {
-            // Who is not to leave by itself is told to.
+            // A group that does not leave the joint configuration by itself is asked to.
             let told = members.auto_leave || group.has_pending_change();
             let change = ConfChange::default();
             return (!told).then_some(Step::Do(Action::Change { peer, change }));
@@ -170,7 +171,8 @@ impl Progress {
         let reads = checks.reads_at_leaders + checks.reads_at_followers;
         let before = *self.reads_before.get_or_insert(reads);
         if reads == before {
-            // Asked again until it is answered: one may be lost to a change of leader.
+            // The read is asked again until it is answered, because a change of leader may lose
+            // one.
             let again = self.tries % 10 == 2;
             let read = Action::Read { peer, id: OURS + self.tries };
             return again.then_some(Step::Do(read));

@@ -1,4 +1,4 @@
-//! What a cluster is before anything happens to it.
+//! A cluster before anything happens to it.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use esker_raft::{Config, Configuration, HardState, LogIndex, PeerId, Term};
 
 use super::driver::{Disk, EntryLog, Machine, Settings};
 
-/// Local nanoseconds per thousand of the world's, of a clock that is right.
+/// Local nanoseconds per thousand of the world's, for a clock that runs right.
 pub const TRUE_RATE: u64 = 1000;
 
 /// What every peer's clock shows at the beginning, unless its setup adds to it.
@@ -31,19 +31,19 @@ impl PeerSetup {
     }
 }
 
-/// A cluster that never ran: founders behind index 1 of term 1, so that members
-/// are part of what a newcomer needs and only a snapshot brings; and empty peers. Or,
-/// if `fresh`, founders that know their members and have nothing else.
+/// A cluster that never ran, of founders and empty peers. The founders' logs begin after index 1 of
+/// term 1, so that a newcomer gets the members only from a snapshot. With `fresh`, the founders
+/// know their members and have nothing else.
 #[derive(Clone, Debug)]
 pub struct Setup {
     pub members: Configuration,
     /// All peers, in the order of their ids.
     pub peers: Vec<PeerSetup>,
-    /// For everybody; the seed is each peer's own.
+    /// The settings of all peers. The seed is each peer's own.
     pub config: Config,
     pub lazy_sync: bool,
-    /// Founders begin in term 0 before index 1. Nobody else can then learn who they
-    /// are, and so nobody else can join them.
+    /// Founders begin in term 0 before index 1. No other peer can then learn the members, so no
+    /// other peer can join.
     pub fresh: bool,
 }
 
@@ -60,7 +60,7 @@ impl Default for Setup {
 }
 
 impl Setup {
-    /// What a peer begins with.
+    /// The disk that a peer begins with.
     pub fn disk(&self, id: PeerId) -> Disk {
         if !self.members.contains(id) {
             return Disk::default();

@@ -1,10 +1,9 @@
-//! Cutting a failing run down to what a person can read (Zeller's delta
-//! debugging): parts of it are left out for as long as the rest still breaks the
-//! same promise.
+//! Cutting a failing run down to what a person can read (Zeller's delta debugging). Parts of the
+//! run are left out for as long as the rest still breaks the same promise.
 //!
-//! A message is known by the step that sent it, and else by what it says, rather
-//! than by its place in a queue: places shift when anything before them is left
-//! out. At the end every message has a place again.
+//! A message is identified by the step that sent it, or else by its content, not by its place in a
+//! queue. Places shift when anything before them is left out. At the end every message has a place
+//! again.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -23,16 +22,16 @@ use super::world::{Effect, World};
 /// The most runs that one cut may take.
 pub const MAX_RUNS: u32 = 50_000;
 
-/// The longest that it may take.
+/// The longest time that one cut may take.
 pub const MAX_TIME: Duration = Duration::from_secs(60);
 
-/// What a message says, with its term and without.
+/// A hash of a message's content, with its term and without.
 type Said = (u64, u64);
 
-/// Which of the messages that a recorded step sent.
+/// A recorded step, and the number of the message among those that the step sent.
 type Origin = (usize, u64);
 
-/// The message that a step is about.
+/// The message that a step involves.
 #[derive(Clone, Copy, Debug)]
 struct About {
     origin: Origin,
@@ -41,7 +40,7 @@ struct About {
 
 #[derive(Clone, Debug)]
 struct Step {
-    /// Its number in the recording.
+    /// The step's number in the recording.
     number: usize,
     action: Action,
     about: Option<About>,
@@ -55,7 +54,7 @@ struct Origins {
 }
 
 impl Origins {
-    /// Everything that was sent since the last time was sent by this step.
+    /// Notes that this step sent everything that was sent since the last call.
     fn note(&mut self, world: &mut World, number: usize) {
         for (ordinal, posted) in (0..).zip(world.posted.drain(..)) {
             self.serials.insert((number, ordinal), posted.serial);
@@ -109,8 +108,8 @@ fn place(world: &World, origins: &Origins, step: &Step) -> Option<Action> {
     Some(action)
 }
 
-/// Runs steps until one breaks a promise. Returns the promise, if one was broken,
-/// and what was done.
+/// Runs steps until one breaks a promise. Returns the violation, if there was one, how many steps
+/// were taken, and the actions.
 fn replay(recording: &Recording, steps: &[Step]) -> (Option<Violation>, usize, Vec<Action>) {
     let (mut taken, mut done) = (0, Vec::new());
     let result = catching(|| {
@@ -133,10 +132,10 @@ fn replay(recording: &Recording, steps: &[Step]) -> (Option<Violation>, usize, V
     (result.err(), taken, done)
 }
 
-/// What every recorded action was about.
+/// Every recorded action, with the message that it involved.
 fn steps_of(recording: &Recording) -> Vec<Step> {
     let mut steps = Vec::new();
-    // It ends in a broken promise, perhaps in a panic.
+    // The replay ends in a broken promise, perhaps in a panic.
     let _ = catching(|| {
         let mut world = World::new(&recording.setup);
         let mut origins = Origins::default();
@@ -163,7 +162,7 @@ fn steps_of(recording: &Recording) -> Vec<Step> {
     steps
 }
 
-/// The shortest run that was found to break the same promise.
+/// Returns the shortest run that was found to break the same promise.
 pub fn shrink(recording: &Recording) -> Recording {
     let until = Instant::now() + MAX_TIME;
     let mut cut = Cut { recording, steps: steps_of(recording), runs: 0, until };
@@ -185,7 +184,7 @@ pub fn shrink(recording: &Recording) -> Recording {
     short
 }
 
-/// Peers that never belong to the group, and to which nothing happens.
+/// Leaves out peers that never belong to the group, and to which nothing happens.
 fn drop_strangers(recording: &mut Recording) {
     let lines: Vec<_> = recording.actions.iter().map(tell_action).collect();
     let named = |id: String| lines.iter().any(|line| line.split([' ', '=']).any(|it| it == id));
@@ -209,8 +208,8 @@ impl Cut<'_> {
         self.runs >= MAX_RUNS || Instant::now() >= self.until
     }
 
-    /// Goes on with these if they break the same promise; what comes after that
-    /// is left out, too.
+    /// Goes on with these steps if they break the same promise. Steps after the violation are left
+    /// out, too.
     fn keep_if_broken(&mut self, mut steps: Vec<Step>) -> bool {
         if self.exhausted() {
             return false;
@@ -232,7 +231,7 @@ impl Cut<'_> {
         rest.len() < self.steps.len() && self.keep_if_broken(rest)
     }
 
-    /// Everything that is about one peer, or that happens to it.
+    /// Leaves out everything that involves one peer, or else everything that happens to it.
     fn drop_peers(&mut self) {
         for peer in &self.recording.setup.peers {
             if !self.keep_without(|action| action.concerns(peer.id)) {
@@ -241,7 +240,7 @@ impl Cut<'_> {
         }
     }
 
-    /// All reads, all crashes, and so on.
+    /// Leaves out all reads, all crashes, and so on.
     fn drop_kinds(&mut self) {
         let mut kinds = Vec::new();
         for step in &self.steps {
@@ -255,8 +254,7 @@ impl Cut<'_> {
         }
     }
 
-    /// Ever smaller pieces, from the end, because what came last depends on the
-    /// least.
+    /// Leaves out ever smaller pieces, from the end, because the least depends on the last steps.
     fn drop_chunks(&mut self) {
         let mut size = self.steps.len().div_ceil(2);
         while size > 0 && !self.exhausted() {
@@ -288,7 +286,7 @@ impl Cut<'_> {
 }
 
 impl Recording {
-    /// What the actions break, as they are.
+    /// The promise that the actions break, as they are.
     pub fn breaks(&self) -> Option<Violation> {
         let step = |(number, action): (usize, &Action)| {
             let action = action.clone();

@@ -1,4 +1,4 @@
-//! A cluster that a script drives, and that says what happens.
+//! A cluster that a script drives, and that records what happens.
 
 mod script;
 mod words;
@@ -24,25 +24,25 @@ pub use words::members;
 
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
-/// A cluster and the story so far. The network keeps the order of messages
-/// between two peers, and delivers them only when it is told to.
+/// A cluster and the story so far. The network keeps the order of messages between two peers, and
+/// delivers them only on command.
 #[derive(Default)]
 pub struct Story {
     world: Option<World>,
     setup: Setup,
     cut: BTreeSet<(PeerId, PeerId)>,
-    /// Nobody's disk or state machine does anything unless it is told to, time
-    /// passes without ticks, and messages outlive their sender.
+    /// Disks and state machines work only on command, time passes without ticks, and messages
+    /// outlive their sender.
     manual: bool,
-    /// Peers whose disk finishes nothing until it is told to.
+    /// Peers with a disk that finishes writes only on command.
     slow_disks: BTreeSet<PeerId>,
-    /// Peers whose state machine applies nothing until it is told to.
+    /// Peers with a state machine that applies entries only on command.
     slow_machines: BTreeSet<PeerId>,
     told: String,
-    /// What earlier commands told.
+    /// The output of earlier commands.
     before: String,
     quiet: bool,
-    /// The promise that was broken, if one was: the story ends there.
+    /// The promise that was broken, if one was. The story ends there.
     pub violation: Option<Violation>,
 }
 
@@ -70,12 +70,12 @@ impl Story {
         story
     }
 
-    /// Everything that was told, up to where the story broke off.
+    /// All output so far, up to where the story broke off.
     pub fn so_far(&self) -> String {
         format!("{}{}", self.before, self.told)
     }
 
-    /// One action, and what it led to.
+    /// Performs one action. Returns its effects as text.
     ///
     /// # Errors
     /// If it broke a promise.
@@ -92,31 +92,29 @@ impl Story {
 
     /// The language:
     ///
-    /// - `cluster voters=1/2/3 learners=4 witnesses=3 new=5 …` founds a group behind
-    ///   index 1 of term 1; `new` peers are empty. Settings: `append=BYTES entry=BYTES
-    ///   inflight=N inflightbytes=BYTES uncommitted=BYTES cache=BYTES heartbeat=20ms
-    ///   prevote=no checkquorum=no lazysync=yes`, `fresh=yes` (founders begin in term 0
-    ///   before index 1), and of single peers `priority=2/-1 seed=2/7`,
-    ///   `rate=2/1050` (of its clock, true is 1000), `ahead=2/1.5ms` (its clock, at the
-    ///   beginning). Election timeout 100 ms, heartbeats every 20 ms. `cluster manual …`:
-    ///   disks and machines do nothing unless told, `wait` ticks nobody, and messages
-    ///   outlive a crash of their sender
-    /// - `campaign N`, `propose N WORD… [size=BYTES]`, `change N add=4/5 remove=3
-    ///   learner=2 witness=6 [leave=explicit]` (nothing: leave), `transfer N [M]`,
-    ///   `read N ID…`, `leaseread N`, `compact N INDEX`, `unreachable N M`
-    /// - `deliver [FROM TO [COUNT]]`: delivers what is under way, without the
-    ///   answers; `drop FROM TO` loses it; `again FROM TO` doubles it. With `at=P`
-    ///   each of them takes the one message behind P others.
-    ///   `settle [quiet]`: delivers everything until nothing happens
-    /// - `run 200ms [quiet]`: time passes, everything is delivered at once;
-    ///   `wait 1.25ms`: time passes for everybody and nothing is delivered;
-    ///   `sleep 200ms`: time passes and nobody is told (a suspended process);
-    ///   `tick N`: tells the time
-    /// - `isolate N`, `cut N M`, `block FROM TO` (one way), `heal`, `crash N [KEPT]`,
-    ///   `restart N`, `lose N INDEX` (a peer that is down loses its log after INDEX, and
-    ///   the checks look away), `hold N` (its driver is busy), `release N`
-    /// - `slowdisk N` / `sync N [COUNT]` / `fastdisk N`, `slowapply N` / `apply N
-    ///   [COUNT]` / `fastapply N`, `install N` a snapshot, `save N`: its machine's sync
+    /// - `cluster voters=1/2/3 learners=4 witnesses=3 new=5 …` founds a group behind index 1 of
+    ///   term 1; `new` peers are empty. Settings: `append=BYTES entry=BYTES inflight=N
+    ///   inflightbytes=BYTES uncommitted=BYTES cache=BYTES heartbeat=20ms prevote=no checkquorum=no
+    ///   lazysync=yes`, `fresh=yes` (founders begin in term 0 before index 1), and of single peers
+    ///   `priority=2/-1 seed=2/7`, `rate=2/1050` (of its clock, true is 1000), `ahead=2/1.5ms` (its
+    ///   clock, at the beginning). Election timeout 100 ms, heartbeats every 20 ms. `cluster manual
+    ///   …`: disks and machines work only on command, `wait` ticks no peer, and messages outlive a
+    ///   crash of their sender
+    /// - `campaign N`, `propose N WORD… [size=BYTES]`, `change N add=4/5 remove=3 learner=2
+    ///   witness=6 [leave=explicit]` (without steps: leave), `transfer N [M]`, `read N ID…`,
+    ///   `leaseread N`, `compact N INDEX`, `unreachable N M`
+    /// - `deliver [FROM TO [COUNT]]`: delivers the messages under way, without their replies; `drop
+    ///   FROM TO` loses them; `again FROM TO` doubles them. With `at=P` each command takes the one
+    ///   message behind P others. `settle [quiet]`: delivers everything until nothing happens any
+    ///   more
+    /// - `run 200ms [quiet]`: time passes, everything is delivered at once; `wait 1.25ms`: time
+    ///   passes for all peers and nothing is delivered; `sleep 200ms`: time passes without ticks (a
+    ///   suspended process); `tick N`: ticks one peer
+    /// - `isolate N`, `cut N M`, `block FROM TO` (one way), `heal`, `crash N [KEPT]`, `restart N`,
+    ///   `lose N INDEX` (a peer that is down loses its log after INDEX, and checks stop), `hold N`
+    ///   (its driver is busy), `release N`
+    /// - `slowdisk N` / `sync N [COUNT]` / `fastdisk N`, `slowapply N` / `apply N [COUNT]` /
+    ///   `fastapply N`, `install N` installs a snapshot, `save N` syncs the machine
     /// - `recover SEED`: faults end; the group must work again before long
     /// - `status`, `log N`, `progress N`, `lease N`, `members N`
     fn command(&mut self, command: &Command) -> Outcome {
@@ -218,7 +216,7 @@ impl Story {
         arguments.reject_next()
     }
 
-    /// What happens to one peer.
+    /// A command that concerns one peer.
     fn peer_command(&mut self, name: &str, id: PeerId, more: &[&str]) -> Outcome {
         let number = |or| more.first().map_or(Ok(or), |word| word.parse::<usize>());
         let mut expected = 0..=0;
@@ -331,7 +329,7 @@ impl Story {
         Ok(())
     }
 
-    /// Lets something happen, and tells what it led to.
+    /// Performs an action, and records its effects.
     fn act(&mut self, action: &Action) -> Outcome<Effect> {
         let world = self.world.as_mut().ok_or("there is no cluster")?;
         let effect = match world.execute(action) {
@@ -362,7 +360,7 @@ impl Story {
         Ok(effect)
     }
 
-    /// Several words come out together, as from a driver that batches.
+    /// Several words are proposed together, as by a driver that batches.
     fn propose(&mut self, command: &Command) -> Outcome {
         let mut arguments = command.consume_args();
         let peer = peer(arguments.next_pos().ok_or("whom?")?)?;
@@ -390,7 +388,7 @@ impl Story {
         self.together(peer, actions.collect())
     }
 
-    /// Inputs that a driver gives to the core before it asks what is to be done.
+    /// Gives several inputs to the core before the driver takes the next Ready.
     fn together(&mut self, peer: PeerId, actions: Vec<Action>) -> Outcome {
         let together = actions.len() > 1;
         if together {
@@ -479,7 +477,7 @@ impl Story {
         Ok(())
     }
 
-    /// The disk and the state machine of one peer work until they are done.
+    /// Lets the disk and the state machine of one peer work until they are done.
     fn work(&mut self, id: PeerId) -> Outcome {
         if self.manual {
             return Ok(());
@@ -501,7 +499,7 @@ impl Story {
         }
     }
 
-    /// Delivers what is under way now; what that leads to stays under way.
+    /// Delivers the messages that are under way now. Messages that these cause stay under way.
     fn deliver(&mut self, wanted: impl Fn(&Message) -> bool, count: usize) -> Outcome {
         for id in self.ids() {
             self.work(id)?;
@@ -529,7 +527,7 @@ impl Story {
         Err("the network does not come to rest".into())
     }
 
-    /// Time passes, millisecond by millisecond.
+    /// Lets time pass, millisecond by millisecond.
     fn pass(&mut self, time: Duration, how: &str) -> Outcome {
         const STEP: Duration = Duration::from_millis(1);
         let mut left = time;

@@ -1,4 +1,4 @@
-//! How much was exercised: a simulation in which nothing happens proves nothing.
+//! How much was exercised, because a simulation without events proves nothing.
 
 use std::fmt;
 
@@ -31,9 +31,10 @@ pub struct Summary {
     pub recoveries: u64,
     /// Recoveries in spite of a link that stays cut.
     pub around: u64,
-    /// Runs whose group nobody could have helped: see `settle::is_hopeless`.
+    /// Runs with a group that no protocol could have helped: see
+    /// `settle::is_hopeless`.
     pub hopeless: u64,
-    /// Of a recovery, in virtual milliseconds, and whose it was.
+    /// The longest recovery, in virtual milliseconds, and its seed.
     pub worst_recovery_ms: u64,
     pub worst_seed: u64,
 }
@@ -49,7 +50,7 @@ impl Summary {
         }
     }
 
-    /// Every sum, with its name.
+    /// Every count, with its name.
     pub fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let mut copy = self.clone();
         let counts = copy.counts_mut().map(|(name, count)| (name, *count));

@@ -1,4 +1,4 @@
-//! What a broken promise looks like.
+//! The promises, and how a broken one is reported.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -14,15 +14,15 @@ pub enum Promise {
     ElectedByMajorities,
     /// A peer gives one vote in a term.
     OneVotePerTerm,
-    /// A vote, or the wish for one, is durable before anybody hears of it.
+    /// A vote, or a candidacy, is durable before its message is sent.
     VotesAreDurable,
-    /// An index and a term stand for one entry, with one entry before it.
+    /// An index and a term stand for one entry, which follows one entry.
     LogsMatch,
-    /// What is acknowledged is on the disk, and is what the leader has.
+    /// An acknowledged entry is on the disk, and equals the leader's.
     AcknowledgedIsDurable,
-    /// What is committed is on the disks of every majority that is needed.
+    /// A committed entry is on the disks of every majority that is needed.
     CommittedIsOnMajorities,
-    /// A leader counts only entries of its own term.
+    /// A leader counts replicas only of entries of its own term.
     CommitsOwnTermOnly,
     /// One entry is committed at an index.
     OneEntryCommitted,
@@ -30,7 +30,7 @@ pub enum Promise {
     CommitNeverFalls,
     /// A leader has everything that was committed in earlier terms.
     LeaderIsComplete,
-    /// What is handed out to be applied is committed, and durable here.
+    /// An entry that is handed out to be applied is committed, and durable on that peer.
     AppliedIsDurable,
     /// All state machines apply one history.
     OneHistory,
@@ -40,23 +40,24 @@ pub enum Promise {
     Linearizable,
     /// A read waits for everything that was committed when it began.
     ReadsAreFresh,
-    /// While a leader holds a lease, nobody else commits.
+    /// While a leader holds a lease, no other leader commits.
     LeaseExcludesOthers,
-    /// Majorities of neighbouring configurations meet, and all peers see the same.
+    /// Majorities of neighbouring configurations share a voter, and all peers see the same
+    /// configurations.
     ConfigurationsOverlap,
     /// One change of members at a time.
     OneChangeAtATime,
-    /// Who may win an election is at most one change behind.
+    /// A peer that may win an election is at most one change behind.
     CandidatesKnowMembers,
     /// A snapshot stands for committed state.
     SnapshotsAreCommitted,
-    /// A peer takes what a correct peer sends.
+    /// A peer accepts every message of a correct peer.
     MessagesAreTaken,
-    /// What is sent can be read.
+    /// Every message that is sent can be decoded.
     MessagesAreReadable,
-    /// When faults stop, the group works again before long.
+    /// When faults stop, the group works again within a bounded time.
     Recovers,
-    /// Nothing panics: where it did, and the first line of what it said.
+    /// Nothing panics. The violation has the place of the panic and the first line of its message.
     NoPanic {
         /// File and line.
         place: String,
@@ -64,7 +65,7 @@ pub enum Promise {
 }
 
 impl Promise {
-    /// What it is called, without the place of a panic.
+    /// The promise's name, without the place of a panic.
     pub fn name(&self) -> String {
         let name = format!("{self:?}");
         name.split(' ').next().unwrap_or_default().to_owned()
@@ -86,21 +87,21 @@ impl fmt::Display for Violation {
 
 impl std::error::Error for Violation {}
 
-/// What most of this package returns.
+/// The result of most functions in this package.
 pub type Checked<T = ()> = Result<T, Violation>;
 
-/// Fails with this sentence unless the promise is kept.
+/// Returns a violation with this sentence unless the promise is kept.
 pub fn ensure(kept: bool, promise: Promise, sentence: impl FnOnce() -> String) -> Checked {
     if kept { Ok(()) } else { Err(Violation { promise, sentence: sentence() }) }
 }
 
 thread_local! {
-    /// What this thread's latest caught panic said; `None` while none is caught.
+    /// This thread's latest caught panic; `None` while panics are not caught.
     static CAUGHT: RefCell<Option<Option<Violation>>> = const { RefCell::new(None) };
 }
 
-/// Runs `body`; a panic in it, of the core or of what drives it, is a violation
-/// like any other, and is not printed.
+/// Runs `body`. A panic in it, of the core or of its driver, is a violation like any other, and is
+/// not printed.
 pub fn catching<T>(body: impl FnOnce() -> Checked<T>) -> Checked<T> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {

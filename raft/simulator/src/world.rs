@@ -15,18 +15,18 @@ use super::driver::{Event, Node};
 use super::setup::{EPOCH, Setup, TRUE_RATE};
 use super::violation::{Checked, Promise, Violation, ensure};
 
-/// One in so many messages is encoded and decoded on its way, which is as good a
-/// test of the codec as all of them, and cheaper.
+/// One in this many messages is encoded and decoded on its way. That tests the codec as well as all
+/// messages would, and is cheaper.
 const ENCODED: u64 = 16;
 
 /// A message under way.
 pub struct Parcel {
-    /// Rises with every message of a world.
+    /// A number that rises with every message of a world.
     pub serial: u64,
     pub message: Message,
 }
 
-/// A message that was just sent, for whoever decides its fate.
+/// A message that was just sent, for the generator, which decides its fate.
 pub struct Posted {
     pub from: PeerId,
     pub to: PeerId,
@@ -34,7 +34,7 @@ pub struct Posted {
     pub kind: Kind,
 }
 
-/// What a schedule may care about in a message.
+/// The kinds of messages that a generator distinguishes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
     Vote,
@@ -64,7 +64,7 @@ impl Kind {
     }
 }
 
-/// A clock that runs a little fast or slow and began at some other time.
+/// A clock that runs a little fast or slow and began at another time.
 struct Clock {
     start: u64,
     rate: u64,
@@ -92,12 +92,12 @@ impl Clocks {
     }
 }
 
-/// What an action led to, where that is not an [`Event`] of a peer.
+/// The effect of an action that is not an [`Event`] of a peer.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Effect {
-    /// Nothing to say.
+    /// Nothing to report.
     None,
-    /// It did not apply.
+    /// The action did not apply.
     Nothing,
     Proposed(LogIndex, Term),
     Refused(ProposeError),
@@ -110,7 +110,7 @@ pub enum Effect {
     Delivered(Message, Result<(), StepError>),
     /// A message was lost.
     Lost(Message),
-    /// What is on its disk contradicts itself.
+    /// The state on the peer's disk contradicts itself.
     DoesNotStart(ConfigError),
 }
 
@@ -118,17 +118,17 @@ pub enum Effect {
 pub struct World {
     time: Clocks,
     pub nodes: Vec<Node>,
-    /// Peers whose driver is busy, with the term that they led when it began.
+    /// Peers with a busy driver, and the term that each led when that began.
     held: Vec<Option<Option<Term>>>,
-    /// What is under way from each peer to each, in the order of sending.
+    /// The messages under way from each peer to each, in the order of sending.
     queues: Vec<VecDeque<Parcel>>,
     serials: u64,
-    /// What was sent since this was last emptied.
+    /// The messages that were sent since this was last emptied.
     pub posted: Vec<Posted>,
-    /// What happened since this was last emptied, if anybody listens.
+    /// The events since this was last emptied, if they are recorded.
     pub heard: Option<Vec<(PeerId, Event)>>,
-    /// Whether a message that is refused breaks a promise. A story may send what
-    /// no correct peer would.
+    /// Whether a message that is refused breaks a promise. A story may send messages that no
+    /// correct peer would send.
     pub strict: bool,
     pub checks: Checks,
 }
@@ -156,7 +156,7 @@ impl World {
         }
     }
 
-    /// Where a peer is among the nodes.
+    /// The position of a peer among the nodes.
     pub fn at(&self, peer: PeerId) -> Option<usize> {
         // Ids are mostly 1, 2, 3…
         let guess = usize::try_from(peer.0.wrapping_sub(1)).ok()?;
@@ -179,7 +179,7 @@ impl World {
         self.time.now
     }
 
-    /// What a node's clock shows.
+    /// The time on a node's clock.
     pub fn local(&self, at: usize) -> Time {
         self.time.local(at)
     }
@@ -189,7 +189,7 @@ impl World {
         self.time.world_time(at, local)
     }
 
-    /// When a node wants to be told the time.
+    /// When a node needs its next tick.
     pub fn deadline(&self, at: usize) -> Option<u64> {
         let deadline = self.nodes[at].group.as_ref()?.next_deadline()?;
         Some(self.world_time(at, deadline))
@@ -205,13 +205,14 @@ impl World {
         node.group.as_ref().filter(|_| node.leads()).map(|group| group.term())
     }
 
-    /// Whether what the checks know of a node is what it is. Not while its driver
-    /// is busy; but a leader's log then only grows, and not by what is committed.
+    /// Whether the checks know the node's current state. They do not while its driver is busy,
+    /// except for a peer that leads the same term all the time: its log only grows, and not by
+    /// committed entries.
     fn is_known(&self, at: usize) -> bool {
         self.held[at].is_none_or(|led| led.is_some() && led == self.leads_term(at))
     }
 
-    /// What is under way between two nodes.
+    /// The messages under way between two nodes.
     pub fn queue(&self, from: usize, to: usize) -> &VecDeque<Parcel> {
         &self.queues[from * self.nodes.len() + to]
     }
@@ -222,13 +223,13 @@ impl World {
         self.queues.get_mut(from * count + to)
     }
 
-    /// The leader of the highest term, if anybody leads.
+    /// The leader of the highest term, if there is a leader.
     pub fn leader(&self) -> Option<usize> {
         let term = |at: &usize| self.nodes[*at].group.as_ref().map(|group| group.term());
         (0..self.nodes.len()).filter(|at| self.nodes[*at].leads()).max_by_key(term)
     }
 
-    /// Lets something happen.
+    /// Performs an action.
     ///
     /// # Errors
     /// If it broke a promise.
@@ -252,7 +253,7 @@ impl World {
         Ok(effect)
     }
 
-    /// What happens to one peer that is up.
+    /// Performs an action on one peer that is up.
     fn act(&mut self, at: usize, action: &Action) -> Checked<Effect> {
         let now = self.local(at);
         let node = &mut self.nodes[at];
@@ -268,7 +269,7 @@ impl World {
                 self.held[at].get_or_insert(led);
             }
             Action::Release(_) => {
-                // What is seen now may be long past.
+                // The events that are seen now may be long past.
                 self.collect(at, self.held[at].is_none())?;
                 self.held[at] = None;
             }
@@ -375,8 +376,8 @@ impl World {
         Ok(Effect::None)
     }
 
-    /// The disk of a peer that is down breaks its promise: what was durable after
-    /// `index` is gone. From here on nothing is checked.
+    /// Makes the disk of a peer that is down break its promise: the durable entries after `index`
+    /// are gone. From here on nothing is checked.
     pub fn lose_disk(&mut self, peer: PeerId, index: LogIndex) {
         if let Some(at) = self.at(peer) {
             self.nodes[at].disk.borrow_mut().lose(index);
@@ -439,7 +440,7 @@ impl World {
         }
     }
 
-    /// Takes what a peer wants done, and looks at what has become of it.
+    /// Takes a peer's output, and checks the peer.
     fn look(&mut self, at: usize) -> Checked {
         if !self.nodes[at].is_up() {
             return Ok(());
@@ -451,7 +452,7 @@ impl World {
         }
     }
 
-    /// `fresh`: since its last output, the peer had one input.
+    /// Takes a peer's output. `fresh` means that the peer had one input since its last output.
     fn collect(&mut self, at: usize, fresh: bool) -> Checked {
         self.nodes[at].collect();
         let mut events = std::mem::take(&mut self.nodes[at].events);
@@ -480,7 +481,7 @@ impl World {
         Ok(())
     }
 
-    /// What a peer has sent enters the network.
+    /// Puts the messages of a peer into the network.
     fn post(&mut self, at: usize) -> Checked {
         if self.nodes[at].outgoing.is_empty() {
             return Ok(());
@@ -502,7 +503,7 @@ impl World {
         let (from, to) = (message.from, message.to);
         let serial = self.serials;
         let kind = Kind::of(&message.body);
-        // A peer that this world does not have hears nothing.
+        // A message to a peer that this world does not have is dropped.
         let Some(queue) = self.queue_mut(from, to) else { return };
         queue.push_back(Parcel { serial, message });
         self.serials += 1;

@@ -1,5 +1,5 @@
-//! A thousand clusters under every fault that a seed can think of. The program
-//! runs as many as one likes: `cargo run --release -p esker-raft-simulator`.
+//! A thousand clusters under every fault that a seed can produce. The program
+//! runs any number of them: `cargo run --release -p esker-raft-simulator`.
 
 use esker_raft_simulator::{Fleet, Run, Story, Summary, Theme, tell_action};
 
@@ -26,7 +26,7 @@ fn run(theme: Option<Theme>, seeds: u64) -> Summary {
 fn no_fault_breaks_a_promise_and_every_kind_of_thing_happens() {
     let summary = run(None, SEEDS);
     assert_eq!((summary.runs, summary.steps), (SEEDS, SEEDS * STEPS));
-    // A simulation in which nothing happens proves nothing.
+    // A simulation without events proves nothing.
     let least = [
         ("leaders", summary.leaders, 10_000),
         ("witnesses that led", summary.witnesses_led, 100),
@@ -80,7 +80,7 @@ fn a_run_told_as_a_script_happens_again_word_for_word() {
         let mut story = Story::default();
         goldenscript::generate(&mut story, &(script + "---\n")).expect("the script runs");
         let again = story.so_far();
-        // Commands show a little more than what happens.
+        // Commands print a little more than the effects.
         let more = ["keeps its log from", ", durable ", "(lost)"];
         let shown = |line: &&str| more.into_iter().any(|more| line.contains(more));
         let mut again = again.lines().filter(|line| !shown(line));

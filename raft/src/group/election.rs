@@ -11,8 +11,8 @@ use crate::rules::broken;
 use crate::types::{LogIndex, PeerId, Term, Time};
 
 impl<R: LogReader> Group<R> {
-    /// Campaigns as if the election timeout had passed. Does nothing while this
-    /// peer leads, is bound by its promise to a live leader, or may not lead.
+    /// Starts a campaign as if the election timeout had passed. Does nothing while this peer leads,
+    /// is bound by its promise to a live leader, or may not lead.
     pub fn campaign(&mut self, now: Time) {
         self.advance(now);
         if !self.is_loyal() && self.is_electable() {
@@ -35,22 +35,23 @@ impl<R: LogReader> Group<R> {
             && (self.now < self.loyal_until || matches!(self.role, Role::Leader(_)))
     }
 
-    /// Whether the members ever let this peer lead.
+    /// Whether this peer can ever become leader in its configuration.
     pub(super) fn is_candidate_material(&self) -> bool {
         self.configuration.is_voter(self.me.peer)
     }
 
-    /// Whether this peer votes and stores no data. It leads only to hand over: an
-    /// entry that a lost leader and a witness made committed may be nowhere else,
-    /// and without the witness' word no other peer could ever be elected.
+    /// Whether this peer votes and stores no data. A witness leads only to hand over. It must be
+    /// able to lead, because an entry that a lost leader and a witness committed together may be in
+    /// no other log. Then the witness refuses its vote to all others, and without it no other peer
+    /// could ever be elected.
     pub(super) fn is_witness(&self) -> bool {
         self.configuration.is_witness(self.me.peer)
     }
 
-    /// Whether it may campaign now. Configurations take effect when they are
-    /// applied, so a peer that knows of a committed change and has not applied it
-    /// would count its votes in a configuration that may be two changes old, and
-    /// share no voter with the one in force. See `membership`.
+    /// Whether this peer may campaign now. Configurations take effect when they are applied. So a
+    /// peer that knows of a committed change and has not applied it would count its votes in an old
+    /// configuration. That configuration may be two changes old, and share no voter with the
+    /// current one. See `membership`.
     pub(super) fn is_electable(&self) -> bool {
         let changes_end = self.log.commit().min(self.log.change_horizon());
         self.is_candidate_material()
@@ -72,16 +73,16 @@ impl<R: LogReader> Group<R> {
     pub(super) fn ask_for_votes(&mut self, transfer: bool) {
         self.term = self.term.next();
         self.vote = Some(self.me.peer);
-        // Its own vote counts when it is durable, like any other.
+        // The candidate's own vote counts when it is durable, like any other.
         let own = broken!(CandidacyAfterSync).then_some((self.me.peer, true));
         self.stand(false, own.into_iter().collect());
         let ((last_index, last_term), commit) = (self.log.last(), self.commit_point());
         for to in self.rivals() {
             let body = MessageBody::Vote { last_index, last_term, transfer, commit };
             let message = self.message(to, body);
-            // The request promises that this log and this vote exist. Sent
-            // earlier, a crash could bring the candidate back in the same term
-            // with a shorter log, to be elected by the answers to the longer one.
+            // The request promises that this log and this vote exist. If it were sent earlier, a
+            // crash could bring the candidate back in the same term with a shorter log. The
+            // candidate could then be elected by replies that were meant for the longer log.
             if broken!(CandidacyAfterSync) {
                 self.outbox.send(message);
                 continue;
@@ -91,8 +92,9 @@ impl<R: LogReader> Group<R> {
     }
 
     fn stand(&mut self, pre: bool, votes: Vec<(PeerId, bool)>) {
-        // Others had their chance to go first: who tries again waits as all do. An
-        // impatient peer that cannot win could else keep ahead of a patient one.
+        // Peers with a higher priority had their chance to go first, so a candidate waits the usual
+        // time before its next attempt. Otherwise an impatient peer that cannot win could keep
+        // ahead of a patient one.
         let deadline = self.deadline_after(if self.is_witness() { WITNESS_WAIT } else { 0 });
         self.drop_role(Role::Candidate(Candidate { pre, votes, deadline }));
     }
@@ -103,23 +105,24 @@ impl<R: LogReader> Group<R> {
         peers.filter(|peer| *peer != own && self.configuration.is_voter(*peer)).collect()
     }
 
-    /// Whether a log that ends so contains everything that ours does (Raft §5.4.1).
+    /// Whether a log that ends at `last` is at least as up-to-date as ours (Raft §5.4.1).
     fn is_up_to_date(&self, last: (Term, LogIndex)) -> bool {
         let (index, term) = self.log.last();
         last >= (term, index) || broken!(VoteForCompleteLog)
     }
 
-    /// What this peer can tell others in an election.
+    /// The commit point that this peer sends to others in an election.
     pub(super) fn commit_point(&self) -> CommitPoint {
         let index = self.log.commit();
-        // Not worth failing for: a peer that says nothing is merely less helpful.
+        // A read error is no reason to fail: a peer that sends no commit point is merely less
+        // helpful.
         match self.log.term(index) {
             Ok(Some(term)) => CommitPoint { index, term },
             _ => CommitPoint::default(),
         }
     }
 
-    /// What others tell in an election.
+    /// Takes a commit point that another peer sent.
     pub(super) fn learn_commit(&mut self, commit: CommitPoint) -> Result<(), LogReadError> {
         let leads = matches!(self.role, Role::Leader(_));
         if leads || self.installing.is_some() || commit.index <= self.log.commit() {
@@ -183,7 +186,7 @@ impl<R: LogReader> Group<R> {
         self.record_vote(false, from, granted);
     }
 
-    /// Called when something became durable: the candidate's own vote, perhaps.
+    /// Counts the candidate's own vote, if it is durable. Called when any write became durable.
     pub(super) fn count_own_vote(&mut self) {
         let own = self.me.peer;
         if self.vote == Some(own) && self.is_vote_durable() {
@@ -212,15 +215,15 @@ impl<R: LogReader> Group<R> {
         match (quorum::tally(&self.configuration, vote), pre) {
             (Tally::Open, _) => {}
             (Tally::Lost, _) => self.become_follower(self.term, None),
-            // The members may have changed since this peer stood.
+            // The members may have changed since this campaign began.
             (Tally::Won, _) if !self.is_electable() => self.become_follower(self.term, None),
             (Tally::Won, true) => self.ask_for_votes(false),
             (Tally::Won, false) => self.become_leader(),
         }
     }
 
-    /// Follows `leader`, or nobody yet, in `term`. Keeps the election deadline
-    /// where there is one: only a leader or a vote given puts it off.
+    /// Follows `leader`, or nobody yet, in `term`. Keeps the election deadline if there is one:
+    /// only a leader or a granted vote puts it off.
     pub(super) fn become_follower(&mut self, term: Term, leader: Option<PeerId>) {
         assert!(term >= self.term, "terms never fall: {} to {term}", self.term);
         if term > self.term {
@@ -239,7 +242,7 @@ impl<R: LogReader> Group<R> {
         self.drop_role(Role::Follower(Follower::new(leader, deadline)));
     }
 
-    /// Takes another role; whoever waited for the old one is told.
+    /// Takes another role. Reads that waited in the old role fail.
     pub(super) fn drop_role(&mut self, next: Role) {
         match std::mem::replace(&mut self.role, next) {
             Role::Follower(follower) => self.outbox.fail_reads(follower.reads.into_ids()),
@@ -248,8 +251,7 @@ impl<R: LogReader> Group<R> {
         }
     }
 
-    /// An answer to [`MessageBody::TimeoutNow`] that had to wait for changes of
-    /// members to be applied.
+    /// Campaigns after a [`MessageBody::TimeoutNow`], as soon as changes of members are applied.
     pub(super) fn campaign_if_asked(&mut self) {
         if let Role::Follower(Follower { asked_to_campaign: true, .. }) = self.role
             && self.is_electable()
@@ -266,7 +268,8 @@ impl<R: LogReader> Group<R> {
         }
     }
 
-    /// A leader was heard from: wait again, and promise it to elect no other.
+    /// Restarts the election timeout and promises to elect no other leader, because a message from
+    /// the leader came.
     pub(super) fn put_off_election(&mut self) {
         self.loyal_until = self.now + self.config.election_timeout;
         let deadline = self.election_deadline();
@@ -280,9 +283,9 @@ impl<R: LogReader> Group<R> {
         self.deadline_after(if self.is_witness() { patience.max(WITNESS_WAIT) } else { patience })
     }
 
-    /// One to two election timeouts, and so many more.
+    /// A random deadline after one to two election timeouts, plus `waits` more.
     fn deadline_after(&mut self, waits: u32) -> Time {
-        // In whole nanoseconds: it is asked for with every message of a leader.
+        // Computed in whole nanoseconds, because it is needed with every message of a leader.
         let base = self.config.election_timeout;
         let base = base.as_secs() * 1_000_000_000 + u64::from(base.subsec_nanos());
         let random = self.random.below(base.max(1));

@@ -1,4 +1,4 @@
-//! What a leader sends, as its followers take it.
+//! How a follower handles a leader's messages.
 
 use bytes::Bytes;
 
@@ -11,7 +11,7 @@ use crate::rules::broken;
 use crate::types::{LogIndex, Payload, PeerId, SnapshotMeta, Term, Time};
 
 impl<R: LogReader> Group<R> {
-    /// A leader of the current term spoke.
+    /// Follows `from`, which sent a message as leader of the current term.
     pub(super) fn hear_leader(&mut self, from: PeerId) -> Result<(), StepError> {
         if let Some(leader) = self.leader()
             && leader != from
@@ -23,9 +23,9 @@ impl<R: LogReader> Group<R> {
         Ok(())
     }
 
-    /// Raft §5.3. The acknowledgement speaks of the prefix that this message has
-    /// verified against the leader, never of what else lies in the log, and
-    /// leaves when that prefix is durable.
+    /// Handles an append (Raft §5.3). The acknowledgement covers the prefix that this message has
+    /// verified against the leader, and nothing else in the log. It is sent when that prefix is
+    /// durable.
     pub(super) fn on_append(
         &mut self,
         from: PeerId,
@@ -36,14 +36,14 @@ impl<R: LogReader> Group<R> {
     ) -> Result<(), StepError> {
         let change = self.check_entries(from, (prev_index, prev_term), &entries)?;
         if self.installing.is_some() {
-            // The log is about to be replaced: what it says now means nothing,
-            // and a refusal would ask for another snapshot.
+            // The log is about to be replaced, so its content means nothing now, and a refusal
+            // would ask for another snapshot.
             return Ok(());
         }
         let end = LogIndex(prev_index.0.saturating_add(entries.len() as u64));
         let committed = self.log.commit();
         if prev_index < committed {
-            // Up to the commit index every leader has what we have.
+            // Up to our commit index, every leader's log equals ours.
             let edge = entries.iter().find(|entry| entry.index == committed);
             if let Some(edge) = edge
                 && !self.log.matches(edge.index, edge.term)?
@@ -76,7 +76,8 @@ impl<R: LogReader> Group<R> {
         Ok(())
     }
 
-    /// Appends what the log does not have; what contradicts it is cut off first.
+    /// Appends the entries that the log does not have. Entries in the log that contradict them are
+    /// cut off first.
     fn take_entries(
         &mut self,
         entries: Entries,
@@ -99,8 +100,8 @@ impl<R: LogReader> Group<R> {
         Ok(())
     }
 
-    /// Whether the entries continue `prev` and each other. Returns where the last
-    /// change of members among them is.
+    /// Checks that the entries continue `prev` and each other. Returns the index of the last change
+    /// of members among them.
     fn check_entries(
         &self,
         from: PeerId,
@@ -132,8 +133,9 @@ impl<R: LogReader> Group<R> {
         if self.installing.is_none() {
             let last = self.log.last_index();
             if commit > last && !broken!(HeartbeatCommitCapped) {
-                // The leader says no more than this peer has acknowledged. Who
-                // lost that on a disk may have lost votes too, and must not go on.
+                // The leader sends no commit index beyond what this peer has acknowledged. So this
+                // peer's disk has lost entries. It may have lost votes too, and the peer must not
+                // go on.
                 return Err(StepError::LostEntries { here: self.me.peer, from, commit, last });
             }
             self.log.commit_to(commit.min(last));
@@ -143,9 +145,9 @@ impl<R: LogReader> Group<R> {
         Ok(())
     }
 
-    /// An answer is a promise to elect no other for a while, and a peer that keeps
-    /// no record of ever having run would not know that it may have promised: so it
-    /// waits, if need be, until there is one.
+    /// A reply is a promise to elect no other leader for a while. After a restart, a peer without
+    /// any record that it ever ran would not know of its promise. So the reply waits, if necessary,
+    /// until there is such a record.
     fn answer_as_follower(&mut self, to: PeerId, body: MessageBody) {
         let reply = self.message(to, body);
         if self.is_vote_durable() || broken!(PromiseAfterFirstRecord) {
@@ -155,14 +157,14 @@ impl<R: LogReader> Group<R> {
         }
     }
 
-    /// The leader has committed as far as this, if we have it. Anything else it
-    /// will say again.
+    /// Commits up to `commit` if our log has that entry. Otherwise the next append or heartbeat
+    /// carries the commit index again.
     pub(super) fn on_commit(&mut self, commit: CommitPoint) -> Result<(), StepError> {
         Ok(self.learn_commit(commit)?)
     }
 
-    /// Raft §7. The data is here; the driver is asked to install it, unless the
-    /// log already reaches that far.
+    /// Handles a snapshot (Raft §7). The data is here already. The next Ready asks the driver to
+    /// install it, unless the log already reaches that far.
     pub(super) fn on_install_snapshot(
         &mut self,
         from: PeerId,
@@ -173,8 +175,8 @@ impl<R: LogReader> Group<R> {
             return Err(StepError::Malformed { from, what: "snapshot" });
         }
         if self.installing.is_some() {
-            // One at a time. The leader hears of the one under way when it is
-            // installed, and asks for another if that was not enough.
+            // One snapshot is installed at a time. The leader gets a reply when the current one is
+            // installed, and sends another if that was not enough.
             return Ok(());
         }
         if meta.index <= self.log.commit() {
@@ -182,7 +184,7 @@ impl<R: LogReader> Group<R> {
             return Ok(());
         }
         if self.log.matches(meta.index, meta.term)? {
-            // What a snapshot contains is committed.
+            // Everything in a snapshot is committed.
             self.log.commit_to(meta.index);
             self.acknowledge_snapshot(from, meta.index);
             return Ok(());
@@ -194,8 +196,8 @@ impl<R: LogReader> Group<R> {
         Ok(())
     }
 
-    /// The driver has replaced its log and its state machine by the snapshot of
-    /// [`crate::Ready::snapshot`] at `index`, durably.
+    /// Reports that the driver has durably replaced its log and its state machine by the snapshot
+    /// of [`crate::Ready::snapshot`] at `index`.
     pub fn snapshot_installed(&mut self, now: Time, index: LogIndex) {
         self.advance(now);
         if self.installing.as_ref().is_none_or(|installing| installing.meta.index != index) {

@@ -19,15 +19,15 @@ use crate::types::{Entry, Identity, LogIndex, Payload, PeerId, Term, Time};
 /// Why a proposal was refused. Nothing was appended.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum ProposeError {
-    /// Only the leader proposes.
+    /// Only the leader takes proposals.
     #[error("peer {peer} does not lead; the leader is {leader:?}")]
     NotLeader {
         /// This peer.
         peer: PeerId,
-        /// Whom to ask instead.
+        /// The leader that this peer knows, if any.
         leader: Option<PeerId>,
     },
-    /// The next leader should not have to catch up without end.
+    /// Further proposals could keep the next leader from ever catching up.
     #[error("leadership is being handed to peer {target}")]
     TransferInProgress {
         /// The next leader.
@@ -42,25 +42,25 @@ pub enum ProposeError {
     /// Larger than [`Config::max_entry_bytes`].
     #[error("a proposal of {bytes} bytes is over the limit of {limit}")]
     TooLarge {
-        /// How many it has.
+        /// Bytes of the proposal.
         bytes: usize,
-        /// How many it may have.
+        /// Bytes that it may have.
         limit: usize,
     },
-    /// The group commits more slowly than it is asked to.
+    /// Proposals come faster than the group commits them.
     #[error("{bytes} bytes of proposals are not committed yet")]
     UncommittedFull {
-        /// How many.
+        /// Bytes that are not committed.
         bytes: usize,
     },
     /// One change of members at a time.
     #[error("a change of members up to entry {index} is not applied yet")]
     ChangePending {
-        /// Where it lies, or may lie.
+        /// The index up to which a change lies, or may lie.
         index: LogIndex,
     },
-    /// With witnesses in it, and nobody with data who could be brought up to date
-    /// without a snapshot, the data might be nowhere afterwards.
+    /// The new configuration has witnesses, and no voter with data that could be brought up to date
+    /// without a snapshot. Afterwards no voter might have the data.
     #[error("after the change no voter with data would be up to date: catch one up first")]
     DataWouldBeLost,
     /// The change does not fit the configuration.
@@ -69,8 +69,8 @@ pub enum ProposeError {
 }
 
 impl<R: LogReader> Group<R> {
-    /// Appends a command if this peer leads. Whether it is ever committed shows
-    /// when it comes out of a Ready with this index **and** this term.
+    /// Appends a command if this peer leads. The command is committed when it comes out of a Ready
+    /// with the returned index **and** the returned term.
     ///
     /// # Errors
     /// See [`ProposeError`].
@@ -95,7 +95,7 @@ impl<R: LogReader> Group<R> {
         Ok(())
     }
 
-    /// The leader that may propose now.
+    /// The state of this leader, if it may propose now.
     pub(super) fn proposer(&mut self) -> Result<&mut Leader, ProposeError> {
         let (peer, known, witness) = (self.me.peer, self.leader(), self.is_witness());
         match &mut self.role {
@@ -129,7 +129,7 @@ impl<R: LogReader> Group<R> {
             follows,
             term_start: last.next(),
             hand_over_by: now + self.config.election_timeout,
-            // Anything in the tail may be a change of members.
+            // Any entry in the tail may be a change of members.
             pending_change: if broken!(TailMayHoldChange) { LogIndex(0) } else { last },
             uncommitted_bytes: 0,
             round: 0,
@@ -147,14 +147,14 @@ impl<R: LogReader> Group<R> {
             self.term
         );
         self.drop_role(Role::Leader(Box::new(leader)));
-        // Entries of earlier terms commit only behind one of this term (§5.4.2),
-        // so the term begins with one.
+        // Entries of earlier terms commit only together with an entry of this term (§5.4.2), so the
+        // term begins with one.
         self.append_own(Payload::Noop);
         self.count_own_log();
     }
 
-    /// The leader's disk counts towards the quorum like any other, so only for
-    /// what it holds durably.
+    /// Counts the leader's own log towards the quorum. It counts like any other, so only as far as
+    /// it is durable.
     pub(super) fn count_own_log(&mut self) {
         let Role::Leader(leader) = &mut self.role else { return };
         let last = self.log.last_index();
@@ -171,8 +171,8 @@ impl<R: LogReader> Group<R> {
             leader.follow(peer).map_or(LogIndex(0), Follow::match_index)
         });
         let before = self.log.commit();
-        // Everything from the first entry of this term on is of this term:
-        // nothing older is committed by counting (Raft §5.4.2, figure 8).
+        // Everything from the first entry of this term on is of this term. Nothing older is
+        // committed by counting (Raft §5.4.2, figure 8).
         let own_term = index >= leader.term_start || broken!(CommitOwnTermOnly);
         if own_term && index > before {
             self.log.commit_to(index);
@@ -231,7 +231,7 @@ impl<R: LogReader> Group<R> {
         follow.nudged(self.log.first_index(), self.log.last_index(), limits);
         self.serve_again();
         self.confirm_reads();
-        // A witness whose order to campaign was lost tries again.
+        // A witness tries again if its order to campaign was lost.
         self.hand_over_if_caught_up();
     }
 
@@ -246,7 +246,7 @@ impl<R: LogReader> Group<R> {
         FlowLimits { messages: *max_inflight_messages, bytes: *max_inflight_bytes }
     }
 
-    /// The driver could not reach a peer: what was in flight may be lost.
+    /// Reports that the driver could not reach a peer, so appends in flight may be lost.
     pub fn unreachable(&mut self, peer: PeerId) {
         if let Role::Leader(leader) = &mut self.role
             && let Some(follow) = leader.follow_mut(peer)
@@ -255,8 +255,8 @@ impl<R: LogReader> Group<R> {
         }
     }
 
-    /// How sending the snapshot that [`crate::Ready::snapshots_wanted`] asked for
-    /// ended. Appends to `to` resume only after this, or after its answer.
+    /// Reports how the sending of a snapshot ended that [`crate::Ready::snapshots_wanted`] asked
+    /// for. Appends to `to` resume only after this call, or after a reply from `to`.
     pub fn snapshot_sent(&mut self, to: PeerId, outcome: SnapshotOutcome) {
         let Role::Leader(leader) = &mut self.role else { return };
         let Some(follow) = leader.follow_mut(to) else { return };
@@ -273,7 +273,7 @@ impl<R: LogReader> Group<R> {
         let Role::Leader(leader) = &mut self.role else { return };
         let stamp = Stamp { round: leader.round, sent };
         for (to, follow) in leader.follows.iter_mut().filter(|(to, _)| *to != from) {
-            // Beyond what this follower is known to share, its log may be another.
+            // Beyond the prefix that this follower is known to share, its log may differ.
             let known = follow.match_index();
             let commit = self.log.commit();
             let commit = if broken!(HeartbeatCommitCapped) { commit } else { commit.min(known) };
@@ -283,8 +283,8 @@ impl<R: LogReader> Group<R> {
         }
     }
 
-    /// Sends every follower what it may be sent. Called once per Ready, so that
-    /// all that was proposed and acknowledged since the last goes out together.
+    /// Sends appends to every follower, as far as its limits allow. Called once per Ready, so that
+    /// everything that was proposed and acknowledged since the last Ready is sent together.
     pub(super) fn replicate(&mut self) {
         self.log.seal();
         let limits = self.flow_limits();
@@ -312,7 +312,7 @@ impl<R: LogReader> Group<R> {
                     if has_data {
                         replication.outbox.want_snapshot(*to);
                     } else {
-                        // A leader with data may come, or one whose log goes back further.
+                        // Another leader may have data, or a log that goes back further.
                         follow.snapshot_failed();
                     }
                 }
@@ -324,23 +324,24 @@ impl<R: LogReader> Group<R> {
         }
     }
 
-    /// Until when this leader may answer reads from its own state without asking
-    /// anybody; `None` if it may not.
+    /// The end of the time in which this leader may serve reads from its own state without a
+    /// message; `None` if it may not.
     ///
-    /// A quorum that answered something sent at time T has promised to elect
-    /// nobody else for one election timeout from T, measured by clocks that may
-    /// run faster than ours. The driver must stop believing an earlier answer
-    /// **before** it sends the messages of the next Ready.
+    /// A quorum that replied to messages sent at time T has promised to elect no other leader for
+    /// one election timeout from T, measured by clocks that may run faster than ours. The driver
+    /// must stop using an earlier result of this function **before** it sends the messages of the
+    /// next Ready.
     #[must_use]
     pub fn lease_until(&self) -> Option<Time> {
         let Role::Leader(leader) = &self.role else { return None };
         let void = leader.lease_void && !broken!(LeaseVoidAfterHandover);
-        // Who has applied a change that is not applied here may count its promise as
-        // given to a configuration that is no more: a voter that remains alone does.
+        // A peer that has applied a change which is not applied here may treat its promise as void,
+        // because it was given to an old configuration. A voter that remains alone does so.
         let changing = leader.pending_change > self.log.applied() && !broken!(NoLeaseDuringChange);
         let unsure = void || changing || leader.transfer.is_some();
         let blocked = unsure || !self.config.check_quorum || self.is_witness();
-        // Before that it may not even know what is committed (Raft §8).
+        // Before its first entry is committed, a leader may not even know what is committed (Raft
+        // §8).
         if blocked || self.log.commit() < leader.term_start {
             return None;
         }
@@ -360,7 +361,7 @@ impl<R: LogReader> Group<R> {
     }
 }
 
-/// What all followers are served from.
+/// The state that all followers are served from.
 struct Replication<'a, R> {
     log: &'a crate::log::Log<R>,
     limits: FlowLimits,
@@ -373,8 +374,8 @@ struct Replication<'a, R> {
 
 impl<R: LogReader> Replication<'_, R> {
     fn serve(&mut self, to: PeerId, follow: &mut Follow) -> Result<(), LogReadError> {
-        // Sending takes a probe's turn, fills a pipeline or reaches the log's
-        // end, so this ends.
+        // This loop ends, because each append uses up a probe's turn, fills the pipeline, or comes
+        // closer to the log's end.
         while follow.may_send(self.limits) {
             let probing = follow.state() == ProgressState::Probe;
             if !probing && follow.next_index() > self.log.last_index() {
@@ -401,7 +402,7 @@ impl<R: LogReader> Replication<'_, R> {
         self.outbox.send(Message { group, from, to, term: self.term, body });
     }
 
-    /// One append of at most about `max_bytes`; without entries if that is zero.
+    /// Sends one append of at most about `max_bytes`, or without entries if that is zero.
     fn append_to(
         &mut self,
         to: PeerId,

@@ -6,15 +6,14 @@
 //!
 //! 1. A leader proposes a change only when everything up to the one before is
 //!    applied here, and a new leader takes its whole unapplied tail for one.
-//! 2. So an append that carries change k+1 says that change k is committed: who
-//!    has k+1 in its log knows that k is committed, because entries and commit
-//!    index are written together.
+//! 2. So an append that carries change k+1 also carries a commit index that covers change k. A peer
+//!    that has k+1 in its log knows that k is committed, because entries and commit index are
+//!    written together.
 //! 3. No peer campaigns that knows of a committed change it has not applied.
 //!
-//! A candidate is therefore at most one change behind any leader there can be,
-//! and majorities of neighbouring configurations always share a voter. A voter
-//! consults no configuration at all: a learner that was promoted and has not
-//! heard of it yet still gives its vote.
+//! A candidate is therefore at most one change behind any possible leader, and majorities of
+//! neighbouring configurations always share a voter. A voter does not check its configuration: a
+//! learner that was promoted and has not heard of it yet still gives its vote.
 
 use super::Group;
 use super::leader::ProposeError;
@@ -51,9 +50,10 @@ impl<R: LogReader> Group<R> {
         Ok(self.append_change(payload))
     }
 
-    /// Whether one of the new voters that hold data has it, or can get it from the
-    /// log: a witness that remains could give no snapshot to the others. A joint
-    /// configuration is only left by a majority that got it from the old voters.
+    /// Whether at least one new voter that is no witness has the data, or can get it from the log.
+    /// Otherwise a witness could be left that can give no snapshot to the others. A joint
+    /// configuration needs no check: it is left only by a majority that got the data from the old
+    /// voters.
     fn keeps_the_data(&self, next: &Configuration) -> bool {
         let first = self.log.first_index();
         let has = |peer, match_index: LogIndex| {
@@ -74,7 +74,7 @@ impl<R: LogReader> Group<R> {
         at
     }
 
-    /// Whether a change may lie in the log that is not applied here.
+    /// Whether the log may hold a change that is not applied on this peer.
     #[must_use]
     pub fn has_pending_change(&self) -> bool {
         let end = match &self.role {
@@ -84,12 +84,12 @@ impl<R: LogReader> Group<R> {
         end > self.log.applied()
     }
 
-    /// The driver applies the entry with this change; it reports the index as
-    /// [`Group::applied`] afterwards. Returns the members from now on.
+    /// Applies a change that the driver has reached in the log. The driver reports the index with
+    /// [`Group::applied`] afterwards. Returns the new configuration.
     ///
     /// # Errors
-    /// If the change does not fit, which the leader that proposed it has checked;
-    /// the members stay as they are.
+    /// If the change does not fit the configuration, which then stays as it is. The leader that
+    /// proposed the change has checked that it fits.
     pub fn apply_change(
         &mut self,
         now: Time,
@@ -101,13 +101,13 @@ impl<R: LogReader> Group<R> {
         Ok(self.configuration.clone())
     }
 
-    /// The driver skips the entry with a change, on every peer alike. Returns the
-    /// members, which stay as they are.
+    /// Reports that the driver skips the entry with a change, on every peer alike. Returns the
+    /// configuration, which stays as it is.
     pub fn ignore_change(&mut self) -> Configuration {
         self.configuration.clone()
     }
 
-    /// Brings a leader's records in line with the members.
+    /// Adapts a leader's records to the new members.
     fn follow_members(&mut self) {
         let (now, next) = (self.now, self.log.last_index().next());
         let (own, witness) = (self.me.peer, self.is_witness());
@@ -133,7 +133,7 @@ impl<R: LogReader> Group<R> {
             leader.transfer = None;
         }
         if members.is_voter(own) {
-            // A smaller quorum may already have what a larger one was missing.
+            // A smaller quorum may already hold entries that a larger quorum lacked.
             self.commit_what_a_quorum_has();
             self.confirm_reads();
             self.hand_over_if_caught_up();
@@ -142,7 +142,7 @@ impl<R: LogReader> Group<R> {
         }
     }
 
-    /// Ends a joint configuration that was to end by itself, once it is applied.
+    /// Proposes the end of an applied joint configuration, if the leader is to end it by itself.
     pub(super) fn leave_joint_if_due(&mut self) {
         let Role::Leader(leader) = &self.role else { return };
         let due = self.configuration.is_joint()
@@ -153,9 +153,8 @@ impl<R: LogReader> Group<R> {
         }
     }
 
-    /// A leader that is no longer a voter tells everybody how far the log is
-    /// committed, hands over to the voter that is furthest, and steps down
-    /// (dissertation §4.2.2).
+    /// Resigns, because this leader is no longer a voter. It sends its commit index to all peers,
+    /// hands over to the voter with the furthest log, and steps down (dissertation §4.2.2).
     fn resign(&mut self) {
         self.replicate();
         let Role::Leader(leader) = &mut self.role else { return };

@@ -1,4 +1,4 @@
-//! Collecting what is wanted, and handing it out as one [`Ready`].
+//! Collecting outputs, and handing them out as one [`Ready`].
 
 use super::Group;
 use crate::log::{LogReadError, LogReader};
@@ -6,7 +6,7 @@ use crate::message::{AppendOutcome, Message, MessageBody, Stamp};
 use crate::ready::{Ready, ReadyNumber, RoleChange};
 use crate::types::{LogIndex, PeerId, SnapshotMeta};
 
-/// What has piled up since the last Ready. Boxed: a group at rest has nothing here.
+/// Outputs since the last Ready. Boxed, because an idle group has none.
 #[derive(Debug, Default)]
 pub(super) struct Outbox(Option<Box<Pending>>);
 
@@ -35,8 +35,8 @@ impl Outbox {
         self.pending().after_persist.push(message);
     }
 
-    /// Sends an acknowledgement. Of several to one leader in one Ready only the
-    /// furthest counts, so a burst of appends is answered once.
+    /// Sends an acknowledgement. Of several acknowledgements to one leader in one Ready only the
+    /// furthest is sent, so a burst of appends gets one reply.
     #[inline]
     pub fn acknowledge(&mut self, reply: Message) {
         let after_persist = &mut self.pending().after_persist;
@@ -74,8 +74,8 @@ impl Outbox {
         self.0.as_ref().is_none_or(|pending| pending.is_empty())
     }
 
-    /// Puts everything into `ready`, and keeps what room it brings if there will
-    /// soon be more.
+    /// Moves everything into `ready`. With `keep`, keeps the capacity that `ready` had, because
+    /// more will soon follow.
     fn hand_over(&mut self, ready: &mut Ready, keep: bool) {
         let Some(pending) = self.0.as_deref_mut() else { return };
         std::mem::swap(&mut ready.messages, &mut pending.messages);
@@ -128,16 +128,16 @@ fn accepted_in(body: &MessageBody) -> Option<(LogIndex, Stamp)> {
 }
 
 impl<R: LogReader> Group<R> {
-    /// What is to be done now, if anything; nothing is allocated if not. May be
-    /// called again before the last Ready is durable.
+    /// The work to do now, if any. Allocates nothing if there is none. May be called again before
+    /// the last Ready is durable.
     pub fn ready(&mut self) -> Option<Ready> {
         let mut ready = Ready::default();
         self.ready_into(&mut ready).then_some(ready)
     }
 
-    /// The same, into a Ready that was carried out: its room is used again, which
-    /// for small and frequent Readies costs less than the work itself. Returns
-    /// whether there is anything to do; if not, `ready` is empty.
+    /// Like [`Group::ready`], but fills a Ready that was carried out. Its memory is used again,
+    /// because for small and frequent Readies allocation would cost more than the work itself.
+    /// Returns whether there is anything to do. If not, `ready` is empty.
     pub fn ready_into(&mut self, ready: &mut Ready) -> bool {
         if ready.number != ReadyNumber(0) {
             ready.clear();
@@ -181,8 +181,8 @@ impl<R: LogReader> Group<R> {
             ready.role = Some(role);
             self.reported_role = role;
         }
-        // Entries to append and a log to replace in one Ready would leave their
-        // order open: the snapshot waits for the next.
+        // The order of entries to append and a log to replace would be unclear within one Ready, so
+        // the snapshot waits for the next.
         if let Some(installing) = &mut self.installing
             && !unwritten
         {

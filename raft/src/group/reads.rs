@@ -11,13 +11,13 @@ use crate::rules::broken;
 use crate::types::{Identity, LogIndex, PeerId, Time};
 
 impl<R: LogReader> Group<R> {
-    /// Asks for the index that a linearizable read has to wait for. It comes in
-    /// [`crate::Ready::reads`] under this `id`, or the id comes in
-    /// [`crate::Ready::failed_reads`] when leadership is lost: where quorums are
-    /// checked, that is soon after nobody answers.
+    /// Asks for the index that a linearizable read has to wait for. The index comes in
+    /// [`crate::Ready::reads`] under this `id`. If leadership is lost, the id comes in
+    /// [`crate::Ready::failed_reads`] instead. With [`crate::Config::check_quorum`], that happens
+    /// soon after replies stop.
     ///
     /// # Errors
-    /// If there is nobody to ask, or too many reads wait.
+    /// If there is no leader to ask, too many reads wait, or this peer is a witness.
     pub fn read_index(&mut self, now: Time, id: u64) -> Result<(), ReadError> {
         self.advance(now);
         let peer = self.me.peer;
@@ -58,7 +58,7 @@ impl<R: LogReader> Group<R> {
         }
     }
 
-    /// This peer has become a witness, and no longer has what its readers want.
+    /// Fails this peer's reads, because it has become a witness and has no data.
     pub(super) fn fail_own_reads(&mut self) {
         match &mut self.role {
             Role::Follower(follower) => {
@@ -71,8 +71,8 @@ impl<R: LogReader> Group<R> {
         }
     }
 
-    /// Begins a round for the leader's waiting reads, or passes a follower's on.
-    /// Called once per Ready, so that reads that came together go together.
+    /// Begins a round for the leader's waiting reads, or passes a follower's waiting reads on.
+    /// Called once per Ready, so that reads that came together share a round.
     pub(super) fn serve_reads(&mut self) {
         match &mut self.role {
             Role::Leader(leader) => {
@@ -104,7 +104,7 @@ impl<R: LogReader> Group<R> {
         }
     }
 
-    /// Answers the rounds that a quorum has answered.
+    /// Answers the reads of the rounds that a quorum has confirmed.
     pub(super) fn confirm_reads(&mut self) {
         let Identity { group, peer: own } = self.me;
         let term = self.term;

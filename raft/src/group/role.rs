@@ -1,4 +1,4 @@
-//! What a peer is, with the state that only such a peer has.
+//! The roles of a peer, each with the state that only a peer in that role has.
 
 use crate::progress::Follow;
 use crate::read::{ForwardedReads, ReadRounds};
@@ -15,7 +15,7 @@ pub(super) enum Role {
 #[derive(Debug)]
 pub(super) struct Follower {
     pub leader: Option<PeerId>,
-    /// When to campaign, unless the leader is heard from.
+    /// When to campaign, unless a message from the leader comes.
     pub deadline: Time,
     /// Reads passed on to the leader.
     pub reads: ForwardedReads,
@@ -26,9 +26,10 @@ pub(super) struct Follower {
 
 #[derive(Debug)]
 pub(super) struct Candidate {
-    /// Whether it asks for pre-votes, in the term before the one it wants.
+    /// Whether the candidate asks for pre-votes. It is then still in the term
+    /// before the one that it wants.
     pub pre: bool,
-    /// Who has answered what. A handful, so a list.
+    /// Each peer's reply. There are few, so this is a list.
     pub votes: Vec<(PeerId, bool)>,
     /// When to try again.
     pub deadline: Time,
@@ -38,36 +39,38 @@ pub(super) struct Candidate {
 pub(super) struct Leader {
     /// Every member, itself included.
     pub follows: Vec<(PeerId, Follow)>,
-    /// The index of its first entry: only from there on may it count commits.
+    /// The index of the leader's first entry. It may count replicas for a
+    /// commit only from there on.
     pub term_start: LogIndex,
-    /// When a witness that has begun no handover gives way.
+    /// When a leading witness that has begun no handover steps down.
     pub hand_over_by: Time,
-    /// A change of members may lie here or before: none other is proposed until
-    /// this index is applied.
+    /// A change of members may lie at this index or before. No other is
+    /// proposed until this index is applied.
     pub pending_change: LogIndex,
-    /// Of its own proposals.
+    /// Bytes of the leader's own proposals that are not committed.
     pub uncommitted_bytes: usize,
     /// Rounds of ReadIndex begun.
     pub round: u64,
     pub reads: ReadRounds,
     pub heartbeat_due: Time,
-    /// When the quorum's latest answers, if none come, will be too old.
+    /// When the quorum's latest replies will be too old, if no more come.
     pub quorum_due: Time,
     pub transfer: Option<Box<Transfer>>,
-    /// Another peer was told to campaign in spite of every promise, and the
-    /// message may arrive at any time: no lease for the rest of this term.
+    /// Whether another peer was ordered to campaign in spite of every promise.
+    /// The order may arrive at any time, so there is no lease for the rest of
+    /// this term.
     pub lease_void: bool,
-    /// Something may have to be sent to somebody.
+    /// Whether something may have to be sent to a peer.
     pub replicate: bool,
 }
 
-/// Leadership on its way to another peer.
+/// A transfer of leadership under way.
 #[derive(Debug)]
 pub(super) struct Transfer {
     pub target: PeerId,
-    /// When the leader goes on leading.
+    /// When the leader gives the transfer up and goes on leading.
     pub deadline: Time,
-    /// Whether the target was told to campaign.
+    /// Whether the order to campaign was sent to the target.
     pub told: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Messages, sorted by term before anything else looks at them (Raft §5.1).
+//! Handling messages. Their terms are compared before anything else (Raft §5.1).
 
 use std::cmp::Ordering;
 
@@ -11,8 +11,8 @@ use crate::message::{Message, MessageBody, Stamp};
 use crate::rules::broken;
 use crate::types::{GroupId, Identity, LogIndex, PeerId, Term, Time};
 
-/// Why a message was not taken. Those that no correct peer sends mean that data
-/// or a disk is damaged somewhere.
+/// Why a message was refused. An error for a message that no correct peer sends means that data or
+/// a disk is damaged somewhere.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum StepError {
     /// Delivered to the wrong peer.
@@ -20,20 +20,20 @@ pub enum StepError {
     WrongRecipient {
         /// This peer.
         here: PeerId,
-        /// The one it was for.
+        /// The peer that the message was for.
         to: PeerId,
     },
-    /// Delivered to the wrong group, perhaps one of another cluster.
+    /// Delivered to the wrong group, perhaps to a group of another cluster.
     #[error("a message of group {group} was given to peer {here} of group {ours}")]
     WrongGroup {
         /// This peer.
         here: PeerId,
         /// Its group.
         ours: GroupId,
-        /// The message's.
+        /// The message's group.
         group: GroupId,
     },
-    /// A peer does not write to itself.
+    /// A peer sends no message to itself.
     #[error("peer {here} was given a message from itself")]
     FromItself {
         /// This peer.
@@ -47,19 +47,19 @@ pub enum StepError {
         /// The kind of message.
         what: &'static str,
     },
-    /// A number that no honest peer can have counted up to.
+    /// A number that no correct peer can have reached.
     #[error("peer {from} sent the impossible {what} {value}")]
     OutOfRange {
         /// The sender.
         from: PeerId,
-        /// What it is.
+        /// The kind of number.
         what: &'static str,
-        /// How much.
+        /// Its value.
         value: u64,
     },
-    /// This peer's disk has lost what it acknowledged; who knows what else. The
-    /// driver must stop the peer: it could go on voting, and the next leader would
-    /// repair it without a word.
+    /// This peer's disk has lost entries that the peer acknowledged, and perhaps more. The driver
+    /// must stop the peer. Otherwise it could go on voting, and the next leader would repair its
+    /// log without any notice of the loss.
     #[error(
         "peer {here} acknowledged entries up to {commit} to leader {from}, but its log ends at \
          {last}: its disk has lost data; remove the peer and add a new one"
@@ -69,12 +69,12 @@ pub enum StepError {
         here: PeerId,
         /// The leader.
         from: PeerId,
-        /// What it may take for committed.
+        /// The commit index that the leader sent.
         commit: LogIndex,
         /// Where this log ends.
         last: LogIndex,
     },
-    /// Another peer's disk has lost what it acknowledged to this leader.
+    /// Another peer's disk has lost entries that it acknowledged to this leader.
     #[error(
         "peer {from} refuses entries after {prev}, but has acknowledged all up to \
          {acknowledged}: its disk has lost data; remove the peer and add a new one"
@@ -82,9 +82,9 @@ pub enum StepError {
     PeerLostEntries {
         /// The peer.
         from: PeerId,
-        /// After which it takes nothing.
+        /// The index after which it refuses entries.
         prev: LogIndex,
-        /// What it said to have.
+        /// The last index that it acknowledged.
         acknowledged: LogIndex,
     },
     /// Election safety is broken.
@@ -107,7 +107,7 @@ pub enum StepError {
         /// Where they differ.
         index: LogIndex,
     },
-    /// An acknowledgement of what was never sent.
+    /// An acknowledgement of entries that were never sent.
     #[error("peer {from} acknowledges entry {index}, but the log ends at {last}")]
     ImpossibleAck {
         /// The sender.
@@ -117,7 +117,7 @@ pub enum StepError {
         /// Where the leader's log ends.
         last: LogIndex,
     },
-    /// The driver's log could not be read; it must stop the store.
+    /// The driver's log could not be read. The driver must stop the store.
     #[error(transparent)]
     Log(#[from] LogReadError),
 }
@@ -126,8 +126,8 @@ impl<R: LogReader> Group<R> {
     /// Takes a message from another peer.
     ///
     /// # Errors
-    /// See [`StepError`]. The message then had no effect beyond, at most, the term
-    /// and the leader that this peer follows.
+    /// See [`StepError`]. A refused message has changed at most the term, the leader that this peer
+    /// follows, and the promise to that leader.
     pub fn step(&mut self, now: Time, message: Message) -> Result<(), StepError> {
         self.advance(now);
         let Identity { group: ours, peer: here } = self.me;
@@ -158,9 +158,9 @@ impl<R: LogReader> Group<R> {
             Ordering::Equal => true,
             Ordering::Greater => self.enter_term_of(&message),
         };
-        // What was once committed stays so, and whoever knows it may tell. But what a
-        // *later* term committed, the leader of ours need not have: its honest appends
-        // would look like contradictions.
+        // Once committed, an entry stays committed, so a commit point from any peer counts. But the
+        // leader of our term need not have what a *later* term committed. Its correct appends would
+        // then look like contradictions.
         if let Some(commit) = known
             && (sender <= self.term || broken!(CommitOfLaterTerms))
         {
@@ -169,9 +169,9 @@ impl<R: LogReader> Group<R> {
         if deserves_a_look { self.dispatch(message) } else { Ok(()) }
     }
 
-    /// A message of an older term has no effect, but its sender may need to hear
-    /// that it is behind: a leader that was deposed without noticing would go on
-    /// forever where no follower is in its term any more.
+    /// A message of an older term has no effect, but its sender may need a reply to learn that it
+    /// is behind. Otherwise a leader that was deposed without noticing would go on forever when no
+    /// follower is in its term any more.
     fn answer_older_term(&mut self, message: &Message) {
         let body = match message.body {
             MessageBody::Append { .. }
@@ -192,14 +192,14 @@ impl<R: LogReader> Group<R> {
         self.outbox.send(reply);
     }
 
-    /// Moves to a newer term if the message proves that it has begun. Returns
-    /// whether the message deserves a look.
+    /// Moves to the message's newer term if the message proves that this term has begun. Returns
+    /// whether the message is to be handled.
     fn enter_term_of(&mut self, message: &Message) -> bool {
         match message.body {
             // These carry a term that may never come.
             MessageBody::PreVote { .. } | MessageBody::PreVoteReply { granted: true, .. } => true,
-            // A live leader is not deposed by a peer that merely cannot hear it,
-            // or that was removed: not even by way of the term (dissertation §4.2.3).
+            // A peer that merely cannot hear a live leader, or that was removed, must not depose
+            // that leader, not even by raising the term (dissertation §4.2.3).
             MessageBody::Vote { transfer: false, .. } if self.is_loyal() => false,
             MessageBody::Append { .. }
             | MessageBody::Commit { .. }
@@ -256,7 +256,8 @@ impl<R: LogReader> Group<R> {
                 self.on_read_index_reply(from, batch, index);
             }
             MessageBody::TransferRequest { target } => {
-                // A wish: whoever made it looks at the leader to see it granted.
+                // The result is ignored: the peer that asked sees from a change of leader whether
+                // the request was granted.
                 if matches!(self.role, Role::Leader(_)) {
                     let _ = self.transfer_leader(self.now, Some(target));
                 }

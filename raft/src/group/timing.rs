@@ -1,4 +1,4 @@
-//! What happens when nothing happens: every deadline of a peer.
+//! The deadlines of a peer, which pass without any message.
 
 use super::Group;
 use super::role::Role;
@@ -69,7 +69,7 @@ impl<R: LogReader> Group<R> {
     }
 
     fn tick_leader(&mut self) {
-        // First, so that a leader that was suspended says nothing as a leader.
+        // This check comes first, so that a leader that was suspended sends nothing as a leader.
         if !self.check_quorum() {
             return;
         }
@@ -79,8 +79,8 @@ impl<R: LogReader> Group<R> {
             leader.transfer = None;
         }
         if witness && leader.transfer.is_none() && self.now >= leader.hand_over_by {
-            // Nobody whom it reaches can be brought up to date by it, or none took
-            // over: whoever has the data gets a chance.
+            // This witness reaches no peer that it can bring up to date, or no peer took over. It
+            // steps down, so that a peer with the data gets a chance.
             return self.become_follower(self.term, None);
         }
         if self.now >= leader.heartbeat_due {
@@ -89,9 +89,9 @@ impl<R: LogReader> Group<R> {
         }
     }
 
-    /// Steps down if no quorum was heard from for an election timeout: clients
-    /// then look elsewhere instead of waiting for a leader that can decide
-    /// nothing (dissertation §6.2). Returns whether this peer still leads.
+    /// Steps down if no quorum was heard from for an election timeout. Clients then look for
+    /// another leader instead of waiting for one that can decide nothing (dissertation §6.2).
+    /// Returns whether this peer still leads.
     fn check_quorum(&mut self) -> bool {
         let Role::Leader(leader) = &mut self.role else { return false };
         if !self.config.check_quorum || self.now < leader.quorum_due {

@@ -1,6 +1,5 @@
-//! Handing leadership over (dissertation §3.10): the leader takes no more
-//! proposals, brings the target up to date, gives up its lease, and tells the
-//! target to campaign at once.
+//! Handing leadership over (dissertation §3.10). The leader takes no more proposals, brings the
+//! target up to date, gives up its lease, and orders the target to campaign at once.
 
 use thiserror::Error;
 
@@ -13,13 +12,13 @@ use crate::types::{PeerId, Time};
 /// Why leadership is not handed over.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum TransferError {
-    /// Nobody to hand it over, or to ask for that.
+    /// There is no known leader that could hand over.
     #[error("peer {peer} knows no leader that could hand over")]
     NoLeader {
         /// This peer.
         peer: PeerId,
     },
-    /// It is there already.
+    /// The target leads already.
     #[error("peer {peer} leads already")]
     AlreadyLeader {
         /// The leader.
@@ -31,21 +30,21 @@ pub enum TransferError {
         /// The target.
         peer: PeerId,
     },
-    /// One at a time.
+    /// Another transfer is under way.
     #[error("leadership is being handed to peer {target}")]
     InProgress {
         /// The other target.
         target: PeerId,
     },
-    /// There is no other voter that can lead and was heard from of late.
+    /// There is no other voter that can lead and was heard from recently.
     #[error("no other peer can lead, or none was heard from")]
     NoTarget,
 }
 
 impl<R: LogReader> Group<R> {
-    /// Hands leadership to `to`, or to the best successor; gives up after an
-    /// election timeout. On a follower it passes the wish on to the leader, and
-    /// `None` means the follower itself.
+    /// Hands leadership to `to`, or to the best successor. Gives up after an election timeout. A
+    /// follower passes the request on to the leader, and there `None` means the follower itself.
+    /// Returns the target.
     ///
     /// The lease ends with this call: see [`Group::lease_until`].
     ///
@@ -78,7 +77,7 @@ impl<R: LogReader> Group<R> {
         Ok(target)
     }
 
-    /// Whom this leader is handing over to.
+    /// The peer that this leader is handing over to.
     #[must_use]
     pub fn transfer_target(&self) -> Option<PeerId> {
         match &self.role {
@@ -107,7 +106,7 @@ impl<R: LogReader> Group<R> {
         Ok(())
     }
 
-    /// Tells the target to campaign as soon as it has everything.
+    /// Orders the target to campaign, if it has the whole log.
     pub(super) fn hand_over_if_caught_up(&mut self) {
         if self.is_witness() {
             self.choose_heir();
@@ -121,8 +120,8 @@ impl<R: LogReader> Group<R> {
         if leader.follow(target).is_none_or(|follow| follow.match_index() < last) {
             return;
         }
-        // From here on the promises that a lease rests on are void, and they stay
-        // so: the message may be delivered long after the transfer was given up.
+        // From here on the promises that a lease rests on are void. They stay void, because the
+        // message may be delivered long after the transfer was given up.
         leader.lease_void = true;
         if let Some(transfer) = &mut leader.transfer {
             transfer.told = true;
@@ -131,9 +130,9 @@ impl<R: LogReader> Group<R> {
         self.outbox.send(message);
     }
 
-    /// A witness hands over to the first voter with data that has caught up. In a
-    /// joint configuration that may be one of the old voters: perhaps nobody else
-    /// has the data that the new ones need.
+    /// Lets a witness hand over to the first voter with data that has caught up. In a joint
+    /// configuration that may be one of the old voters, because perhaps no other peer has the data
+    /// that the new voters need.
     fn choose_heir(&mut self) {
         let last = self.log.last_index();
         let deadline = self.now + self.config.election_timeout;
@@ -145,8 +144,8 @@ impl<R: LogReader> Group<R> {
         }
     }
 
-    /// The voter whose log is the furthest, of those that were heard from; of all, if
-    /// there are none and they need not be `alive`.
+    /// The voter with the furthest log among those that were heard from recently. If there is none,
+    /// and voters need not be `alive`, among all voters.
     pub(super) fn best_successor(&self, alive: bool) -> Option<PeerId> {
         self.furthest(alive, |peer| self.configuration.voters.contains(&peer))
     }

@@ -5,7 +5,7 @@ use esker_raft::{LogIndex, PeerId, RoleKind, Term};
 use super::super::driver::Node;
 use super::super::violation::{Checked, Promise, ensure};
 
-/// Who led, and who voted for whom, in every term.
+/// The leader, and every peer's vote, in every term.
 pub struct Elections {
     /// By term.
     leaders: Vec<Option<PeerId>>,
@@ -30,13 +30,15 @@ impl Elections {
         self.leaders.get(usize::try_from(term.0).ok()?).copied().flatten()
     }
 
-    /// A candidate asks for votes: its own, and the log it boasts of, are durable.
+    /// Checks a candidate that asks for votes: its own vote and the log that it names must be
+    /// durable.
     pub fn asked(&mut self, node: &Node, at: usize, term: Term, last: (LogIndex, Term)) -> Checked {
         self.vote_is_durable(node, term, node.id)?;
         let disk = node.disk.borrow();
         let there = disk.log.term(last.0);
-        // Who found a leader in the meantime took its log; the answers are in vain,
-        // and with its term on the disk it never asks for them again.
+        // A candidate that found a leader in the meantime has taken that leader's log. Replies then
+        // have no effect. With the term on its disk, the peer never asks for votes in that term
+        // again.
         let stands = node.role() == Some(RoleKind::Candidate) && disk.hard_state.term == term;
         ensure(!stands || there == Some(last.1), Promise::VotesAreDurable, || {
             format!("peer {} asks for votes with {}@{} not on its disk", node.id, last.0, last.1)
@@ -44,13 +46,13 @@ impl Elections {
         self.voted(node, at, term, node.id)
     }
 
-    /// A vote goes out.
+    /// Checks a vote that is sent.
     pub fn granted(&mut self, node: &Node, at: usize, term: Term, to: PeerId) -> Checked {
         self.vote_is_durable(node, term, to)?;
         self.voted(node, at, term, to)
     }
 
-    /// A peer that is in a later term for good has nothing left to forget.
+    /// A peer with a later term on its disk can no longer break its vote.
     fn vote_is_durable(&self, node: &Node, term: Term, to: PeerId) -> Checked {
         let durable = node.disk.borrow().hard_state;
         ensure(
@@ -72,7 +74,7 @@ impl Elections {
         })
     }
 
-    /// A peer comes back with this vote.
+    /// Checks the vote of a peer that comes back.
     pub fn restarted(&mut self, node: &Node, at: usize) -> Checked {
         let Some(group) = &node.group else { return Ok(()) };
         let state = group.hard_state();
@@ -82,8 +84,8 @@ impl Elections {
         }
     }
 
-    /// A peer leads. Returns whether that is news: it reports again when it learns
-    /// something else about its role.
+    /// Checks a peer that leads. Returns whether it is newly elected: a leader may report its role
+    /// more than once.
     pub fn elected(&mut self, nodes: &[Node], at: usize, term: Term, fresh: bool) -> Checked<bool> {
         let node = &nodes[at];
         let leader = slot(&mut self.leaders, term);
@@ -98,7 +100,7 @@ impl Elections {
         Ok(news)
     }
 
-    /// By the configuration that it has applied.
+    /// Whether the peer has the votes of all majorities in the configuration that it has applied.
     fn has_majorities(&self, nodes: &[Node], at: usize, term: Term) -> Checked {
         let node = &nodes[at];
         let members = &node.machine.configuration;

@@ -1,6 +1,6 @@
-//! What clients saw. Every operation has a place in the log, so linearizability
-//! is no search: an operation's place must not lie before that of any operation
-//! that had ended when it began.
+//! What clients saw. Every operation has a place in the log, so checking
+//! linearizability needs no search: an operation's place must not lie before
+//! the place of any operation that had ended when it began.
 
 use bytes::Bytes;
 use esker_raft::{Entry, LogIndex, Payload, Term};
@@ -9,7 +9,7 @@ use super::super::driver::Node;
 use super::super::summary::Summary;
 use super::super::violation::{Checked, Promise, ensure};
 
-/// A write that waits to be applied where it was proposed.
+/// A write that waits until the peer that proposed it has applied it.
 struct Write {
     index: LogIndex,
     term: Term,
@@ -18,16 +18,16 @@ struct Write {
     floor: LogIndex,
 }
 
-/// A read that waits for its index, or for its answer.
+/// A read that waits for its index, or until that index is applied.
 struct Read {
     id: Option<u64>,
-    /// What was committed anywhere when it began.
+    /// The highest commit index of any peer when the read began.
     committed: LogIndex,
     floor: LogIndex,
     index: Option<LogIndex>,
 }
 
-/// All operations that have not ended, by the node that they wait at.
+/// All operations that have not ended, by the node at which they wait.
 pub struct History {
     writes: Vec<Vec<Write>>,
     reads: Vec<Vec<Read>>,
@@ -57,7 +57,7 @@ impl History {
         self.reads[at].push(Read { id, committed, floor, index: None });
     }
 
-    /// A leader that holds a lease reads at its commit index.
+    /// Checks a read at a leader with a lease, at its commit index.
     pub fn lease_read(
         &mut self,
         node: &Node,
@@ -77,7 +77,8 @@ impl History {
         self.answer_reads(node, at, summary)
     }
 
-    /// ReadIndex said from where on a read may be served.
+    /// Checks the index from which on a read may be served, as ReadIndex
+    /// returned it.
     pub fn read_allowed(
         &mut self,
         node: &Node,
@@ -112,7 +113,8 @@ impl History {
         self.reads[at].clear();
     }
 
-    /// A node's machine has come further: by this entry, or by a snapshot.
+    /// Ends the operations that waited for a node's machine, which has applied
+    /// this entry or a snapshot.
     pub fn caught_up(
         &mut self,
         node: &Node,
@@ -187,7 +189,7 @@ impl History {
             if !ready(read) {
                 return true;
             }
-            // A peer that has become a witness has nothing to answer with.
+            // A peer that has become a witness has no data to read.
             if node.machine.has_data {
                 ended = true;
                 match read.id {

@@ -1,5 +1,5 @@
-//! Entries: that logs match, that what is committed is safe and stays, and that
-//! all state machines apply the same.
+//! Checks of entries: logs match, committed entries are safe and stay, and all state machines apply
+//! the same entries.
 
 use esker_raft::{Entry, LogIndex, Payload, PeerId, Term};
 
@@ -8,7 +8,7 @@ use super::super::summary::Summary;
 use super::super::violation::{Checked, Promise, ensure};
 use super::members::is_majority;
 
-/// An entry that was in some log, and the term of the one before it.
+/// An entry that was in some log, and the term of the entry before it.
 struct Appended {
     term: Term,
     payload: Payload,
@@ -19,8 +19,8 @@ struct Appended {
 #[derive(Clone, Copy)]
 struct Committed {
     term: Term,
-    /// The term of the leader that counted it, or one behind it: an entry of an
-    /// older term is committed later than it was made.
+    /// The term of the leader that committed it. An entry of an older term is committed by the
+    /// leader of a later one.
     by: Term,
 }
 
@@ -101,7 +101,7 @@ impl Logs {
         })
     }
 
-    /// The commit index of a node is another.
+    /// Checks a commit index that has changed.
     pub fn commit_moved(
         &mut self,
         node: &Node,
@@ -113,10 +113,11 @@ impl Logs {
         ensure(commit >= before, Promise::CommitNeverFalls, || {
             format!("the commit index of peer {} fell from {before} to {commit}", node.id)
         })?;
-        // The first to know is the leader, which counts only what is of its term.
+        // The first peer to know of a commit is the leader, which counts only entries of its own
+        // term.
         let by = node.mirror.term(commit).unwrap_or_default();
         for index in (before.0 + 1..=commit.0).map(LogIndex) {
-            // What a snapshot brought is checked by its digest.
+            // Entries that came with a snapshot are checked by its digest.
             let Some(term) = node.mirror.term(index) else { continue };
             let known = slot(&mut self.committed, index);
             if known.is_none() {
@@ -132,8 +133,8 @@ impl Logs {
         Ok(())
     }
 
-    /// A node is the first to know that `commit` is committed, so it leads, and
-    /// counted right: an entry of its own term, durable on every majority.
+    /// Checks the node that is the first to know that `commit` is committed. It must lead, and the
+    /// entry must be of its own term and durable on every majority.
     pub fn counted_well(&self, nodes: &[Node], at: usize, commit: LogIndex) -> Checked {
         let node = &nodes[at];
         let (id, term) = (node.id, self.committed(commit).unwrap_or_default());
@@ -154,8 +155,8 @@ impl Logs {
         )
     }
 
-    /// Leader completeness from the other side: whoever leads a later term at the
-    /// moment of the commit has the entry.
+    /// Leader completeness from the other side: a peer that leads a later term at the moment of the
+    /// commit has the entry.
     pub fn other_leaders_have_it(&self, nodes: &[Node], at: usize, commit: LogIndex) -> Checked {
         let others = nodes.iter().enumerate().filter(|(other, node)| *other != at && node.leads());
         for (_, node) in others {
@@ -167,9 +168,9 @@ impl Logs {
         Ok(())
     }
 
-    /// By log matching it is enough to look at the last entry that was committed
-    /// in an earlier term. What a later leader committed, a leader elected by votes
-    /// that were long under way need not have.
+    /// Leader completeness. By log matching it is enough to look at the last entry that was
+    /// committed in an earlier term. A leader may be elected by votes that were long under way. It
+    /// need not have the entries that a later leader has committed.
     pub fn leader_is_complete(&self, node: &Node, term: Term) -> Checked {
         let mut index = self.max_committed;
         let known = loop {
@@ -197,7 +198,7 @@ impl Logs {
         node.machine.index >= index || node.mirror.term(index) == self.committed(index)
     }
 
-    /// How far a peer's log is what was committed.
+    /// The index up to which a peer's log equals the committed entries.
     pub fn agrees_up_to(&self, node: &Node) -> LogIndex {
         let mut index = self.max_committed.min(node.mirror.last().0);
         while index > node.machine.index && node.mirror.term(index) != self.committed(index) {
@@ -206,8 +207,8 @@ impl Logs {
         index
     }
 
-    /// An acknowledgement goes out: what it speaks of is on the disk, and is what
-    /// the leader of its term has.
+    /// Checks an acknowledgement that is sent: the entry must be on the disk, and equal the entry
+    /// of that term's leader.
     pub fn acknowledged(
         &self,
         node: &Node,
@@ -217,9 +218,10 @@ impl Logs {
     ) -> Checked {
         let disk = node.disk.borrow();
         let id = node.id;
-        // An answer to an old leader that leaves together with the next leader's term
-        // may speak of what that one has replaced. It does no harm: who elected the
-        // next one had none of it, so what the old one still hears is no majority.
+        // A reply to an old leader may be sent together with the next leader's term. It may
+        // acknowledge entries that the next leader has replaced. That does no harm: the peers that
+        // elected the next leader had none of these entries, so acknowledgements to the old leader
+        // come from no majority.
         if index < disk.log.compacted().0 || disk.hard_state.term > term {
             return Ok(());
         }
@@ -237,10 +239,10 @@ impl Logs {
         })
     }
 
-    /// An entry comes out to be applied.
+    /// Checks an entry that is handed out to be applied.
     pub fn handed(&self, node: &Node, index: LogIndex, term: Term) -> Checked {
         let durable = node.disk.borrow().log.term(index);
-        // By the time this is seen, it may be applied and dropped.
+        // By now the entry may already be applied and dropped.
         let durable = durable.is_none_or(|durable| durable == term)
             && (durable.is_some() || index <= node.disk.borrow().log.compacted().0);
         ensure(durable, Promise::AppliedIsDurable, || {
@@ -282,7 +284,7 @@ impl Logs {
     }
 }
 
-/// Whether a peer has the entry on its disk, or behind its disk's beginning.
+/// Whether a peer has the entry on its disk, or before the beginning of the log there.
 fn holds(node: &Node, index: LogIndex, term: Term) -> bool {
     let disk = node.disk.borrow();
     index < disk.log.compacted().0 || disk.log.term(index) == Some(term)

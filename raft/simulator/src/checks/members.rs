@@ -1,5 +1,5 @@
-//! Configurations: that neighbours always share a voter, that all peers see the
-//! same ones, and that whoever may win an election knows enough of them.
+//! Checks of configurations: majorities of neighbours always share a voter, all peers see the same
+//! ones, and a peer that may win an election knows enough of them.
 
 use esker_raft::{Configuration, Entry, LogIndex, Payload, PeerId, SnapshotMeta, Term};
 
@@ -10,15 +10,15 @@ use super::log::Logs;
 
 /// Every configuration that was applied, and every change that was committed.
 pub struct Members {
-    /// The index of the entry that led to each, in order.
+    /// Each configuration with the index of the entry that led to it, in order.
     configurations: Vec<(LogIndex, Configuration)>,
-    /// Where committed changes are, in order.
+    /// The indexes of committed changes, in order.
     changes: Vec<LogIndex>,
 }
 
-/// Whether the peers for which `has` holds are enough: a majority, or both while
-/// the configuration is joint. Counted here once more, because the core's own
-/// count is what is being checked.
+/// Whether the peers for which `has` holds are a majority, or both majorities while the
+/// configuration is joint. This does not use the core's own count, because that count is being
+/// checked.
 pub fn is_majority(members: &Configuration, has: impl Fn(PeerId) -> bool) -> bool {
     let enough = |incoming: bool| {
         let (mut all, mut those) = (0, 0);
@@ -32,7 +32,8 @@ pub fn is_majority(members: &Configuration, has: impl Fn(PeerId) -> bool) -> boo
     !members.voters.is_empty() && enough(true) && enough(false)
 }
 
-/// Whether any two majorities, one of each, have a voter in common: by trying all.
+/// Whether any two majorities, one of each configuration, have a voter in common. Tries all of
+/// them.
 fn overlap(one: &Configuration, other: &Configuration) -> bool {
     let mut voters: Vec<_> = one.voters.iter().chain(&one.voters_outgoing).copied().collect();
     voters.extend(other.voters.iter().chain(&other.voters_outgoing));
@@ -55,7 +56,7 @@ impl Members {
         self.changes.partition_point(|change| *change <= applied)
     }
 
-    /// A leader appends a change of members, or a follower takes one.
+    /// Checks a change of members that a leader appends.
     pub fn appended(&self, node: &Node, entry: &Entry) -> Checked {
         let Some(group) = node.group.as_ref().filter(|_| node.leads()) else { return Ok(()) };
         if group.term() != entry.term {
@@ -77,7 +78,7 @@ impl Members {
         })
     }
 
-    /// A peer's commit index rose.
+    /// Records the changes that a peer's new commit index covers.
     pub fn committed(&mut self, node: &Node, before: LogIndex, commit: LogIndex) {
         let latest = self.changes.last().copied().unwrap_or_default();
         for index in (before.max(latest).0 + 1..=commit.0).map(LogIndex) {
@@ -88,7 +89,7 @@ impl Members {
         }
     }
 
-    /// A peer has applied the change at `index`.
+    /// Checks a peer that has applied the change at `index`.
     pub fn applied(&mut self, node: &Node, index: LogIndex, summary: &mut Summary) -> Checked {
         let Some((latest, before)) = self.configurations.last() else { return Ok(()) };
         if index <= *latest {
@@ -113,12 +114,12 @@ impl Members {
         &self.configurations[after.saturating_sub(1)].1
     }
 
-    /// A peer has a configuration, by applying a change or a snapshot.
+    /// Checks a configuration that a peer has from a change or a snapshot.
     pub fn adopted(&self, node: &Node) -> Checked {
         self.is_the_one(node.machine.index, &node.machine.configuration, node.id)
     }
 
-    /// A snapshot is sent.
+    /// Checks a snapshot that is sent.
     pub fn snapshot(&self, meta: &SnapshotMeta) -> Checked {
         self.is_the_one(meta.index, &meta.configuration, PeerId(0))
     }
@@ -130,7 +131,8 @@ impl Members {
         })
     }
 
-    /// A peer asks for votes: it has applied every change that it knows of.
+    /// Checks a peer that asks for votes: it must have applied every change that it knows to be
+    /// committed.
     pub fn candidate(&self, node: &Node) -> Checked {
         let Some(group) = &node.group else { return Ok(()) };
         let commit = group.commit_index();
@@ -143,7 +145,7 @@ impl Members {
         })
     }
 
-    /// A peer leads: it is at most one change behind.
+    /// Checks a peer that leads: it must be at most one change behind.
     pub fn elected(&self, node: &Node, term: Term) -> Checked {
         let (all, known) = (self.changes.len(), self.known(node.machine.index));
         ensure(known + 1 >= all, Promise::CandidatesKnowMembers, || {
@@ -154,8 +156,8 @@ impl Members {
         })
     }
 
-    /// Of all who lead or ask for votes and have what is committed, no two can
-    /// win apart.
+    /// Of all peers that lead or ask for votes and have all committed entries, no two can win by
+    /// majorities without a common voter.
     pub fn rivals(&self, nodes: &[Node], at: usize, logs: &Logs) -> Checked {
         let one = &nodes[at];
         if self.configurations.len() < 2 || !logs.is_complete(one) {

@@ -10,7 +10,7 @@ use esker_raft::{
     Term,
 };
 
-/// Entries one after another, behind the point up to which they were dropped.
+/// Consecutive entries, after the point up to which the log was dropped.
 #[derive(Clone, Debug, Default)]
 pub struct EntryLog {
     compacted: (LogIndex, Term),
@@ -18,7 +18,7 @@ pub struct EntryLog {
 }
 
 impl EntryLog {
-    /// An empty log behind this index and its term.
+    /// An empty log that continues after this index and its term.
     pub fn after(compacted: (LogIndex, Term)) -> Self {
         EntryLog { compacted, entries: VecDeque::new() }
     }
@@ -33,7 +33,7 @@ impl EntryLog {
         self.entries.back().map_or(self.compacted, |entry| (entry.index, entry.term))
     }
 
-    /// The position of `index` among the entries, which may be behind their end.
+    /// The position of `index` among the entries, which may be past their end.
     fn position(&self, index: LogIndex) -> Option<usize> {
         usize::try_from(index.0.checked_sub(self.compacted.0.0 + 1)?).ok()
     }
@@ -62,7 +62,7 @@ impl EntryLog {
         self.entries.range(skipped..)
     }
 
-    /// Appends entries, of which the first may replace what is there.
+    /// Appends entries. They replace the entries from the first one's index on.
     pub fn write(&mut self, entries: impl IntoIterator<Item = Entry>) {
         for entry in entries {
             let keep = self.position(entry.index);
@@ -92,14 +92,14 @@ impl EntryLog {
     }
 }
 
-/// A state machine that remembers only a digest of everything it applied: two
-/// that applied different histories differ forever.
+/// A state machine that remembers only a digest of everything that it applied. Two machines that
+/// applied different histories differ forever.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Machine {
     pub index: LogIndex,
     pub term: Term,
     pub digest: u64,
-    /// A witness has none, and nor has a peer that was one.
+    /// A witness has no data, and nor has a peer that was one.
     pub has_data: bool,
     pub configuration: Configuration,
 }
@@ -114,13 +114,13 @@ impl Machine {
         }
     }
 
-    /// What a snapshot carries.
+    /// The data of a snapshot.
     pub fn encode(&self) -> Bytes {
         Bytes::copy_from_slice(&self.digest.to_le_bytes())
     }
 }
 
-/// The digest of a history that goes on with this entry.
+/// The digest of a history that continues with this entry.
 fn digest(before: u64, payload: &Payload) -> u64 {
     match payload {
         Payload::Command(command) => mix_all(before, command),
@@ -141,7 +141,7 @@ fn mix_all(before: u64, bytes: &[u8]) -> u64 {
     words.remainder().iter().fold(digest, |digest, byte| mix(digest, u64::from(*byte)))
 }
 
-/// One word, continued from the history before: multiplied and folded.
+/// Mixes one word into the digest of the history before, by multiplying and folding.
 fn mix(before: u64, word: u64) -> u64 {
     let wide = u128::from(before ^ 0x9e37_79b9_7f4a_7c15)
         .wrapping_mul(u128::from(word ^ 0xa076_1d64_78bd_642f) | 1);
@@ -162,7 +162,7 @@ impl Disk {
         Rc::new(RefCell::new(self))
     }
 
-    /// What the core is told of it at a start.
+    /// The restored state that the core gets at a start.
     pub fn restored(&self) -> Restored {
         Restored {
             hard_state: self.hard_state,
@@ -173,7 +173,7 @@ impl Disk {
         }
     }
 
-    /// One atomic write.
+    /// Writes everything atomically.
     pub fn write(&mut self, hard_state: Option<HardState>, entries: &Entries) {
         if let Some(state) = hard_state {
             self.hard_state = state;
@@ -181,7 +181,7 @@ impl Disk {
         self.log.write(entries.iter().cloned());
     }
 
-    /// Breaks its promise: what was durable after `index` is gone.
+    /// Breaks the disk's promise: the durable entries after `index` are gone.
     pub fn lose(&mut self, index: LogIndex) {
         self.log.truncate(index);
     }
@@ -197,8 +197,8 @@ impl Disk {
     }
 }
 
-/// The disk as the core borrows it: durable entries and no others, so that a core
-/// that reads back what it never saved is found out.
+/// The disk as the core borrows it. It has only durable entries, so that a core that reads back
+/// entries which it never saved is detected.
 #[derive(Clone, Debug)]
 pub struct Borrowed(pub Rc<RefCell<Disk>>);
 

@@ -1,5 +1,5 @@
-//! One peer, driven. Nothing else in this package calls [`Group`] to make it do
-//! something; what it shows of itself is read from [`Node::group`].
+//! One peer and its driver. Nothing else in this package calls [`Group`] to make it do something.
+//! Others only read its state from [`Node::group`].
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -25,31 +25,31 @@ pub struct Settings {
     pub config: Config,
     /// How willing the peer is to lead.
     pub priority: i32,
-    /// From which the randomness of all of the peer's incarnations follows.
+    /// The randomness of all of the peer's incarnations follows from this seed.
     pub seed: u64,
-    /// Writes that need no sync are reported at once, and are lost in a crash if
-    /// no synced write came after them.
+    /// Whether writes that need no sync are reported at once. A crash loses them if no synced write
+    /// came after them.
     pub lazy_sync: bool,
 }
 
-/// What happened at a peer that a story might tell.
+/// An event at a peer that a story might report.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// It has another role, term or leader.
+    /// The peer has another role, term or leader.
     Role(RoleChange),
-    /// An entry was added to its log, and is on its way to the disk.
+    /// An entry was added to the peer's log, and is on its way to the disk.
     Appended(Entry),
     /// A committed entry was handed out to be applied.
     Handed(LogIndex, Term),
-    /// Its state machine took an entry.
+    /// The peer's state machine applied an entry.
     Applied(Entry),
-    /// The read of this id may be served once this index is applied.
+    /// The read with this id may be served once this index is applied.
     Read(u64, LogIndex),
-    /// Nobody answers the read of this id.
+    /// The read with this id failed.
     ReadFailed(u64),
     /// A follower needs a snapshot.
     SnapshotWanted(PeerId),
-    /// A snapshot has replaced its log and its state machine.
+    /// A snapshot has replaced the peer's log and its state machine.
     Installed(LogIndex),
 }
 
@@ -70,10 +70,11 @@ pub struct Node {
     /// `None` while the peer is down.
     pub group: Option<Group<Borrowed>>,
     pub machine: Machine,
-    /// The log with the writes under way, as the core must see it.
+    /// The log including the writes under way, as the core must see it.
     pub mirror: EntryLog,
     writes: VecDeque<Write>,
-    /// Reported as written, and not on the disk: the next sync takes them along.
+    /// Hard states that were reported as written and are not on the disk. The next sync writes
+    /// them.
     unsynced: Vec<HardState>,
     to_apply: VecDeque<Entry>,
     to_install: Option<(SnapshotMeta, Bytes)>,
@@ -83,7 +84,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// A peer that never ran, with this on its disk.
+    /// Makes a peer that never ran, with this disk.
     pub fn create(id: PeerId, settings: Settings, disk: Disk, now: Time) -> Node {
         let mut node = Node {
             id,
@@ -122,8 +123,8 @@ impl Node {
         self.group.is_some()
     }
 
-    /// Loses everything but the disk. The first `kept` of the writes under way
-    /// reached it, unreported.
+    /// Loses everything but the disk. The first `kept` of the writes under way have reached the
+    /// disk without a report.
     pub fn crash(&mut self, kept: usize) {
         let mut disk = self.disk.borrow_mut();
         let reported = self.unsynced.drain(..).map(|state| (Some(state), Entries::default()));
@@ -141,15 +142,15 @@ impl Node {
         self.group = None;
     }
 
-    /// Comes back.
+    /// Starts the peer again.
     ///
     /// # Panics
-    /// If the disk contradicts itself, which an honest one does not.
+    /// If the disk contradicts itself, which never happens with a disk that keeps its promises.
     pub fn restart(&mut self, now: Time) {
         self.try_restart(now).expect("what was written makes sense after a crash");
     }
 
-    /// Comes back, unless the disk contradicts itself.
+    /// Starts the peer again, unless the disk contradicts itself.
     pub fn try_restart(&mut self, now: Time) -> Result<(), ConfigError> {
         self.incarnations += 1;
         self.machine = self.disk.borrow().machine.clone();
@@ -165,7 +166,7 @@ impl Node {
     /// The core of a peer that is up.
     ///
     /// # Panics
-    /// If it is down.
+    /// If the peer is down.
     pub fn group(&mut self) -> &mut Group<Borrowed> {
         self.group.as_mut().expect("the peer is up")
     }
@@ -210,7 +211,7 @@ impl Node {
         self.group().read_index(now, id)
     }
 
-    /// Whether the peer may answer a read alone at this moment.
+    /// Whether the peer may serve a read without a message at this moment.
     pub fn has_lease(&self, now: Time) -> bool {
         self.group.as_ref().and_then(Group::lease_until).is_some_and(|until| now < until)
     }
@@ -225,8 +226,8 @@ impl Node {
         }
     }
 
-    /// Takes every Ready: its messages are out, its writes under way, its
-    /// committed entries queued.
+    /// Takes every Ready. Its messages go out, its writes are begun, and its committed entries are
+    /// queued.
     pub fn collect(&mut self) {
         while let Some(group) = &mut self.group
             && let Some(ready) = group.ready()
@@ -273,8 +274,8 @@ impl Node {
         self.writes.len()
     }
 
-    /// The oldest write reaches the disk and releases its messages. What it was is
-    /// to be reported to [`Node::report_written`], alone or with later ones.
+    /// Lets the oldest write reach the disk and releases its messages. The returned number is to be
+    /// reported to [`Node::report_written`], alone or with later ones.
     pub fn finish_write(&mut self) -> Option<ReadyNumber> {
         let write = self.writes.pop_front()?;
         self.outgoing.extend(write.then_send);
@@ -325,13 +326,13 @@ impl Node {
         self.to_install.is_some()
     }
 
-    /// Whether a snapshot can be installed: all that goes before it is done.
+    /// Whether a snapshot can be installed, because everything before it is done.
     pub fn may_install(&self) -> bool {
         self.is_installing() && self.writes.is_empty() && self.to_apply.is_empty()
     }
 
-    /// Finishes the installation of a snapshot, if one is under way and all that
-    /// goes before it is done.
+    /// Finishes the installation of a snapshot, if one is under way and everything before it is
+    /// done.
     pub fn install(&mut self, now: Time) {
         if !self.may_install() {
             return;
@@ -347,7 +348,7 @@ impl Node {
         self.events.push(Event::Installed(index));
     }
 
-    /// The state machine reaches the disk.
+    /// Writes the state machine to the disk.
     pub fn sync_machine(&mut self) {
         self.disk.borrow_mut().machine.clone_from(&self.machine);
     }
@@ -362,7 +363,7 @@ impl Node {
         }
     }
 
-    /// A snapshot of the state machine for another peer, which a witness has not.
+    /// A snapshot of the state machine for another peer. A witness has none.
     pub fn snapshot_for(&self, to: PeerId) -> Option<Message> {
         let group = self.group.as_ref().filter(|group| group.role() == RoleKind::Leader)?;
         if !self.machine.has_data {

@@ -1,4 +1,4 @@
-//! Misfortunes, and schemes in several acts that are after one particular rule.
+//! Faults, and schemes in several acts that are aimed at one particular rule.
 
 use bytes::Bytes;
 use esker_raft::{ChangeStep, ConfChange, Configuration, LeaveJoint, Term};
@@ -9,57 +9,57 @@ use super::super::world::{Kind, World};
 use super::profile::{MICROSECOND, MILLISECOND, may_form, pick};
 use super::{Deposed, Due, Generator};
 
-/// How many of the changes are asked for that have too many witnesses.
+/// The share of the changes with too many witnesses that are asked for.
 const ILL_FORMED: f64 = 0.0;
 
-/// What may go wrong, or be asked for at the wrong moment.
+/// A fault, or a request at the wrong moment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
-    /// Two sides, perhaps only in one direction.
+    /// The nodes are parted into two sides, perhaps only in one direction.
     Partition,
-    /// One link.
+    /// One link is cut.
     CutLink,
     /// A peer is away long enough to need a snapshot.
     LongCut,
-    /// The leader alone, or with a minority, right after proposals.
+    /// The leader is cut off, alone or with a minority, right after proposals.
     IsolateLeader,
     Heal,
     Crash,
-    /// Right after it proposed something, before its disk or its followers have it.
+    /// The leader crashes right after a proposal, before its disk or its followers have it.
     CrashLeader,
     CrashAll,
-    /// The next to give a vote crashes when the vote is out.
+    /// The next peer that gives a vote crashes when the vote is sent.
     CrashVoter,
     Campaign,
-    /// Two at once.
+    /// Two peers campaign at once.
     CampaignTwo,
     Transfer,
     /// A transfer, and reads at the old leader while the new one is elected.
     TransferTrap,
     Change,
-    /// One on the heels of the other.
+    /// Two changes, one right after the other.
     ChangeTwice,
     Compact,
     Save,
     /// A driver is busy.
     Hold,
-    /// Nobody tells a peer the time.
+    /// A peer gets no ticks.
     Stall,
     /// A disk or a machine changes its speed.
     Slow,
     Unreachable,
-    /// Elects another leader at the first moment at which that may be.
+    /// Elects another leader at the first possible moment.
     LeaseTrap,
     /// Makes voters restart while they are bound by a promise.
     LoyaltyTrap,
-    /// The next to send some kind of message crashes at once, before anything of the
-    /// same step is on its disk.
+    /// The next peer that sends some kind of message crashes at once, before anything of the same
+    /// step is on its disk.
     CrashSender,
-    /// A leader is to go, and takes its time.
+    /// A leader is to be removed, and is slow to apply that.
     Farewell,
     /// A link is cut for very long.
     LongLink,
-    /// A leader that was deposed keeps one follower, whom its appends reach late.
+    /// A leader that was deposed keeps one follower, and its appends reach that follower late.
     DeposedTrap,
 }
 
@@ -153,7 +153,7 @@ impl Generator {
             }
             Fault::Farewell => self.farewell(world),
             Fault::LongLink => {
-                // Above all a witness is to miss somebody.
+                // One end is often a witness, because it suffers most from a missing link.
                 let witness = self.setup.members.witnesses.iter().next();
                 let witness = witness.and_then(|peer| world.at(*peer));
                 let one = witness.filter(|_| self.random.random_bool(0.5)).unwrap_or(at);
@@ -189,7 +189,7 @@ impl Generator {
         }
     }
 
-    /// Parts these from all others: what they send, what they are sent, or both.
+    /// Parts `side` from all others: the messages that it sends, those that it receives, or both.
     fn cut_off(&mut self, side: &[usize], sends: bool, hears: bool) {
         let nodes = self.work.len();
         for from in 0..nodes {
@@ -223,13 +223,13 @@ impl Generator {
         let (sends, hears) =
             pick(&mut self.random, &[(true, true), (true, true), (true, false), (false, true)]);
         self.cut_off(&side, sends, hears);
-        // Somebody may get what was just proposed all the same.
+        // One peer may still get what was just proposed.
         if self.random.random_bool(0.4) {
             let lucky = self.any();
             self.cut[leader * nodes + lucky] = false;
         }
         if self.random.random_bool(0.4) {
-            // Whoever is on the other side tries as soon as it may.
+            // Peers on the other side campaign as soon as they may.
             for at in (0..nodes).filter(|at| !side.contains(at)) {
                 let due = self.loyal_until(at).max(world.now());
                 self.enter(due, Due::Campaign(at));
@@ -266,7 +266,7 @@ impl Generator {
         }
     }
 
-    /// A new leader is asked for things that it must not do yet.
+    /// Asks a new leader for things that it must not do yet.
     pub(super) fn greet(&mut self, world: &World, at: usize) {
         match self.random.random_range(0..6) {
             0 => {
@@ -275,7 +275,7 @@ impl Generator {
             }
             1 => self.change_at(world, at),
             2 => {
-                // It is a leader for a moment only.
+                // The leader leads for a moment only.
                 self.write(at);
                 let within = pick(&mut self.random, &[0, MILLISECOND, 10 * MILLISECOND]);
                 self.crash_for_a_while(world, at, within);
@@ -312,7 +312,7 @@ impl Generator {
         self.enter(due, Due::LeaseTrap(leader));
     }
 
-    /// One of them campaigns each time that a promise has just ended.
+    /// One of the followers campaigns each time that a promise has just ended.
     pub(super) fn spring_lease_trap(&mut self, world: &World, leader: usize) {
         let nodes = self.work.len();
         let others: Vec<_> = (0..nodes).filter(|at| *at != leader).collect();
@@ -321,7 +321,7 @@ impl Generator {
         }
         let mut ends: Vec<_> = others.iter().map(|at| self.loyal_until(*at)).collect();
         ends.sort_unstable();
-        // The first whose own promise ends: nobody campaigns before.
+        // The peer whose own promise ends first. No peer campaigns before that.
         let first = others.iter().copied().min_by_key(|at| self.loyal_until(*at));
         let candidate = first.filter(|_| self.random.random_bool(0.7));
         let candidate = candidate.unwrap_or_else(|| pick(&mut self.random, &others));
@@ -333,8 +333,8 @@ impl Generator {
         }
     }
 
-    /// Keeps one peer from hearing the leader until it is free to campaign, while
-    /// the others go on promising.
+    /// Keeps one peer from hearing the leader until that peer is free to campaign, while the others
+    /// renew their promises.
     fn loyalty_trap(&mut self, world: &World) {
         let Some(leader) = world.leader() else { return };
         let candidate = self.any();
@@ -349,8 +349,8 @@ impl Generator {
         let newcomer = (0..nodes.len()).filter(|at| !self.tainted[*at]).find(strange);
         let mut wait = 0;
         if let Some(newcomer) = newcomer.filter(|_| self.random.random_bool(0.7)) {
-            // One that never heard of anybody becomes a voter, and does not get to
-            // write anything down.
+            // A peer that never heard of the group becomes a voter, and has no time to write
+            // anything to its disk.
             let change = ConfChange {
                 steps: vec![ChangeStep::AddVoter(self.id(newcomer))],
                 ..ConfChange::default()
@@ -377,7 +377,7 @@ impl Generator {
         self.enter(due, Due::LoyaltyTrap { leader, candidate, act: 1 });
     }
 
-    /// All others restart at once, and are asked for their votes.
+    /// Restarts all others at once, and asks for their votes.
     pub(super) fn spring_loyalty_trap(&mut self, world: &World, leader: usize, candidate: usize) {
         for at in (0..self.work.len()).filter(|at| *at != leader && *at != candidate) {
             if self.random.random_bool(0.8) {
@@ -386,7 +386,7 @@ impl Generator {
             }
         }
         if self.random.random_bool(0.5) {
-            // It does not hear what they make of it.
+            // The leader does not learn of the election.
             self.cut_off(&[leader], true, true);
         }
         for late in [100, 1_000, 5_000] {
@@ -394,8 +394,8 @@ impl Generator {
         }
     }
 
-    /// The leader is removed or demoted, by itself, and is the last to apply that. A
-    /// leader that is alone takes somebody in.
+    /// The leader removes or demotes itself, and is the last to apply that. A leader that is the
+    /// only voter adds another.
     fn farewell(&mut self, world: &World) {
         let Some(leader) = world.leader() else { return };
         let members = &world.nodes[leader].machine.configuration;
@@ -432,8 +432,8 @@ impl Generator {
         }
     }
 
-    /// First act: the leader and one follower, who alone gets what is written, are
-    /// parted from the rest.
+    /// First act: the leader and one follower are parted from the rest. Only that follower gets
+    /// what is written.
     fn deposed_trap(&mut self, world: &World) {
         let Some(first) = world.leader() else { return };
         let members = &world.nodes[first].machine.configuration;
@@ -444,7 +444,7 @@ impl Generator {
                 cast.push(at);
             }
         }
-        // One more must be left to go between the sides.
+        // One more peer must be left, which goes between the sides.
         let &[first, deposed, follower, _, ..] = cast.as_slice() else { return };
         if members.voters.len() < 5 {
             return;
@@ -461,7 +461,7 @@ impl Generator {
         self.enter(free.max(world.now()) + MILLISECOND, Due::DeposedTrap(scheme, 0));
     }
 
-    /// The rest elects another, whose appends are slow to reach the follower.
+    /// The rest elects another leader, and its appends are slow to reach the follower.
     pub(super) fn deposed_trap_goes_on(&mut self, world: &World, scheme: Deposed, act: u8) {
         let Deposed { first, deposed, follower } = scheme;
         let nodes = self.work.len();
@@ -473,8 +473,8 @@ impl Generator {
             }
             return;
         }
-        // Somebody who knows how far the rest has come is cut off, too, and asks
-        // the follower for a vote.
+        // A peer that knows how far the rest has committed is cut off, too, and asks the follower
+        // for a vote.
         let rest = (0..nodes).filter(|at| ![first, deposed, follower].contains(at));
         let rest: Vec<_> = rest.collect();
         let envoy = pick(&mut self.random, &rest);
@@ -484,7 +484,7 @@ impl Generator {
         let mut free = self.loyal_until(envoy).max(world.now());
         let applies = world.nodes[envoy].applies_under_way();
         if self.random.random_bool(0.7) {
-            // It remembers only a part of that.
+            // After a crash, that peer remembers only a part of the commits.
             let (peer, count) = (self.id(envoy), self.some(applies.saturating_sub(1)));
             self.at_once.push_back(Action::Apply { peer, count });
             self.at_once.push_back(Action::Save(peer));
@@ -497,7 +497,7 @@ impl Generator {
         }
     }
 
-    /// No sooner does it lead than all but the follower are on the first one's side.
+    /// As soon as the second peer leads, all but the follower are on the first one's side.
     pub(super) fn depose(&mut self, world: &World, scheme: Deposed) {
         let Deposed { first, deposed, follower } = scheme;
         let nodes = self.work.len();
@@ -518,13 +518,13 @@ impl Generator {
         self.enter(world.now() + next * MILLISECOND, Due::DeposedTrap(scheme, 1));
     }
 
-    /// Whether a change that leads to these members may be asked for. Most of those
-    /// that must be refused are not.
+    /// Whether a change that leads to these members may be asked for. Of those that must be
+    /// refused, only the share [`ILL_FORMED`] is.
     fn is_wanted(&mut self, next: &Configuration, left: &Configuration) -> bool {
         may_form(next) && may_form(left) || self.random.random_bool(ILL_FORMED)
     }
 
-    /// Hands over, and reads at the old leader before it hears of the new one.
+    /// Hands over, and reads at the old leader before that one hears of the new one.
     fn transfer_trap(&mut self, world: &World) {
         let Some(leader) = world.leader() else { return };
         let target = self.any();
@@ -537,7 +537,7 @@ impl Generator {
         let (peer, to) = (self.id(leader), Some(self.id(target)));
         self.read(leader);
         self.at_once.push_back(Action::Transfer { peer, to });
-        // What the others say no longer reaches it; or it hears only old answers.
+        // Messages of the others no longer reach the old leader, or it gets only old replies.
         for from in (0..self.work.len()).filter(|from| *from != leader) {
             if self.random.random_bool(0.8) {
                 self.cut_link(from, leader, false);

@@ -1,5 +1,4 @@
-//! What a seed decides before a run begins: the cluster, and which misfortunes it
-//! is to have.
+//! What a seed decides before a run begins: the cluster and its faults.
 
 use std::time::Duration;
 
@@ -13,16 +12,17 @@ use super::fault::Fault;
 /// The most peers in a world.
 pub const MAX_NODES: u64 = 7;
 
-/// Rates of the slowest and the fastest clock: at the edge of the drift that the
-/// settings allow between any two, 0.95 of 1.055 being just above nine tenths.
+/// Rates of the slowest and the fastest clock. They are at the edge of the drift that the settings
+/// allow between any two clocks, because 0.95 / 1.055 is just above nine tenths.
 const RATES: (u64, u64) = (950, 1055);
 
-/// One microsecond, in which everything is planned, so that scripts stay short.
+/// One microsecond in nanoseconds. Everything is planned in whole microseconds, so that scripts
+/// stay short.
 pub const MICROSECOND: u64 = 1_000;
-/// In nanoseconds.
+/// One millisecond in nanoseconds.
 pub const MILLISECOND: u64 = 1_000_000;
 
-/// A mix of misfortunes: each stresses something else.
+/// A mix of faults. Each stresses something else.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Theme {
     Calm,
@@ -53,29 +53,29 @@ impl Theme {
         Theme::Calm,
     ];
 
-    /// As it is called on the command line.
+    /// The name on the command line.
     pub fn name(self) -> String {
         format!("{self:?}").to_lowercase()
     }
 
-    /// The one of this name.
+    /// The theme with this name.
     pub fn named(name: &str) -> Option<Theme> {
         Theme::ALL.iter().copied().find(|theme| theme.name() == name)
     }
 }
 
-/// How a run is to be.
+/// The parameters of a run.
 #[derive(Clone, Debug)]
 pub struct Profile {
     /// How long a message takes, in microseconds.
     pub delay: (u64, u64),
-    /// Messages that are lost, of a thousand.
+    /// Messages that are lost, out of a thousand.
     pub loss: u32,
-    /// Messages that come twice, of a thousand.
+    /// Messages that come twice, out of a thousand.
     pub doubled: u32,
-    /// Messages that take very long, of a thousand.
+    /// Messages that take very long, out of a thousand.
     pub late: u32,
-    /// Votes and answers that take very long, of a thousand.
+    /// Votes and replies that take very long, out of a thousand.
     pub late_answers: u32,
     /// The longest that such a message takes, in milliseconds.
     pub latest: u64,
@@ -83,21 +83,21 @@ pub struct Profile {
     pub disk: Vec<(u64, u64)>,
     /// How long it takes until entries are applied.
     pub machine: Vec<(u64, u64)>,
-    /// Between two operations of clients, at most, in microseconds.
+    /// The longest time between two operations of clients, in microseconds.
     pub clients: u64,
-    /// Reads, of a hundred operations.
+    /// Reads, out of a hundred operations.
     pub reads: u32,
-    /// Between two misfortunes, at most, in milliseconds.
+    /// The longest time between two faults, in milliseconds.
     pub faults: u64,
-    /// Their weights.
+    /// The weights of the faults.
     pub weights: Vec<(Fault, u32)>,
-    /// How often a new leader is met with something at once, of a hundred.
+    /// How often a new leader gets a request or a fault at once, out of a hundred.
     pub greeting: u32,
-    /// A machine that has applied something is compacted at once, of a thousand.
+    /// How often the log is compacted right after an application, out of a thousand.
     pub compacts: u32,
-    /// A peer that has applied a change of members restarts at once, of a hundred.
+    /// How often a peer restarts right after it applied a change of members, out of a hundred.
     pub change_restarts: u32,
-    /// A deadline is told late by at most so many microseconds.
+    /// The most microseconds by which a tick comes after its deadline.
     pub tick_lateness: u64,
 }
 
@@ -106,8 +106,8 @@ pub fn pick<T: Copy>(random: &mut ChaCha8Rng, values: &[T]) -> T {
     values[random.random_range(0..values.len())]
 }
 
-/// Whether witnesses are few enough among these voters: every majority then has a
-/// peer with data, so that what is committed can always be had.
+/// Whether witnesses are few enough among these voters. Every majority then has a peer with data,
+/// so that the committed data is always available.
 pub fn may_form(members: &Configuration) -> bool {
     let few = |voters: usize, witnesses: usize| voters == 0 || witnesses < voters / 2 + 1;
     let witnesses = |incoming: bool| {
@@ -170,8 +170,8 @@ pub fn setup(random: &mut ChaCha8Rng, theme: Theme) -> Setup {
                 _ => peer.rate,
             };
             peer.ahead = random.random_range(0..10_000) * MILLISECOND;
-            // Without pre-votes, a patient peer that alone can win may for ever be a
-            // term behind an impatient one that cannot.
+            // Without pre-votes, if only a patient peer can win, it may forever be a term behind an
+            // impatient one that cannot.
             if random.random_bool(0.1) && config.pre_vote {
                 peer.priority = -random.random_range(1..=2);
             }
@@ -190,7 +190,7 @@ fn speed(random: &mut ChaCha8Rng, slow: bool) -> (u64, u64) {
     }
 }
 
-/// The misfortunes of a seed.
+/// The faults of a seed.
 pub fn profile(random: &mut ChaCha8Rng, theme: Theme, nodes: usize) -> Profile {
     use Fault::*;
     let fast = theme == Theme::Leases;

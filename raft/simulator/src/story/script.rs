@@ -12,7 +12,7 @@ use super::super::action::Action;
 use super::super::setup::{PeerSetup, Setup, TRUE_RATE};
 use super::words;
 
-/// What makes a command as long as it should be.
+/// The character that pads a command to its size.
 pub const PADDING: char = '.';
 
 type Parsed<T> = Result<T, Box<dyn Error>>;
@@ -42,7 +42,7 @@ pub fn duration(text: &str) -> Parsed<Duration> {
     Ok(Duration::from_nanos(total))
 }
 
-/// As short as it is exact.
+/// Writes a duration in its shortest exact form.
 pub fn tell_duration(nanos: u64) -> String {
     let (whole, part) = (nanos / 1_000_000, nanos % 1_000_000);
     let digits = format!("{part:06}");
@@ -117,8 +117,8 @@ pub fn setup(command: &Command) -> Parsed<(Setup, bool)> {
     Ok((setup, manual))
 }
 
-/// The `cluster` line that founds this cluster, in which nothing happens that is
-/// not told.
+/// The `cluster` line that founds this cluster, in manual mode: nothing happens
+/// without a command.
 pub fn tell_setup(setup: &Setup) -> String {
     let mut line = String::from("cluster manual");
     let mut tell = |key: &str, value: String| {
@@ -222,7 +222,7 @@ fn tell_change(peer: PeerId, change: &ConfChange) -> String {
     line
 }
 
-/// A command as long as `size`, if that is longer than its text.
+/// A command of `size` bytes, or as long as its text if that is longer.
 pub fn padded(text: &str, size: usize) -> Bytes {
     let mut command = text.as_bytes().to_vec();
     command.resize(size.max(command.len()), PADDING as u8);

@@ -1,4 +1,4 @@
-//! How a story says things: `3@2` is the entry at index 3 of term 2.
+//! How a story prints things: `3@2` is the entry at index 3 of term 2.
 
 use esker_raft::{
     AppendOutcome, ChangeStep, Configuration, Entry, Group, LogReader, Message, MessageBody,
@@ -26,7 +26,7 @@ fn payload(payload: &Payload) -> String {
     }
 }
 
-/// A command as its story wrote it, without what makes it long.
+/// A command as its story wrote it, without the padding.
 pub fn text(command: &[u8]) -> String {
     String::from_utf8_lossy(command).trim_end_matches(PADDING).to_owned()
 }
@@ -106,7 +106,7 @@ pub fn event(id: PeerId, event: &Event) -> Option<String> {
     })
 }
 
-/// What an action led to at once, before what the peers did about it.
+/// The immediate effect of an action, before the reactions of the peers.
 pub fn effect(action: &Action, effect: &Effect) -> Option<String> {
     let id = action.peer()?;
     Some(match (action, effect) {
