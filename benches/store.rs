@@ -1,5 +1,5 @@
-//! What one store can do on this machine's disk: durable appends of many groups,
-//! alone and merged, and reads and writes of a region with a single replica.
+//! The performance of one store on this machine's disk: durable appends of many groups, alone and
+//! merged, and reads and writes of a region with a single replica.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -7,18 +7,20 @@ use std::time::UNIX_EPOCH;
 
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use esker_engine::{EngineOptions, KvEngine, LogBatch, LogEngine};
+use esker_engine::{Cf, EngineOptions, KvEngine, LogBatch, LogEngine};
+use esker_model::{
+    Epoch, KeyRange, LogIndex, Peer, PeerId, Region, RegionId, RegionReport, StoreId, SystemClock,
+    Term,
+};
 use esker_raftstore::raw_value::RawValue;
 use esker_raftstore::state::bootstrap_region;
 use esker_raftstore::{
-    LogIndex, MonotonicClock, Outbox, Parts, PeerId, RegionExt, RegionId, RegionReport,
-    RegionSnapshotSource, RequestContext, Store, StoreConfig, StoreId, WriteTag,
+    Envelope, Mutation, Outbox, Parts, RegionSnapshotSource, RequestContext, Store, StoreConfig,
+    WriteTag,
 };
-use esker_rpc::proto::esker::RaftMessage;
-use esker_rpc::proto::esker::command::{Mutation, Put, mutation::Kind};
-use esker_rpc::proto::metapb::{Peer, Region, RegionEpoch};
 
-/// One fsync for the appends of all groups: the cost of a durable append falls with their number.
+/// One fsync serves the appends of all groups, so the cost of a durable append falls with their
+/// number.
 fn log_append(c: &mut Criterion) {
     let folder = tempfile::tempdir().expect("a folder");
     let log = LogEngine::open(folder.path(), &EngineOptions::default()).expect("a log");
@@ -41,20 +43,20 @@ fn log_append(c: &mut Criterion) {
     group.finish();
 }
 
-/// A store alone needs nobody.
+/// An outbox that drops everything, for a store that is alone.
 struct Nobody;
 
 impl Outbox for Nobody {
-    fn send(&self, _: StoreId, _: RaftMessage) {}
-    fn send_snapshot(&self, _: StoreId, _: PeerId, _: RaftMessage, _: RegionSnapshotSource) {}
+    fn send(&self, _: Envelope) {}
+    fn send_snapshot(&self, _: Envelope, _: RegionSnapshotSource) {}
     fn report_region(&self, _: RegionReport) {}
     fn report_split(&self, _: Vec<Region>) {}
-    fn leadership(&self, _: RegionId, _: u64, _: Option<Peer>, _: bool) {}
+    fn leadership(&self, _: RegionId, _: Term, _: Option<Peer>, _: bool) {}
 }
 
 fn put(key: u64, value: &Bytes) -> Mutation {
     let key = Bytes::copy_from_slice(&key.to_be_bytes());
-    Mutation { kind: Some(Kind::Put(Put { cf: 0, key, value: value.clone() })) }
+    Mutation::Put { cf: Cf::Default, key, value: value.clone() }
 }
 
 fn region(c: &mut Criterion) {
@@ -65,10 +67,10 @@ fn region(c: &mut Criterion) {
     let kv = KvEngine::open(&folder.path().join("kv"), &options).expect("an engine");
     let log = LogEngine::open(&folder.path().join("log"), &options).expect("a log");
     let descriptor = Region {
-        id: 1,
-        region_epoch: Some(RegionEpoch { conf_ver: 1, version: 1 }),
-        peers: vec![Peer { id: 2, store_id: 1, ..Peer::default() }],
-        ..Region::default()
+        id: RegionId(1),
+        range: KeyRange::all(),
+        epoch: Epoch::FIRST,
+        peers: vec![Peer::voter(PeerId(2), StoreId(1))],
     };
     bootstrap_region(&kv, &log, StoreId(1), &descriptor).expect("a first region");
     let store = Store::open(Parts {
@@ -78,18 +80,18 @@ fn region(c: &mut Criterion) {
         snapshots: folder.path().join("snap"),
         config: StoreConfig::default(),
         outbox: Arc::new(Nobody),
-        clock: Arc::new(MonotonicClock::default()),
+        clock: Arc::new(SystemClock::new()),
     })
     .expect("a store");
     let running = store.start().expect("threads");
     let handle = running.handle().clone();
-    let context = RequestContext { epoch: descriptor.epoch(), ..RequestContext::default() };
+    let context = RequestContext { epoch: descriptor.epoch, ..RequestContext::default() };
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let value = RawValue::new(Bytes::from(vec![7; 1000]), None).encode();
     let write_all = |keys: std::ops::Range<u64>, tag: &mut Option<WriteTag>| {
         runtime.block_on(async {
             let writes = keys.map(|key| {
-                // As our client does: no two writes have the same.
+                // As with our client, no two writes have the same tag.
                 let tag = tag.as_mut().map(|tag| {
                     tag.sequence += 1;
                     *tag

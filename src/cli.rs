@@ -33,7 +33,6 @@ use std::process::ExitCode;
 
 use clap::error::ContextKind;
 use clap::{Parser, Subcommand};
-
 use cluster::VARIABLE;
 use error::CliError;
 use output::one_line;

@@ -5,10 +5,9 @@ mod size;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use esker_client::{KvClient, PlacementClient};
+use esker_model::{KeyRange, Role};
 use esker_placement::{MemberId, MemberInfo};
-use esker_rpc::proto::metapb::PeerRole;
 use futures_util::future::{join_all, try_join_all};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -224,7 +223,7 @@ impl Cluster {
 
     /// What the cluster lacks to be complete.
     async fn missing(&self, replicas: usize) -> Result<Option<String>, Error> {
-        let regions = self.placement.scan_regions(Bytes::new(), Bytes::new(), 0).await?;
+        let regions = self.placement.scan_regions(&KeyRange::all(), 0).await?;
         // One for all keys and the empty one above them.
         const FIRST_REGIONS: usize = 2;
         if regions.len() < FIRST_REGIONS {
@@ -232,15 +231,14 @@ impl Cluster {
         }
         for info in &regions {
             let id = info.region.id;
-            let voters =
-                info.region.peers.iter().filter(|peer| peer.role() == PeerRole::Voter).count();
+            let voters = info.region.peers.iter().filter(|peer| peer.role == Role::Voter).count();
             if voters < replicas || voters != info.region.peers.len() {
                 return Ok(Some(format!("region {id} has {voters} of {replicas} replicas")));
             }
             if info.leader.is_none() {
                 return Ok(Some(format!("region {id} has no leader")));
             }
-            if !info.pending_peers.is_empty() {
+            if !info.pending.is_empty() {
                 return Ok(Some(format!("a replica of region {id} is catching up")));
             }
         }

@@ -1,4 +1,4 @@
-//! What is wrong is refused with a sentence, and nothing else happens.
+//! Wrong input is refused with a sentence, and nothing else happens.
 
 mod common;
 
@@ -35,14 +35,15 @@ const MAX_ENTRY: usize = 8 << 20;
 const HANG_UPS: u64 = 20;
 const REQUESTS_LEFT_BEHIND: u64 = 200;
 
-/// A command that was refused: the sentence, after checking that there is only one.
+/// Checks that a command was refused, with a single sentence if the status is 1. Returns the
+/// sentence.
 fn refused(finished: &Finished, status: i32) -> String {
     assert_eq!(finished.status.code(), Some(status), "{finished:?}");
     assert_eq!(finished.output, "", "something was printed");
     let mut lines = finished.errors.lines();
     let sentence = lines.next().and_then(|line| line.strip_prefix("error: "));
     let sentence = sentence.unwrap_or_else(|| panic!("no error is named: {finished:?}"));
-    // Wrong usage is told how to ask for help.
+    // After wrong usage, more lines show how to get help.
     if status == 1 {
         assert_eq!(lines.next(), None, "one line is enough: {finished:?}");
     }
@@ -223,7 +224,7 @@ async fn a_node_tells_others_the_address_that_it_is_to_advertise() {
     let ready = node.line_after("ready: node at ").await;
     assert!(ready.starts_with(&address), "{ready}");
     let operator = Operator::connect(std::slice::from_ref(&address)).await;
-    // The store is found by it, and so is the placement member.
+    // The store and the placement member are both found by that address.
     operator.store_at(&address).await;
     assert_eq!(operator.placement().leader_address(), address);
 }
@@ -240,7 +241,7 @@ async fn a_node_without_a_placement_member_is_named_where_one_is_looked_for() {
     is_refused(&start, 1, &[&store, "no placement member"]).await;
     is_refused(&["kv", "get", "a", "--placement", &store], 1, &[&store, "no placement member"])
         .await;
-    // One that is none does no harm beside one that is.
+    // An address without a placement member does no harm beside one with a member.
     let both = format!("{store},{member}");
     is_refused(&["kv", "get", "a", "--placement", &both], 1, &["no key"]).await;
     let joined = format!("{store},{member}");
@@ -266,7 +267,7 @@ async fn a_write_while_placement_has_no_leader_says_so() {
         node.kill().await;
     }
     let put = ["kv", "put", "a", "1", "--placement", &join.join(",")];
-    // The one that is left may lead for as long as its lease holds.
+    // The member that is left may lead for as long as its lease holds.
     let finished = eventually("placement has no leader", PATIENCE, async || {
         let finished = run(&put).await;
         (!finished.status.success()).then_some(finished).ok_or_else(|| "it is written".to_owned())
@@ -280,7 +281,7 @@ async fn a_write_while_placement_has_no_leader_says_so() {
 
 #[tokio::test]
 async fn a_node_that_is_told_to_end_while_it_starts_ends_well() {
-    /// What a start leaves on disk, stage after stage.
+    /// The files that a start makes on disk, stage after stage.
     const STAGES: [&str; 4] =
         ["store/LOCK", "placement/kv/CURRENT", "store/IDENT", "store/log/CURRENT"];
     for (signal, waits) in [("TERM", true), ("INT", true), ("TERM", false), ("INT", false)] {
@@ -332,14 +333,14 @@ async fn a_data_directory_that_cannot_be_written_is_refused_and_nothing_is_creat
     let root = tempfile::tempdir().expect("a temporary directory");
     let file = root.path().join("file");
     std::fs::write(&file, "not a directory").expect("the directory can be written");
-    // Even root creates nothing below a file, or in the kernel's own tree.
+    // Even root can create nothing below a file, or in the kernel's own tree.
     for data_dir in [file.join("below"), file.clone(), "/proc/esker".into()] {
         starts_not(&data_dir, &free_address(), 1, &[text(&data_dir)]).await;
         let playground = ["playground", "--port", "0", "--data-dir", text(&data_dir)];
         is_refused(&playground, 1, &[text(&data_dir)]).await;
     }
     assert_eq!(entries(root.path()), 1, "something was created");
-    // The others do not wait for the node that they cannot do without.
+    // The playground needs the node that is refused, and its other nodes do not wait for it.
     let (data_dir, store) = (root.path().join("data"), root.path().join("data/node-1/store"));
     std::fs::create_dir_all(data_dir.join("node-1")).expect("the directory can be written");
     std::fs::write(&store, "not a directory").expect("the directory can be written");
@@ -377,7 +378,7 @@ async fn a_data_directory_in_use_or_of_another_cluster_is_refused_and_left_alone
     assert_eq!(kept, Some(Bytes::from("1")));
     node.kill().await;
 
-    // A second cluster, which the first one's directory is now to join.
+    // A second cluster. The first one's directory is now to join it.
     let other = free_address();
     let _other = Process::node(&theirs, &other, std::slice::from_ref(&other));
     Operator::connect(std::slice::from_ref(&other)).await.whole(1, PATIENCE).await;
@@ -437,21 +438,21 @@ struct Raw {
 }
 
 impl Raw {
-    /// For the region that holds `a`.
+    /// Connects to the leader of the region that holds `a`.
     async fn connect(operator: &Operator) -> Self {
         let found = operator.placement().region_by_key(Bytes::from("a")).await;
         let region = found.expect("placement answers").expect("the cluster is bootstrapped");
         let leader = region.leader.expect("a whole region has a leader");
-        let address = operator.address(leader.store_id).await.expect("placement answers");
+        let address = operator.address(leader.store.0).await.expect("placement answers");
         let client = TikvClient::connect(format!("http://{address}")).await;
         Raw { client: client.expect("the store listens"), region }
     }
 
     fn context(&self) -> Context {
         Context {
-            region_id: self.region.region.id,
-            region_epoch: self.region.region.region_epoch,
-            peer: self.region.leader,
+            region_id: self.region.region.id.0,
+            region_epoch: Some(self.region.region.epoch.into()),
+            peer: self.region.leader.map(Into::into),
             ..Default::default()
         }
     }
@@ -507,14 +508,14 @@ async fn keys_and_values_out_of_bounds_are_errors_in_the_response() {
     let fits = Bytes::from(vec![b'v'; MAX_ENTRY - 2 * MAX_KEY]);
     let answer = raw.put(raw.context(), key.clone(), fits).await;
     assert_eq!(answer, RawPutResponse::default());
-    // In a key space the same key takes more room, which is not the client's concern.
+    // In a key space the same key takes more room, but the client's limit is the same.
     let context_of_v2 = Context { api_version: ApiVersion::V2.into(), ..raw.context() };
     let answer = raw.put(context_of_v2, key.clone(), "v".into()).await;
     assert_eq!(answer, RawPutResponse::default());
     let answer = raw.put(raw.context(), key, Bytes::from(vec![b'v'; MAX_ENTRY + 1])).await;
     let error = answer.region_error.expect("clients expect a region error");
     let too_large = error.raft_entry_too_large.expect("that says so");
-    assert_eq!(too_large.region_id, raw.region.region.id);
+    assert_eq!(too_large.region_id, raw.region.region.id.0);
     assert!(too_large.entry_size > MAX_ENTRY as u64, "{too_large:?}");
 
     let delete = RawDeleteRangeRequest {
@@ -566,7 +567,7 @@ async fn a_read_of_several_keys_that_is_refused_answers_nothing_that_looks_like_
     let refused = raw.client.raw_batch_scan(ranges).await.expect_err("it is refused");
     assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
 
-    // In a stream the others are answered, and a refusal is the region error that is final.
+    // In a stream the other requests are answered, and a refusal is the region error that is final.
     use batch_commands_request::request::Cmd;
     let fine = RawGetRequest { context, key: "a".into(), ..Default::default() };
     let refused = RawScanRequest { cf: unknown.into(), ..scan };
@@ -647,7 +648,7 @@ async fn a_client_of_another_cluster_is_refused_whatever_it_asks() {
         raw_checksum(RawChecksumRequest {});
         split_region(SplitRegionRequest { split_key: key() });
     }
-    // Nothing of it happened.
+    // No part of the refused write happened.
     let get = RawGetRequest { context: Some(raw.context()), key: key(), ..Default::default() };
     let kept = raw.client.raw_get(get).await.expect("an answer").into_inner();
     assert_eq!(&kept.value[..], b"works");
@@ -660,7 +661,7 @@ async fn a_store_of_another_cluster_at_a_known_address_is_named_in_one_line() {
     let (other, _) = one_store().await;
     let placement = operator.placement();
     let mut store = placement.get_stores(true).await.expect("placement answers").remove(0);
-    // As if the machine had been given to somebody else.
+    // As if the machine had been given to another cluster.
     store.address = other.placement_address().to_owned();
     placement.put_store(store).await.expect("stores may move");
 
@@ -680,8 +681,13 @@ async fn a_request_for_what_is_not_here_gets_the_region_error_that_clients_act_o
     let outdated = Raw::connect(&operator).await.context();
     operator.kv().split_region(vec!["b".into()]).await.expect("it splits");
     eventually("placement hears of the split", PATIENCE, async || {
-        let regions = operator.regions_between(b"a", b"b").await;
-        if regions[0].region.end_key == "b" { Ok(()) } else { Err(format!("{regions:?}")) }
+        let range = esker_model::KeyRange::new("a".into(), Some("b".into())).expect("a range");
+        let regions = operator.regions_in(&range).await;
+        if regions[0].region.range.end().is_some_and(|end| end == "b") {
+            Ok(())
+        } else {
+            Err(format!("{regions:?}"))
+        }
     })
     .await;
     let mut raw = Raw::connect(&operator).await;
@@ -703,17 +709,17 @@ async fn a_request_for_what_is_not_here_gets_the_region_error_that_clients_act_o
     let not_found = error.and_then(|error| error.region_not_found).expect("no such region");
     assert_eq!(not_found.region_id, 987_654);
 
-    let other_store = esker_rpc::proto::metapb::Peer { store_id: 987_654, ..peer };
+    let other_store = esker_rpc::proto::metapb::Peer { store_id: 987_654, ..peer.into() };
     let context = Context { peer: Some(other_store), ..raw.context() };
     let error = raw.put(context, "a".into(), "v".into()).await.region_error;
     let mismatch = error.and_then(|error| error.store_not_match).expect("another store");
-    assert_eq!((mismatch.request_store_id, mismatch.actual_store_id), (987_654, peer.store_id));
+    assert_eq!((mismatch.request_store_id, mismatch.actual_store_id), (987_654, peer.store.0));
 
     let context = raw.context();
     let answer = raw.put(context, "b".into(), "v".into()).await;
     let outside = answer.region_error.as_ref().and_then(|error| error.key_not_in_region.as_ref());
     let outside = outside.unwrap_or_else(|| panic!("{answer:?} about {region:?}"));
-    assert_eq!(outside.region_id, region.id);
+    assert_eq!(outside.region_id, region.id.0);
 
     raw.assert_works().await;
     cluster.stop().await;
@@ -727,14 +733,14 @@ async fn a_follower_names_the_leader() {
     let mut raw = Raw::connect(&operator).await;
     let leader = raw.region.leader.expect("a whole region has a leader");
     let follower = *raw.region.region.peers.iter().find(|peer| **peer != leader).expect("three");
-    let address = operator.address(follower.store_id).await.expect("placement answers");
+    let address = operator.address(follower.store.0).await.expect("placement answers");
     raw.client = TikvClient::connect(format!("http://{address}")).await.expect("it listens");
-    let context = Context { peer: Some(follower), ..raw.context() };
+    let context = Context { peer: Some(follower.into()), ..raw.context() };
     let error = raw.put(context, "a".into(), "v".into()).await.region_error;
     let not_leader = error.and_then(|error| error.not_leader).expect("a follower takes no writes");
-    assert_eq!(not_leader.region_id, raw.region.region.id);
+    assert_eq!(not_leader.region_id, raw.region.region.id.0);
     if let Some(named) = not_leader.leader {
-        assert_ne!(named.id, follower.id, "a follower sends nobody back to itself");
+        assert_ne!(named.id, follower.id.0, "a follower sends nobody back to itself");
     }
     cluster.stop().await;
 }

@@ -28,10 +28,10 @@ impl Shell {
         Shell { cluster, operator }
     }
 
-    /// Standard output of a command that does what it was asked to.
+    /// The standard output of a command that must succeed.
     async fn text(&self, command: &[&str]) -> String {
         let placement = ["--placement", self.cluster.placement_address()];
-        // Not at the end, where it may be behind the end of the options.
+        // The option does not go to the end, which may be after the end of the options.
         let (first, rest) = command.split_at(1);
         let finished = run(&[first, &placement, rest].concat()).await;
         assert!(finished.status.success(), "{command:?}: {finished:?}");
@@ -64,8 +64,8 @@ impl Shell {
         let found = self.operator.placement().region_by_key(key).await;
         let found = found.expect("placement answers").expect("the cluster is bootstrapped");
         let leader = found.leader.expect("a whole region has a leader");
-        let stores = found.region.peers.iter().map(|peer| peer.store_id).collect();
-        (found.region.id, leader.store_id, stores)
+        let stores = found.region.peers.iter().map(|peer| peer.store.0).collect();
+        (found.region.id.0, leader.store.0, stores)
     }
 
     async fn stop(self) {
@@ -211,7 +211,7 @@ async fn keys_of_every_language_and_with_dashes_are_printed_as_they_were_typed()
     let pairs = shell.json(&["kv", "scan", "--from", "cl", "--to", "cm"]).await;
     assert_eq!((&pairs[0]["key"], &pairs[0]["value"]), (&"clé".into(), &"é".into()));
 
-    // What could not be seen is escaped, and what was printed is typed to find it again.
+    // Invisible characters are escaped, and a printed key can be typed to find the same key.
     let hidden = " a\u{202E}b\u{301}\n ";
     shell.text(&["kv", "put", hidden, "v"]).await;
     let table = shell.table(&["kv", "scan", "--from", " ", "--to", "!"]).await;
@@ -253,7 +253,7 @@ async fn a_silent_store_is_disconnected_and_its_silence_is_told() {
 async fn of_several_placement_members_one_that_answers_is_enough() {
     let options = ClusterOptions { stores: 5, placements: 5, ..ClusterOptions::default() };
     let cluster = Cluster::start(options).await.expect("a cluster with five placement members");
-    // One that takes connections and never says a word, as a frozen process does.
+    // A listener that accepts connections and never answers, like a frozen process.
     let frozen = TcpListener::bind("127.0.0.1:0").await.expect("loopback has a free port");
     let frozen = frozen.local_addr().expect("it is bound").to_string();
     let addresses: Vec<_> = cluster.nodes().iter().map(|node| node.address().to_owned()).collect();
@@ -268,7 +268,7 @@ async fn of_several_placement_members_one_that_answers_is_enough() {
     cluster.stop().await;
 }
 
-/// The JSON at a path of the port that serves everything.
+/// The JSON at a path of the node's port.
 async fn http_get(address: &str, path: &str) -> Value {
     let answer = page(address, path).await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");

@@ -60,7 +60,8 @@ async fn a_replica_that_missed_more_than_the_log_keeps_comes_back_by_snapshot() 
     let (address, store) = (away.address().to_owned(), away.store_id().expect("a store"));
     away.stop().await;
 
-    // Some megabytes, in more entries than anybody waits for.
+    // Some megabytes, in more entries than a leader keeps for a store that is
+    // away.
     let value = vec![b'x'; 64 << 10];
     for n in 0..120 {
         client.put(format!("k{n:03}"), value.clone()).await.expect("a write");
@@ -69,7 +70,7 @@ async fn a_replica_that_missed_more_than_the_log_keeps_comes_back_by_snapshot() 
         let found = operator.placement().region_by_key("k000".into()).await;
         let region = found.map_err(|error| error.to_string())?.ok_or("no region")?;
         let leader = region.leader.ok_or("no leader")?;
-        let detail = operator.replica(region.region.id, leader.store_id, false).await?;
+        let detail = operator.replica(region.region.id.0, leader.store.0, false).await?;
         let behind = detail.progress.iter().find(|p| p.peer.is_some_and(|p| p.store_id == store));
         match behind {
             Some(progress) if progress.match_index + 1 < detail.first_index => Ok(()),
@@ -92,7 +93,7 @@ async fn a_replica_that_missed_more_than_the_log_keeps_comes_back_by_snapshot() 
     cluster.stop().await;
 }
 
-/// What a directory takes of the disk, with what is taken in advance.
+/// The bytes that a directory takes on the disk, preallocated ones included.
 fn allocated(path: &std::path::Path) -> u64 {
     const BLOCK: u64 = 512;
     let metadata = std::fs::symlink_metadata(path).expect("it is there");

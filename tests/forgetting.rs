@@ -1,6 +1,5 @@
-//! Disks that fail and directories that vanish, with real processes: what was acknowledged
-//! is never forgotten without a word, and the operator is told which part is lost and what
-//! to do.
+//! Disks that fail and directories that vanish, with real processes. Acknowledged writes are never
+//! forgotten without an error, and the operator learns which part is lost and what to do.
 
 mod common;
 
@@ -13,7 +12,7 @@ use common::operator::Operator;
 use common::process::{PATIENCE, Process, free_address, run};
 use esker_rpc::proto::metapb::StoreState;
 
-/// Nodes with directories of their own, which can be stopped, damaged and started again.
+/// Nodes with directories of their own. They can be stopped, damaged and started again.
 struct Machines {
     root: tempfile::TempDir,
     addresses: Vec<String>,
@@ -22,7 +21,8 @@ struct Machines {
 }
 
 impl Machines {
-    /// `placements` members of the placement driver, the first of `count` nodes; nothing runs.
+    /// Makes `count` nodes, of which the first `placements` are placement members. Nothing runs
+    /// yet.
     fn new(count: usize, placements: usize) -> Self {
         let addresses: Vec<String> = (0..count).map(|_| free_address()).collect();
         let join = addresses[..placements].to_vec();
@@ -59,7 +59,7 @@ impl Machines {
         self.running[node].take().expect("it runs").terminate().await;
     }
 
-    /// Starts a node that must refuse; the line in which it says why.
+    /// Starts a node that must refuse. Returns the line that gives the reason.
     async fn refusal(&self, node: usize, more: &[&str]) -> String {
         let (status, log) = self.process(node, more).ended().await;
         let line = log.lines().last().unwrap_or_default().to_owned();
@@ -105,7 +105,7 @@ async fn stores(operator: &Operator) -> Vec<(u64, String)> {
     stores.into_iter().map(|store| (store.id, store.address)).collect()
 }
 
-/// Waits until so many are known, and answers them.
+/// Waits until `count` stores are known, and returns them.
 async fn stores_are(operator: &Operator, count: usize) -> Vec<(u64, String)> {
     eventually("the stores are known", PATIENCE, async || {
         let known = stores(operator).await;
@@ -146,13 +146,13 @@ async fn a_store_that_lost_a_part_of_its_memory_refuses_to_start_and_says_which(
         assert!(line.contains("--replace"), "{parts:?}: {line}");
         copy(&whole, &folder);
     }
-    // All of it: an empty directory at an address that is taken, and nothing is made in it.
+    // The whole directory is lost: it is empty, at an address that is taken. Nothing is made in it.
     fs::remove_dir_all(&folder).expect("a folder");
     let line = machines.refusal(lost, &[]).await;
     assert!(line.contains(&machines.addresses[lost]) && line.contains("--replace"), "{line}");
     assert!(!folder.join("IDENT").exists(), "half made");
     copy(&whole, &folder);
-    // Whole again it starts, and everything is there.
+    // When it is whole again, the node starts, and everything is there.
     machines.start(lost);
     operator.whole(3, PATIENCE).await;
     all_there(&operator, &keys).await;
@@ -182,7 +182,7 @@ async fn a_copy_of_yesterday_is_refused_and_a_lost_store_is_replaced() {
     let line = machines.refusal(lost, &[]).await;
     assert!(line.contains("older copy") && line.contains(&format!("store {old}")), "{line}");
 
-    // Lost for good: another store takes its place, and the old one is gone for ever.
+    // The store is lost for good. Another store takes its place, and the old one is gone forever.
     fs::remove_dir_all(&folder).expect("a folder");
     let mut process = machines.process(lost, &["--replace"]);
     process.line_after("ready: node at ").await;
@@ -206,7 +206,7 @@ async fn a_member_that_lost_its_directory_never_votes_itself_a_new_group_and_is_
     let operator = Operator::connect(&machines.join).await;
     operator.whole(3, PATIENCE).await;
     let keys = put(&operator, "key", 5).await;
-    // The fourth node comes to be known while the second one is away.
+    // The fourth node is registered while the second one is away.
     machines.kill(1).await;
     machines.start(3);
     let before = stores_are(&operator, 4).await;
@@ -214,7 +214,7 @@ async fn a_member_that_lost_its_directory_never_votes_itself_a_new_group_and_is_
     let id = operator.placement().alloc_id(1).await.expect("an id").start;
     machines.kill(0).await;
     machines.kill(2).await;
-    // The third one, which knew, loses everything; the second one, which did not, returns.
+    // The third node, which knew of it, loses everything. The second one, which did not, returns.
     fs::remove_dir_all(machines.folder(2)).expect("a folder");
     machines.start(1);
     machines.start(2);
@@ -232,15 +232,12 @@ async fn a_member_that_lost_its_directory_never_votes_itself_a_new_group_and_is_
     let operator = Operator::connect(&machines.join).await;
     assert_eq!(stores(&operator).await, before, "placement forgot or invented a store");
     let later = operator.placement().tso(1).await.expect("a timestamp");
-    assert!(
-        (later.physical, later.logical) > (timestamp.physical, timestamp.logical),
-        "timestamps went back"
-    );
+    assert!(later > timestamp, "timestamps went back");
     let next = operator.placement().alloc_id(1).await.expect("an id").start;
     assert!(next > id, "id {next} after {id}");
     all_there(&operator, &keys).await;
 
-    // By a command it joins again, under a new id.
+    // With a command the third member joins again, under a new id.
     let members = operator.placement().get_members().await.expect("an answer").members;
     let address = format!("http://{}", machines.addresses[2]);
     let lost = members.iter().find(|m| m.client_urls.contains(&address)).expect("a member");
@@ -258,13 +255,13 @@ async fn a_member_that_lost_its_directory_never_votes_itself_a_new_group_and_is_
     let twice = run(&["placement", "replace", &lost.name, placement[0], placement[1]]).await;
     assert!(twice.status.code() == Some(1), "{twice:?}");
 
-    // It is worth a member: with it and one other the group goes on, after restarts, too.
+    // It is a full member: with it and one other the group goes on, after restarts, too.
     machines.terminate(0).await;
     machines.kill(2).await;
     machines.start(2);
     let operator = Operator::connect(&machines.join[1..]).await;
     let last = operator.placement().tso(1).await.expect("a timestamp");
-    assert!((last.physical, last.logical) > (later.physical, later.logical));
+    assert!(last > later);
     assert_eq!(stores(&operator).await, before);
 }
 
@@ -302,10 +299,10 @@ async fn a_lone_member_whose_disk_vanished_founds_no_second_cluster() {
     machines.kill(0).await;
     let (folder, whole) = (machines.folder(0), machines.root.path().join("whole"));
     fs::rename(&folder, &whole).expect("a folder");
-    // The other store goes on asking for its cluster.
+    // The other store still asks for its cluster.
     let line = machines.refusal(0, &[]).await;
     assert!(line.contains("is asked for at its address") && line.contains("placement"), "{line}");
-    // It is remembered when nobody asks any more.
+    // The member remembers that when no store asks any more.
     machines.kill(1).await;
     let line = machines.refusal(0, &[]).await;
     assert!(line.contains("is asked for at its address"), "{line}");
@@ -356,7 +353,7 @@ async fn a_store_whose_copy_was_started_elsewhere_ends() {
     let mut moved = Process::node_with(&elsewhere, &free_address(), &machines.join, &[]);
     moved.line_after("ready: node at ").await;
     original.thaw().await;
-    // Whoever notices first: placement, or a leader that meets its shorter log.
+    // Placement may notice first, or a leader that finds its log shorter.
     let (status, log) = original.ended().await;
     let why = ["from a copy of its data directory", "its disk has lost data"];
     assert!(!status.success() && why.iter().any(|why| log.contains(why)), "{log}");
@@ -385,9 +382,10 @@ async fn a_store_whose_data_is_damaged_hands_over_says_what_and_does_not_open_ag
     let (mut machines, operator) = Machines::all_started(4, 1).await;
     operator.whole(3, PATIENCE).await;
     let keys = put(&operator, "key", 200).await;
-    // On disk, and not in a cache: the store is stopped well, and started again.
+    // The data must be on disk, and not in a cache, so the store is stopped cleanly and started
+    // again.
     let regions = operator.regions().await;
-    let holder = regions[0].region.peers.iter().map(|peer| peer.store_id);
+    let holder = regions[0].region.peers.iter().map(|peer| peer.store.0);
     let mut victim = None;
     for store in holder {
         let address = operator.address(store).await.expect("placement knows it");
@@ -406,7 +404,7 @@ async fn a_store_whose_data_is_damaged_hands_over_says_what_and_does_not_open_ag
             continue;
         }
         let mut bytes = fs::read(&path).expect("a file");
-        // The users' data of the load; the store's own records stay as they are.
+        // Only the users' data of the load is damaged. The store's own records stay as they are.
         let marker = b"kept";
         if let Some(at) = bytes.windows(marker.len()).position(|window| window == marker) {
             bytes[at] ^= 0x55;
@@ -417,10 +415,10 @@ async fn a_store_whose_data_is_damaged_hands_over_says_what_and_does_not_open_ag
     assert!(spoilt > 0, "no file of {} holds the keys", kv.display());
     machines.start(node);
     operator.whole(3, PATIENCE).await;
-    // It leads, and is asked.
+    // The store leads, and gets reads.
     eventually("the damage is met", PATIENCE, async || {
         let region = operator.regions().await.remove(0);
-        if region.leader.is_none_or(|leader| leader.store_id != store) {
+        if region.leader.is_none_or(|leader| leader.store.0 != store) {
             let _ = operator.transfer_leader(&region, store).await;
         }
         all_there(&operator, &keys).await;
@@ -428,7 +426,7 @@ async fn a_store_whose_data_is_damaged_hands_over_says_what_and_does_not_open_ag
         log.contains("stops serving, its data is damaged").then_some(()).ok_or(log)
     })
     .await;
-    // Nobody was told anything wrong, and the region is led elsewhere.
+    // No client got wrong data, and another store leads the region.
     all_there(&operator, &keys).await;
     eventually("the operator sees which file", PATIENCE, async || {
         let listed = run(&["store", "list", "--placement", &machines.join[0]]).await;

@@ -1,6 +1,6 @@
-//! Members of the placement driver as processes that are frozen (SIGSTOP) or killed: a
-//! frozen one still has its sockets, so nothing breaks, and nothing answers. Whoever
-//! comes anew and whoever is there already must not wait for it.
+//! Members of the placement driver as processes that are frozen (SIGSTOP) or killed. A frozen
+//! process still has its sockets, so no connection breaks, and nothing answers. Neither new clients
+//! nor those that are connected already may wait for it.
 
 mod common;
 
@@ -20,13 +20,13 @@ const MEMBERS: usize = 3;
 const STORES: usize = 3;
 const REGIONS: u64 = 4;
 
-/// How long anybody may wait for anything while one member is frozen or gone, an
-/// election included.
+/// How long a client may wait for anything while one member is frozen or gone, an election
+/// included.
 const WITHIN: Duration = Duration::from_secs(3);
 
 struct Member {
     address: String,
-    /// None once it has been killed.
+    /// `None` once it has been killed.
     process: Option<Process>,
 }
 
@@ -80,7 +80,7 @@ impl Placed {
         Placed { members, _stores: stores, operator, _root: root }
     }
 
-    /// The member that leads, and one that does not.
+    /// The member that leads, and one that follows.
     fn leader(&self) -> (usize, usize) {
         let address = self.operator.placement().leader_address();
         let led = self.members.iter().position(|member| address.ends_with(&member.address));
@@ -92,7 +92,7 @@ impl Placed {
         self.members[(than + 1) % MEMBERS].address.clone()
     }
 
-    /// The leader in the words of one member.
+    /// The leader's address, as one member reports it.
     async fn leader_says(&self, member: usize) -> Result<String, String> {
         let address = format!("http://{}", self.members[member].address);
         let mut client = PdClient::connect(address).await.map_err(|error| error.to_string())?;
@@ -105,8 +105,8 @@ impl Placed {
         Ok(leader.client_urls[0].trim_start_matches("http://").to_owned())
     }
 
-    /// What everybody does at the same time, who knows one member that is well, or some
-    /// of whom one is not. `what` is printed beside the figures.
+    /// Lets clients of every kind work at the same time. Some know only a member that is well,
+    /// others also the victim. `what` is printed beside the figures.
     async fn everybody_gets_on(&self, what: &str, victim: usize) {
         let well = self.another(victim);
         let endpoints = vec![self.members[victim].address.clone(), well.clone()];
@@ -181,7 +181,7 @@ fn said(error: impl std::fmt::Display) -> String {
 
 async fn timed(event: impl Future<Output = Result<(), String>>) -> (Duration, Result<(), String>) {
     let started = Instant::now();
-    // What hangs is told from what is slow, and both fail.
+    // A hang is distinguished from slowness, and both fail the test.
     let outcome = tokio::time::timeout(PATIENCE, event).await;
     (started.elapsed(), outcome.unwrap_or_else(|_| Err("it hangs".to_owned())))
 }
@@ -206,13 +206,14 @@ async fn nobody_waits_for_a_placement_member_that_is_frozen_or_killed() {
     assert_ne!(leader, frozen, "somebody else leads");
     let after = placement.tso(1).await.expect("a timestamp");
     placed.members[frozen].thaw().await;
-    // It wakes in the belief that it leads. It must not say so, and nobody returns to it.
+    // When it wakes, it believes that it leads. It must not answer so, and no client may return to
+    // it.
     let says = placed.leader_says(frozen).await.expect("it answers");
     assert_eq!(says, placed.members[leader].address);
     placed.everybody_gets_on("the old leader is back", frozen).await;
     assert_eq!(placed.leader().0, leader, "the clients stay where they are");
     let last = placement.tso(1).await.expect("a timestamp");
-    let order = [before, after, last].map(|timestamp| (timestamp.physical, timestamp.logical));
+    let order = [before, after, last];
     assert!(order.is_sorted(), "{order:?}");
     placed.follows(frozen).await;
 

@@ -1,5 +1,5 @@
-//! A node's port as its neighbours see it: who gets in, who is dropped, and whether the node says
-//! that it serves.
+//! A node's port as its neighbours see it: which connections get in, which are dropped, and whether
+//! the node reports that it serves.
 
 mod common;
 
@@ -25,20 +25,20 @@ use tokio::time::timeout;
 use tonic::Code;
 use tonic::transport::Channel;
 
-/// What nobody waits longer for.
+/// The longest that a client waits.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
-/// Neighbours of one node, unless the environment says how many.
+/// Neighbours of one node, unless the environment sets another number.
 const NEIGHBOURS: usize = 3000;
 const NEIGHBOURS_VARIABLE: &str = "ESKER_NEIGHBOURS";
 
-/// How many of them connect at the same moment.
+/// How many neighbours connect at the same moment.
 const AT_A_TIME: usize = 500;
 
 const WRITERS: u64 = 8;
 const SOME_WRITES: u64 = 500;
 
-/// Together more than the memtable that the node is given.
+/// Values that together are larger than the node's memtable.
 const LARGE_VALUES: usize = 64;
 const LARGE_VALUE: usize = 64 << 10;
 
@@ -48,7 +48,7 @@ const FRAME_HEADER: usize = 9;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 
-/// What a neighbour says before it only sits there.
+/// What a neighbour sends before it becomes idle.
 #[derive(Clone, Copy, Debug)]
 enum Manner {
     Silent,
@@ -83,7 +83,7 @@ impl Manner {
     }
 }
 
-/// A connection that is open on this side, whatever the node did with it.
+/// A connection that is open on this side, even if the node has dropped it.
 enum Neighbour {
     Still(#[expect(dead_code, reason = "held open")] TcpStream),
     Answering(JoinHandle<()>),
@@ -97,7 +97,7 @@ impl Drop for Neighbour {
     }
 }
 
-/// Connects the `number`th neighbour, and tells how long that took.
+/// Connects the `number`th neighbour. Also returns how long that took.
 async fn settle(address: SocketAddr, number: usize) -> (Duration, Neighbour) {
     let manner = Manner::ALL[number % Manner::ALL.len()];
     let socket = TcpSocket::new_v4().expect("a socket");
@@ -109,7 +109,7 @@ async fn settle(address: SocketAddr, number: usize) -> (Duration, Neighbour) {
     let started = Instant::now();
     let mut stream = socket.connect(address).await.expect("the node listens");
     let took = started.elapsed();
-    // It may have been dropped already, in favour of another.
+    // The node may have dropped the connection already, in favour of another.
     let _ = stream.write_all(&manner.words()).await;
     let neighbour = match manner {
         Manner::GreetsAndAnswersPings => Neighbour::Answering(tokio::spawn(answer(stream))),
@@ -118,7 +118,7 @@ async fn settle(address: SocketAddr, number: usize) -> (Duration, Neighbour) {
     (took, neighbour)
 }
 
-/// The least that HTTP/2 asks of a client.
+/// Answers the least that HTTP/2 requires of a client.
 async fn answer(mut stream: TcpStream) {
     const ACK: u8 = 1;
     let mut header = [0; FRAME_HEADER];
@@ -145,7 +145,7 @@ fn tables(data_dir: &Path) -> usize {
     files.filter(|file| is_table(&file.as_ref().expect("an entry").file_name())).count()
 }
 
-/// A new client, with its first call: how long both take.
+/// Starts a new client and makes its first call. Returns how long both take.
 async fn newcomer(address: &str) -> Duration {
     let started = Instant::now();
     let answer = timeout(PATIENCE, async {
@@ -158,7 +158,8 @@ async fn newcomer(address: &str) -> Duration {
     started.elapsed()
 }
 
-/// This side needs descriptors, too.
+/// Raises this process's limit of descriptors, which this side needs, too. Returns the number of
+/// neighbours that are possible.
 fn make_room_for(neighbours: usize) -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     const OTHERS: u64 = 500;
@@ -180,8 +181,8 @@ async fn thousands_of_idle_neighbours_cost_no_client_its_time_and_the_store_no_f
     let asked =
         std::env::var(NEIGHBOURS_VARIABLE).ok().map(|count| count.parse().expect("a number"));
     let neighbours = make_room_for(asked.unwrap_or(NEIGHBOURS));
-    // A soft limit of 1,024 is what a login gives; the node raises it. Unless told otherwise the
-    // hard one is low as well, so that fewer neighbours suffice to fill the port.
+    // A soft limit of 1,024 is the usual one after a login, and the node raises it. By default the
+    // hard limit is low as well, so that fewer neighbours suffice to fill the port.
     let limits = if asked.is_some() { "-Sn 1024" } else { "-Sn 1024 && ulimit -Hn 2048" };
     let root = tempfile::tempdir().expect("a temporary directory");
     let data_dir = root.path().join("data");
@@ -294,7 +295,7 @@ async fn a_node_says_that_it_serves_from_when_its_store_is_ready_until_it_stops(
         .roles(only(false, true));
     let starting = tokio::spawn(builder.start());
 
-    // Its placement driver is not there.
+    // The node's placement driver does not run.
     let mut client = health(&address).await;
     for service in ["", "tikvpb.Tikv"] {
         assert_eq!(check(&mut client, service).await, Ok(ServingStatus::NotServing), "{service}");

@@ -1,5 +1,5 @@
-//! Nodes as processes of their own, killed in the middle of their work: what was
-//! acknowledged stays, and the others carry on.
+//! Nodes as processes of their own, killed in the middle of their work. Acknowledged writes stay,
+//! and the other nodes carry on.
 
 mod common;
 
@@ -18,10 +18,10 @@ const NODES: usize = 3;
 const REGIONS: u64 = 6;
 const WRITERS: u64 = 6;
 
-/// Writes that a load has behind it before something happens to the cluster, and after.
+/// Writes that a load makes before something happens to the cluster, and after.
 const SOME_WRITES: u64 = 300;
 
-/// How long after the death of a node every region serves again.
+/// The time after the death of a node within which every region serves again.
 const FAILOVER: Duration = Duration::from_secs(5);
 
 /// Three processes, each with a directory and an address of its own.
@@ -35,7 +35,7 @@ struct Nodes {
 }
 
 impl Nodes {
-    /// Starts them, and waits until they are one cluster with some regions.
+    /// Starts the nodes, and waits until they are one cluster with some regions.
     async fn start(placements: usize) -> Self {
         let root = tempfile::tempdir().expect("a temporary directory");
         let addresses: Vec<String> = (0..NODES).map(|_| free_address()).collect();
@@ -65,14 +65,14 @@ impl Nodes {
         self.processes[node] = Some(process);
     }
 
-    /// Moves leaders to a node until it leads its share: a node that leads nothing is
-    /// hardly missed.
+    /// Moves leaders to a node until it leads its share, because the loss of a node without leaders
+    /// has little effect.
     async fn let_lead(&self, node: usize) {
         let store = self.operator.store_at(&self.addresses[node]).await;
         eventually("the node leads regions", PATIENCE, async || {
             let regions = self.operator.regions().await;
             let leads =
-                |region: &&RegionInfo| region.leader.is_some_and(|leader| leader.store_id == store);
+                |region: &&RegionInfo| region.leader.is_some_and(|leader| leader.store.0 == store);
             let led = regions.iter().filter(leads).count();
             if led >= regions.len() / NODES {
                 return Ok(());
@@ -86,7 +86,7 @@ impl Nodes {
     }
 }
 
-/// How long it takes until every region has accepted a write.
+/// Writes to every region. Returns how long it took until all have accepted the write.
 async fn all_regions_write(client: &KvClient) -> Duration {
     let started = Instant::now();
     let probes = load::probe_keys(REGIONS);
@@ -121,7 +121,7 @@ async fn kill_and_start_again(nodes: &mut Nodes, victim: usize) -> Outcome {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_killed_under_load_is_replaced_within_seconds_and_catches_up_when_it_is_back() {
     let mut nodes = Nodes::start(1).await;
-    // The first one is the placement driver.
+    // The first node runs the placement driver, so another one is killed.
     let outcome = kill_and_start_again(&mut nodes, NODES - 1).await;
     let pairs = nodes.operator.replicas_are_equal(NODES, PATIENCE).await;
     assert!(pairs >= outcome.kept_keys() + REGIONS, "the replicas hold {pairs} pairs");
@@ -160,7 +160,7 @@ async fn a_playground_killed_under_load_has_every_acknowledged_write_on_every_re
     outcome.assert_kept(operator.kv()).await;
     let pairs = operator.replicas_are_equal(NODES, PATIENCE).await;
     assert!(pairs >= outcome.kept_keys(), "the replicas hold {pairs} pairs");
-    // It is not only readable.
+    // The cluster is not only readable.
     let outage = all_regions_write(operator.kv()).await;
     assert!(outage <= FAILOVER, "some region was not writable for {outage:?}");
 }

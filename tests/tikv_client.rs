@@ -1,5 +1,5 @@
-//! The published `tikv-client`, as it is, against a cluster: what it is told equals what
-//! a map in memory would say, whatever happens to the regions meanwhile.
+//! The published `tikv-client`, as it is, against a cluster. Its results equal those of a map in
+//! memory, whatever happens to the regions meanwhile.
 
 mod common;
 
@@ -10,6 +10,7 @@ mod model;
 #[path = "tikv_client/moves.rs"]
 mod moves;
 
+use esker_model::KeyRange;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -24,8 +25,8 @@ use tikv_client::{Config, RawClient};
 
 const STORES: usize = 3;
 
-/// Regions over which the keys of a test are spread before it begins: none but those that a
-/// fresh cluster has, a few, and many.
+/// How many regions are cut for the keys of a test before it begins: none beside those of a fresh
+/// cluster, a few, and many.
 const REGIONS: [usize; 3] = [0, 24, 100];
 
 /// Regions of each worker where several work at the same time.
@@ -37,7 +38,7 @@ const OPERATIONS: usize = 500;
 /// Clients of each kind that work at the same time.
 const WORKERS: usize = 4;
 
-/// Operations of each of them at least, and changes made to the regions meanwhile.
+/// The least number of operations of each client, and of changes to the regions meanwhile.
 const OPERATIONS_UNDER_MOVES: usize = 100;
 const SPLITS: usize = 40;
 const TRANSFERS: usize = 80;
@@ -60,6 +61,11 @@ impl Layout {
     }
 
     /// The key that stands for a key of the client in the bounds of regions.
+    /// The keys from `start` to `end`, as placement knows them.
+    fn range(self, start: &[u8], end: &[u8]) -> KeyRange {
+        KeyRange::new(self.bound(start), Some(self.bound(end))).expect("a range")
+    }
+
     fn bound(self, key: &[u8]) -> Bytes {
         match self {
             Layout::Plain => Bytes::copy_from_slice(key),
@@ -73,7 +79,7 @@ impl Layout {
     }
 }
 
-/// Groups of eight bytes, the last one padded, each with 0xFF less the padding behind it.
+/// Groups of eight bytes, the last one padded. Each is followed by 0xFF less its padding.
 fn memcomparable(key: &[u8]) -> Vec<u8> {
     let padding = 8 - key.len() % 8;
     let padded = [key, &[0; 8][..padding]].concat();
@@ -95,9 +101,9 @@ async fn split(operator: &Operator, layout: Layout, worker: usize, regions: usiz
     let parts = (0..regions).map(|part| model::key(worker, part * model::KEYS / regions));
     let keys = parts.chain([model::end(worker)]).map(|key| layout.bound(&key)).collect();
     operator.kv().split_region(keys).await.expect("the regions split");
-    let (start, end) = (layout.bound(&model::start(worker)), layout.bound(&model::end(worker)));
+    let range = layout.range(&model::start(worker), &model::end(worker));
     eventually("placement hears of the regions", PATIENCE, async || {
-        let made = operator.regions_between(&start, &end).await.len();
+        let made = operator.regions_in(&range).await.len();
         if made >= regions { Ok(()) } else { Err(format!("{made} of {regions}")) }
     })
     .await;
@@ -109,7 +115,7 @@ async fn every_raw_operation_answers_as_a_map_would() {
     let (cluster, operator) = start().await;
     for regions in REGIONS {
         for layout in Layout::ALL {
-            // Before the first client of a key space nothing is cut.
+            // No bound is cut before the first client of a key space.
             let client = layout.client(&cluster).await;
             if regions > 0 {
                 split(&operator, layout, 0, regions).await;

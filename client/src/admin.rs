@@ -13,6 +13,7 @@ mod region;
 mod store;
 
 use bytes::Bytes;
+use esker_model::KeyRange;
 use esker_rpc::proto::esker as wire;
 use esker_rpc::proto::pdpb::ErrorType;
 
@@ -50,16 +51,22 @@ impl AdminClient {
         let mut regions: Vec<RegionInfo> = Vec::new();
         loop {
             // A page starts where the last one ended; the first one at the first key.
-            let start = regions.last().map(|last| last.region.end_key.clone()).unwrap_or_default();
-            let page =
-                self.placement.scan_regions(start.clone(), Bytes::new(), REGION_PAGE).await?;
+            let start = match regions.last() {
+                None => Bytes::new(),
+                Some(last) => match last.region.range.end() {
+                    Some(end) => end.clone(),
+                    None => return Ok(regions),
+                },
+            };
+            let range = KeyRange::from(start.clone());
+            let page = self.placement.scan_regions(&range, REGION_PAGE).await?;
             let before = regions.len();
             // One that does not go on behind the last one is not news.
             regions.extend(
-                page.into_iter().filter(|found| before == 0 || found.region.start_key >= start),
+                page.into_iter()
+                    .filter(|found| before == 0 || *found.region.range.start() >= start),
             );
-            let complete = regions.last().is_none_or(|last| last.region.end_key.is_empty());
-            if complete || regions.len() == before {
+            if regions.len() == before {
                 return Ok(regions);
             }
         }

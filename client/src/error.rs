@@ -60,7 +60,7 @@ pub enum ClientError {
         /// The call.
         call: &'static str,
         /// What is wrong with the answer.
-        problem: &'static str,
+        problem: String,
     },
 
     /// A member of another cluster answered: nothing was asked of it.

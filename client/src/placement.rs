@@ -19,12 +19,11 @@ use std::time::{Duration, Instant};
 use esker_rpc::backoff::Backoff;
 use esker_rpc::channel;
 use esker_rpc::proto::pdpb::{self, ErrorType};
+use leader::Current;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
 use crate::error::{ClientError, waited_since};
-
-use leader::Current;
 
 pub use calls::RegionInfo;
 pub use timestamps::MAX_TIMESTAMPS_PER_REQUEST;
@@ -214,8 +213,10 @@ impl Shared {
         header: Option<&pdpb::ResponseHeader>,
     ) -> Result<(), Attempt> {
         let problem = "no header: it is not a placement driver";
-        let header =
-            header.ok_or(Attempt::Final(ClientError::PlacementAnswer { call, problem }))?;
+        let header = header.ok_or(Attempt::Final(ClientError::PlacementAnswer {
+            call,
+            problem: problem.into(),
+        }))?;
         match &header.error {
             None => Ok(()),
             Some(error) if error.message.starts_with(NOT_LEADER) => {

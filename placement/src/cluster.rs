@@ -2,16 +2,14 @@
 //! what it does with each heartbeat and each tick. No I/O and no clock: the time
 //! is given, and what regions should be told is the answer.
 
-use std::ops::Bound;
-
 use bytes::Bytes;
+use esker_model::{KeyRange, Order, PeerId, Region, RegionId, RegionReport, Time, Traffic};
 use tracing::{debug, info};
 
-use crate::map::{KeyRange, RefusedReport, RegionMap, StoreMap};
-use crate::operator::{Operator, OperatorLimits, OperatorSet, Order};
+use crate::map::{RefusedReport, RegionMap, StoreMap};
+use crate::operator::{Operator, OperatorLimits, OperatorSet};
 use crate::schedule::leaders::ScatterError;
 use crate::schedule::{ScheduleConfig, View, leaders, replicas};
-use crate::types::{Moment, PeerId, Region, RegionId, RegionReport, Traffic};
 
 /// Regions that one tick looks over, so that a tick takes a bounded time.
 const PATROL_BATCH: usize = 512;
@@ -42,7 +40,7 @@ impl Cluster {
     }
 
     /// What the schedulers look at.
-    pub fn view(&self, now: Moment) -> View<'_> {
+    pub fn view(&self, now: Time) -> View<'_> {
         View {
             stores: &self.stores,
             regions: &self.regions,
@@ -56,7 +54,7 @@ impl Cluster {
     pub fn heartbeat(
         &mut self,
         report: RegionReport,
-        now: Moment,
+        now: Time,
         fresh: FreshPeer<'_>,
     ) -> Result<Option<Order>, RefusedReport> {
         let id = report.region.id;
@@ -69,7 +67,7 @@ impl Cluster {
     }
 
     /// Goes on with a region's operator, or plans one if it needs one.
-    fn attend(&mut self, id: RegionId, now: Moment, fresh: FreshPeer<'_>) -> Option<Order> {
+    fn attend(&mut self, id: RegionId, now: Time, fresh: FreshPeer<'_>) -> Option<Order> {
         let report = self.regions.get(id)?.clone();
         if self.operators.get(id).is_some() {
             let order = self.operators.on_report(&report, now);
@@ -92,7 +90,7 @@ impl Cluster {
     }
 
     /// Admits what a scheduler proposes; answers its first step.
-    fn start(&mut self, operator: Operator, now: Moment) -> Option<Order> {
+    fn start(&mut self, operator: Operator, now: Time) -> Option<Order> {
         let region = operator.region;
         let told = operator.to_string();
         if let Err(refused) = self.operators.admit(operator) {
@@ -107,11 +105,12 @@ impl Cluster {
     /// Looks over the next part of the regions, and balances leaders once all
     /// of them are known: counts of half a map would move leaders to stores
     /// that merely have not reported yet.
-    pub fn tick(&mut self, now: Moment, fresh: FreshPeer<'_>) -> Vec<Order> {
+    pub fn tick(&mut self, now: Time, fresh: FreshPeer<'_>) -> Vec<Order> {
         self.operators.expire(now);
-        let from = KeyRange { start: self.patrol_from.clone(), end: Bytes::new() };
+        let from = KeyRange::from(self.patrol_from.clone());
         let part = self.regions.scan(&from, PATROL_BATCH);
-        self.patrol_from = part.last().map_or_else(Bytes::new, |last| last.region.end.clone());
+        self.patrol_from =
+            part.last().and_then(|last| last.region.range.end().cloned()).unwrap_or_default();
         let mut orders: Vec<_> = part
             .iter()
             .filter_map(|report| self.attend(report.region.id, now, &mut *fresh))
@@ -126,22 +125,19 @@ impl Cluster {
 
     /// Whether every key has a region with a known leader.
     pub fn covers_all_keys(&self) -> bool {
-        let mut reached = Bound::Excluded(Bytes::new());
+        let mut reached = Some(Bytes::new());
         for report in self.regions.iter() {
-            if reached != Bound::Excluded(report.region.start.clone()) {
+            let range = &report.region.range;
+            if reached.as_ref() != Some(range.start()) {
                 return false;
             }
-            reached = if report.region.end.is_empty() {
-                Bound::Unbounded
-            } else {
-                Bound::Excluded(report.region.end.clone())
-            };
+            reached = range.end().cloned();
         }
-        reached == Bound::Unbounded
+        reached.is_none()
     }
 
     /// Spreads a region's leader on request.
-    pub fn scatter(&mut self, id: RegionId, now: Moment) -> Result<Option<Order>, ScatterError> {
+    pub fn scatter(&mut self, id: RegionId, now: Time) -> Result<Option<Order>, ScatterError> {
         let proposed = leaders::scatter(&self.view(now), id)?;
         Ok(proposed.and_then(|operator| self.start(operator, now)))
     }
@@ -151,7 +147,7 @@ impl Cluster {
     /// so they are entered under its replicas; where that is wrong, the first
     /// heartbeat corrects it. Without this, keys of a new part would be nobody's
     /// for one heartbeat.
-    pub fn split_happened(&mut self, regions: Vec<Region>, now: Moment) {
+    pub fn split_happened(&mut self, regions: Vec<Region>, now: Time) {
         self.regions.advance(now);
         let leader_store = regions
             .iter()
@@ -178,7 +174,7 @@ impl Cluster {
             let report = RegionReport {
                 region,
                 leader,
-                term: 0,
+                term: None,
                 down: Vec::new(),
                 pending: Vec::new(),
                 traffic: Traffic::default(),
@@ -200,12 +196,20 @@ impl Cluster {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::operator::Step;
     use crate::testing::{report, stores};
-    use crate::types::{Role, StoreId};
+    use esker_model::{Action, PeerChange, Role, StoreId};
+
+    fn adds_learner_on(order: Option<Order>, store: u64) -> bool {
+        let Some(Order { action: Action::ChangePeers(changes), .. }) = order else { return false };
+        matches!(&changes[..], [PeerChange::AddLearner(seat)] if seat.store == StoreId(store))
+    }
 
     fn cluster(count: u64) -> Cluster {
-        Cluster::new(stores(count, Moment(0)), ScheduleConfig::default(), OperatorLimits::default())
+        Cluster::new(
+            stores(count, Time::from_millis(0)),
+            ScheduleConfig::default(),
+            OperatorLimits::default(),
+        )
     }
 
     #[test]
@@ -217,20 +221,21 @@ mod tests {
             Some(PeerId(next))
         };
         let alone = report(1, "", "").build();
-        let order = cluster.heartbeat(alone, Moment(1), &mut fresh).unwrap();
-        assert!(matches!(order.unwrap().step, Step::AddLearner(seat) if seat.store == StoreId(2)));
+        let order = cluster.heartbeat(alone, Time::from_millis(1), &mut fresh).unwrap();
+        assert!(adds_learner_on(order, 2));
         // Two of three; the checker goes on with store 3 in the same heartbeat
         // that shows the operator before done.
         let mut two = report(1, "", "").with(2, Role::Voter).conf_ver(3).build();
         two.region.peers[1].id = PeerId(901);
-        let order = cluster.heartbeat(two, Moment(2), &mut fresh).unwrap();
-        assert!(matches!(order.unwrap().step, Step::AddLearner(seat) if seat.store == StoreId(3)));
+        let order = cluster.heartbeat(two, Time::from_millis(2), &mut fresh).unwrap();
+        assert!(adds_learner_on(order, 3));
     }
 
     #[test]
     fn without_a_fresh_id_nothing_is_planned_and_nothing_breaks() {
         let mut cluster = cluster(3);
-        let order = cluster.heartbeat(report(1, "", "").build(), Moment(1), &mut || None);
+        let order =
+            cluster.heartbeat(report(1, "", "").build(), Time::from_millis(1), &mut || None);
         assert_eq!(order, Ok(None));
         assert_eq!(cluster.operators.iter().count(), 0);
     }
@@ -242,35 +247,35 @@ mod tests {
         let parts = [(1, "", "b"), (2, "b", "c"), (3, "c", "")];
         for (id, start, end) in &parts[..2] {
             let full = report(*id, start, end).voters(&[1, 2, 3]).build();
-            cluster.heartbeat(full, Moment(1), &mut none).unwrap();
+            cluster.heartbeat(full, Time::from_millis(1), &mut none).unwrap();
         }
         assert!(!cluster.covers_all_keys());
-        assert!(cluster.tick(Moment(2), &mut none).is_empty());
+        assert!(cluster.tick(Time::from_millis(2), &mut none).is_empty());
         let (id, start, end) = parts[2];
         let last = report(id, start, end).voters(&[1, 2, 3]).build();
-        cluster.heartbeat(last, Moment(3), &mut none).unwrap();
+        cluster.heartbeat(last, Time::from_millis(3), &mut none).unwrap();
         assert!(cluster.covers_all_keys());
-        let orders = cluster.tick(Moment(4), &mut none);
+        let orders = cluster.tick(Time::from_millis(4), &mut none);
         assert_eq!(orders.len(), 2);
-        assert!(orders.iter().all(|order| matches!(order.step, Step::TransferLeader { .. })));
+        assert!(orders.iter().all(|order| matches!(order.action, Action::TransferLeader(_))));
     }
 
     #[test]
     fn the_parts_of_a_split_are_found_before_their_first_heartbeat() {
         let mut cluster = cluster(3);
         let whole = report(1, "", "").voters(&[1, 2, 3]).leader(2).build();
-        cluster.heartbeat(whole, Moment(1), &mut || None).unwrap();
+        cluster.heartbeat(whole, Time::from_millis(1), &mut || None).unwrap();
         let parts = [(1, "m", ""), (2, "", "m")].map(|(id, start, end)| {
             report(id, start, end).voters(&[1, 2, 3]).version(2).build().region
         });
-        cluster.split_happened(parts.to_vec(), Moment(2));
+        cluster.split_happened(parts.to_vec(), Time::from_millis(2));
         assert!(cluster.covers_all_keys());
         let found = cluster.regions.by_key(b"a").unwrap();
         assert_eq!((found.region.id.0, found.leader.store.0), (2, 2));
         // Reported twice, and late: nothing changes.
         let newer = report(2, "", "g").voters(&[1, 2, 3]).version(3).build();
-        cluster.heartbeat(newer, Moment(3), &mut || None).unwrap();
-        cluster.split_happened(parts.to_vec(), Moment(4));
+        cluster.heartbeat(newer, Time::from_millis(3), &mut || None).unwrap();
+        cluster.split_happened(parts.to_vec(), Time::from_millis(4));
         assert_eq!(cluster.regions.by_key(b"a").unwrap().region.epoch.version, 3);
     }
 }

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use esker_model::{Action, Clock, Order, PeerId, RegionReport, StoreId, Timestamp};
 use esker_rpc::proto::pdpb;
 use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
@@ -24,14 +25,11 @@ use tokio::sync::{Notify, mpsc, watch};
 use tonic::Status;
 use tracing::{debug, warn};
 
-use crate::clock::Clock;
 use crate::cluster::Cluster;
 use crate::ids::{IdAllocator, IdError};
-use crate::operator::Order;
 use crate::server::convert;
 use crate::state::{Fact, ReplicatedState, ServiceSafePoint, StateError};
-use crate::timestamp::{Timestamp, TimestampError, TimestampOracle};
-use crate::types::{PeerId, RegionReport, StoreId};
+use crate::timestamp::{TimestampError, TimestampOracle};
 
 /// How long a request waits for a window, a lease or a new leader. Below the two
 /// seconds after which clients in the field give up on one attempt.
@@ -281,15 +279,9 @@ impl Lead {
     /// Asks the leader of a region to cut it at keys. As little is sure to arrive as with
     /// [`Lead::tell`]: the caller looks at the map and asks again.
     pub fn ask_split(&self, report: &RegionReport, keys: Vec<Bytes>) {
-        let response = convert::split_order(self.cluster_id, report, keys);
-        let sent = self
-            .streams
-            .lock()
-            .get(&report.leader.store)
-            .is_some_and(|stream| stream.try_send(Ok(response)).is_ok());
-        if !sent {
-            debug!(region = %report.region.id, store = %report.leader.store, "no stream takes a split");
-        }
+        let RegionReport { region, leader, .. } = report;
+        let action = Action::Split(keys);
+        self.tell([Order { region: region.id, epoch: region.epoch, leader: *leader, action }]);
     }
 
     /// Sends orders to the leaders they are for. What cannot be sent is dropped:

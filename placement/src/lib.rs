@@ -24,13 +24,12 @@
 //!
 //! | room | what is in it | I/O |
 //! |---|---|---|
-//! | [`types`], [`map`], [`operator`], [`schedule`], [`cluster`] | the cluster as known, and what to do about it | none, the time is an argument |
+//! | [`map`], [`operator`], [`schedule`], [`cluster`] | the cluster as known, and what to do about it | none, the time is an argument |
 //! | [`ids`], [`timestamp`] | sequences with a durable window | none |
 //! | [`state`] | what is durable, and the key space that it is in | behind a trait |
 //! | [`lead`] | one term of office: loads, keeps windows, schedules, ends | yes |
 //! | [`server`] | gRPC and HTTP | yes |
 
-pub mod clock;
 pub mod cluster;
 pub mod ids;
 pub mod lead;
@@ -40,16 +39,14 @@ pub mod schedule;
 pub mod server;
 pub mod state;
 pub mod timestamp;
-pub mod types;
 
 #[cfg(test)]
 mod testing;
 
-pub use clock::{Clock, SystemClock};
+pub use esker_model::MemberId;
 pub use operator::OperatorLimits;
 pub use schedule::ScheduleConfig;
 pub use server::{PlacementConfig, PlacementServer};
 pub use state::{
     DamagedState, Leadership, MemberInfo, Pairs, ReplicatedState, StateError, StateWrite,
 };
-pub use types::MemberId;

@@ -10,10 +10,7 @@
 mod regions;
 mod stores;
 
-pub use regions::{
-    CLAIM_MS, Gap, KeyRange, MAX_EPOCH_LEAP, RefusedReport, RegionMap, StaleReport, StoreLoad,
-    may_follow,
-};
+pub use regions::{CLAIM_MS, Gap, RefusedReport, RegionMap, StaleReport, StoreLoad};
 pub use stores::{
     Label, Liveness, PutStoreError, Store, StoreConfig, StoreDescriptor, StoreHealth, StoreMap,
     StoreMemory, StoreState, StoreStats,

@@ -13,12 +13,12 @@
 mod set;
 mod step;
 
-pub use set::{Admission, Finished, OperatorLimits, OperatorSet, Order};
-pub use step::{Progress, Seat, Step};
+pub use set::{Admission, Finished, OperatorLimits, OperatorSet};
+pub use step::{Progress, Step};
 
 use std::fmt;
 
-use crate::types::{Moment, RegionId, RegionReport, StoreId};
+use esker_model::{RegionId, RegionReport, StoreId, Time};
 
 /// Why an operator exists, as far as limits and timeouts are concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +71,7 @@ pub struct Operator {
     pub reason: String,
     /// The version of the region's range that it was planned for.
     pub version: u64,
-    pub created: Moment,
+    pub created: Time,
     steps: Vec<Step>,
     current: usize,
 }
@@ -86,7 +86,7 @@ impl Operator {
         kind: OperatorKind,
         reason: String,
         steps: Vec<Step>,
-        now: Moment,
+        now: Time,
     ) -> Self {
         assert!(!steps.is_empty(), "an operator has at least one step");
         Self {
@@ -131,7 +131,7 @@ impl Operator {
 
     /// Judges the operator by what the region's leader reports: passes over the
     /// steps that are done and answers what is next.
-    pub(crate) fn advance(&mut self, report: &RegionReport, now: Moment) -> Advance {
+    pub(crate) fn advance(&mut self, report: &RegionReport, now: Time) -> Advance {
         if report.region.epoch.version != self.version {
             return Advance::Ended(Status::Cancelled(format!(
                 "the range changed: version {} became {}",
@@ -151,8 +151,8 @@ impl Operator {
     }
 
     /// Whether its time is over.
-    pub fn is_late(&self, now: Moment) -> bool {
-        now.since(self.created) >= self.kind.timeout_ms()
+    pub fn is_late(&self, now: Time) -> bool {
+        now.millis_since(self.created) >= self.kind.timeout_ms()
     }
 }
 

@@ -9,9 +9,10 @@
 pub mod leaders;
 pub mod replicas;
 
+use esker_model::{StoreId, Time};
+
 use crate::map::{Liveness, RegionMap, Store, StoreConfig, StoreHealth, StoreMap, StoreState};
 use crate::operator::{OperatorKind, OperatorSet};
-use crate::types::{Moment, StoreId};
 
 /// What the schedulers strive for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,7 +48,7 @@ pub struct View<'a> {
     pub regions: &'a RegionMap,
     pub operators: &'a OperatorSet,
     pub config: &'a ScheduleConfig,
-    pub now: Moment,
+    pub now: Time,
 }
 
 impl View<'_> {

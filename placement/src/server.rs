@@ -27,6 +27,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::Router;
+use esker_model::Clock;
 use esker_rpc::proto::esker::members_server::MembersServer;
 use esker_rpc::proto::esker::placement_admin_server::PlacementAdminServer;
 use esker_rpc::proto::keyspacepb::keyspace_server::KeyspaceServer;
@@ -37,7 +38,6 @@ use tonic::{Response, Status};
 
 use self::headers::ResponseWithHeader;
 use self::roll::{Roll, RollCall};
-use crate::clock::Clock;
 use crate::lead::{Lead, LeadError, PATIENCE, office};
 use crate::operator::OperatorLimits;
 use crate::schedule::ScheduleConfig;

@@ -8,13 +8,12 @@
 //! Every value begins with the version of its format.
 
 use bytes::Bytes;
+use esker_model::MemberId;
 use esker_rpc::proto::metapb;
 use futures_util::future::BoxFuture;
 use prost::Message;
 use thiserror::Error;
 use tokio::sync::watch;
-
-use crate::types::MemberId;
 
 /// One change of the replicated key space.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,15 +1,22 @@
 //! Short ways to write reports and stores in this crate's tests.
 
 use bytes::Bytes;
+use esker_model::{
+    DownPeer, Epoch, KeyRange, Peer, PeerId, Region, RegionId, RegionReport, Role, StoreId, Term,
+    Time, Traffic,
+};
 
 use crate::map::{StoreDescriptor, StoreMap};
-use crate::types::{
-    DownPeer, Epoch, Moment, Peer, PeerId, Region, RegionId, RegionReport, Role, StoreId, Traffic,
-};
 
 /// The peer of region `region` on store `store` has this id in tests.
 pub fn peer_id(region: u64, store: u64) -> PeerId {
     PeerId(region * 100 + store)
+}
+
+/// The keys from `start` to `end`; an empty end is none.
+pub fn range(start: &str, end: &str) -> KeyRange {
+    let key = |text: &str| Bytes::copy_from_slice(text.as_bytes());
+    KeyRange::new(key(start), Some(key(end)).filter(|end| !end.is_empty())).expect("a range")
 }
 
 /// A report under construction; one voter on store 1, which leads.
@@ -24,13 +31,12 @@ pub fn report(id: u64, start: &str, end: &str) -> ReportBuilder {
         report: RegionReport {
             region: Region {
                 id: RegionId(id),
-                start: Bytes::copy_from_slice(start.as_bytes()),
-                end: Bytes::copy_from_slice(end.as_bytes()),
+                range: range(start, end),
                 epoch: Epoch { conf_ver: 1, version: 1 },
                 peers: vec![leader],
             },
             leader,
-            term: 0,
+            term: None,
             down: Vec::new(),
             pending: Vec::new(),
             traffic: Traffic::default(),
@@ -60,7 +66,7 @@ impl ReportBuilder {
     }
 
     pub fn term(mut self, term: u64) -> Self {
-        self.report.term = term;
+        self.report.term = Some(Term(term));
         self
     }
 
@@ -102,7 +108,7 @@ impl ReportBuilder {
 }
 
 /// Stores `1..=count`, all up and just heard from.
-pub fn stores(count: u64, now: Moment) -> StoreMap {
+pub fn stores(count: u64, now: Time) -> StoreMap {
     let mut stores = StoreMap::default();
     for id in 1..=count {
         stores.put(

@@ -19,56 +19,13 @@
 //! When a millisecond's logical part overflows, the physical part advances
 //! ahead of the wall clock, up to the bound.
 
-use std::fmt;
-
+pub use esker_model::timestamp::{LOGICAL_LIMIT, MAX_PHYSICAL, Timestamp};
 use thiserror::Error;
 
-/// Bits of the logical part.
-pub const LOGICAL_BITS: u32 = 18;
-/// Timestamps within one millisecond; also the most that one request may draw,
-/// because a batch shares its physical part.
-pub const LOGICAL_LIMIT: u64 = 1 << LOGICAL_BITS;
 /// How far ahead of the clock a durable write reserves, in milliseconds.
 pub const WINDOW_MS: u64 = 3_000;
 /// A new window is written when less than this is left, in milliseconds.
 pub const WINDOW_LOW_MS: u64 = 1_500;
-/// The largest physical part that 64 bits hold.
-const MAX_PHYSICAL: u64 = (1 << (64 - LOGICAL_BITS)) - 1;
-
-/// One timestamp: physical milliseconds and a logical counter.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Timestamp(pub u64);
-
-impl Timestamp {
-    /// Puts the two parts together.
-    ///
-    /// # Panics
-    /// When a part does not fit: that would be a timestamp out of order.
-    pub fn new(physical: u64, logical: u64) -> Self {
-        assert!(
-            physical <= MAX_PHYSICAL && logical < LOGICAL_LIMIT,
-            "timestamp parts {physical}.{logical} do not fit into 46 and 18 bits"
-        );
-        Self(physical << LOGICAL_BITS | logical)
-    }
-
-    /// Milliseconds since the Unix epoch.
-    pub fn physical(self) -> u64 {
-        self.0 >> LOGICAL_BITS
-    }
-
-    /// The counter within the millisecond.
-    pub fn logical(self) -> u64 {
-        self.0 & (LOGICAL_LIMIT - 1)
-    }
-}
-
-impl fmt::Display for Timestamp {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.physical(), self.logical())
-    }
-}
-
 /// Why no timestamp was given.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum TimestampError {

@@ -10,36 +10,34 @@ mod admin;
 mod remembered;
 
 pub(crate) use admin::{bury, complete_installation};
+pub(crate) use remembered::decode_snapshot;
 pub use remembered::records as remembered_records;
-pub(crate) use remembered::{check_tagged, decode_snapshot};
 
 use std::collections::HashMap;
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
-use esker_engine::{Cf, KvBatch, KvEngine};
+use esker_engine::{KvBatch, KvEngine};
+use esker_model::{Region, RegionId};
 use esker_raft::{ConfChange, Entries, Payload, PeerId, SnapshotMeta};
 use esker_rpc::display_key;
-use esker_rpc::proto::esker::command::{
-    CompareAndSwap, Mutation, RaftCommand, TaggedCommand, mutation::Kind,
-};
-use esker_rpc::proto::metapb::Region;
 use prost::Message as _;
+use remembered::{Remembered, Verdict};
 
+use crate::command::{
+    Body, Command, CommandError, CompareAndSwap, Mutation, Swap, TaggedCommand, Write,
+};
 use crate::config::{APPLY_BATCH_BYTES, APPLY_TURN};
 use crate::error::{RequestError, StoreError};
-use crate::ids::RegionId;
 use crate::message::{
     AdminResult, AppliedNotice, ApplyTask, Notice, Proposal, Reply, SwapResult, Waiter, Waiters,
     WriteResult,
 };
-use crate::peer::{COMMAND_FORMAT, TAGGED_FORMAT};
 use crate::raw_value::RawValue;
-use crate::region::{RegionExt, same_range};
+use crate::region::configuration;
 use crate::router::worker_of;
 use crate::snapshot::RegionSnapshotSource;
-use crate::state::{self, Applied};
-use remembered::{Remembered, Verdict};
+use crate::state::{self, Applied, bounds};
 
 /// A region as far as its entries are applied.
 struct Progress {
@@ -128,7 +126,7 @@ impl Applier {
     fn take(&mut self, task: ApplyTask) -> Result<(), StoreError> {
         match task {
             ApplyTask::Register { region, generation, applied } => {
-                let id = region.region_id();
+                let id = region.id;
                 let progress = Progress {
                     region,
                     generation,
@@ -211,7 +209,7 @@ impl Applier {
                 self.in_memory -= known.len();
                 known
             }
-            None => Remembered::load(&self.kv.snapshot(), progress.region.region_id())?,
+            None => Remembered::load(&self.kv.snapshot(), progress.region.id)?,
         };
         Ok(known)
     }
@@ -310,34 +308,28 @@ impl Applier {
         &mut self,
         progress: &mut Progress,
         at: Applied,
-        command: RaftCommand,
+        command: Command,
         waiters: Option<Waiters>,
         notice: &mut AppliedNotice,
     ) -> Result<(), StoreError> {
-        let epoch = command.epoch.unwrap_or_default();
-        if let Some(admin) = command.admin {
-            return self.apply_admin(progress, at, epoch, admin, waiters, notice);
-        }
-        if !same_range(&epoch, &progress.region.epoch()) {
+        let Command { epoch, body } = command;
+        let write = match body {
+            Body::Write(write) => write,
+            admin => return self.apply_admin(progress, at, epoch, admin, waiters, notice),
+        };
+        if !epoch.is_same_range(progress.region.epoch) {
             // The region was split between proposal and commit: on every replica alike.
             let error = RequestError::EpochNotMatch {
-                region: progress.region.region_id(),
+                region: progress.region.id,
                 current: vec![progress.region.clone()],
             };
             self.answer_writes(waiters, &mut |_| Err(error.clone()));
             return Ok(());
         }
-        if !command.tagged.is_empty() {
-            return self.apply_tagged(progress, at, &command, waiters, notice);
+        if !write.tagged.is_empty() {
+            return self.apply_tagged(progress, at, &write, waiters, notice);
         }
-        let mut swap = None;
-        if let [Mutation { kind: Some(Kind::Cas(cas)) }] = &command.mutations[..] {
-            swap = Some(self.compare_and_swap(progress, at, cas, notice)?);
-        } else {
-            for mutation in &command.mutations {
-                self.apply_mutation(progress, at, mutation, notice)?;
-            }
-        }
+        let swap = self.apply_mutations(progress, &write.mutations, notice)?;
         let index = at.index;
         self.answer_writes(waiters, &mut |_| Ok(WriteResult { swap: swap.clone(), index }));
         Ok(())
@@ -349,46 +341,32 @@ impl Applier {
         &mut self,
         progress: &mut Progress,
         at: Applied,
-        command: &RaftCommand,
+        command: &Write,
         waiters: Option<Waiters>,
         notice: &mut AppliedNotice,
     ) -> Result<(), StoreError> {
-        let id = progress.region.region_id();
+        let id = progress.region.id;
         let mut known = self.take_remembered(progress)?;
         let mut swap = None;
         let mut verdicts = Vec::with_capacity(command.tagged.len());
         let mut next = 0;
         for tagged in &command.tagged {
             let first = tagged.first as usize;
-            for mutation in &command.mutations[next..first] {
-                self.apply_mutation(progress, at, mutation, notice)?;
-            }
+            self.apply_mutations(progress, &command.mutations[next..first], notice)?;
             next = first + tagged.count as usize;
             let verdict = known.judge(tagged);
             if verdict == Verdict::New {
-                match &command.mutations[first..next] {
-                    [Mutation { kind: Some(Kind::Cas(cas)) }] => {
-                        swap = Some(self.compare_and_swap(progress, at, cas, notice)?);
-                    }
-                    mutations => {
-                        for mutation in mutations {
-                            self.apply_mutation(progress, at, mutation, notice)?;
-                        }
-                    }
-                }
+                let mutations = &command.mutations[first..next];
+                swap = self.apply_mutations(progress, mutations, notice)?;
                 known.add(at.index, command.now_s, tagged);
             }
             count_verdict(verdict);
             verdicts.push(verdict);
         }
-        for mutation in &command.mutations[next..] {
-            self.apply_mutation(progress, at, mutation, notice)?;
-        }
+        self.apply_mutations(progress, &command.mutations[next..], notice)?;
         known.finish(&mut self.batch, id, at.index, self.remembered_writes);
         self.put_remembered(progress, known);
-        let is_swap = |tagged: &TaggedCommand| {
-            matches!(command.mutations[tagged.first as usize].kind, Some(Kind::Cas(_)))
-        };
+        let is_swap = |tagged: &TaggedCommand| command.mutations[tagged.first as usize].is_swap();
         let index = at.index;
         self.answer_writes(waiters, &mut |waiter| {
             let verdict = waiter.tagged.map(|number| (verdicts[number], &command.tagged[number]));
@@ -418,37 +396,35 @@ impl Applier {
         }));
     }
 
-    fn apply_mutation(
+    /// Applies what one command changes. Returns what became of it where it is a compare-and-swap,
+    /// which is alone in its command.
+    fn apply_mutations(
         &mut self,
-        progress: &Progress,
-        at: Applied,
-        mutation: &Mutation,
+        progress: &mut Progress,
+        mutations: &[Mutation],
         notice: &mut AppliedNotice,
-    ) -> Result<(), StoreError> {
-        let id = progress.region.region_id();
-        notice.written_keys += 1;
-        match &mutation.kind {
-            Some(Kind::Put(put)) => {
-                notice.written_bytes += (put.key.len() + put.value.len()) as u64;
-                self.batch.put(family(id, at, put.cf)?, &put.key, &put.value);
+    ) -> Result<Option<SwapResult>, StoreError> {
+        for mutation in mutations {
+            match mutation {
+                Mutation::Put { cf, key, value } => {
+                    notice.written_bytes += (key.len() + value.len()) as u64;
+                    self.batch.put(*cf, key, value);
+                }
+                Mutation::Delete { cf, key } => {
+                    notice.written_bytes += key.len() as u64;
+                    self.batch.delete(*cf, key);
+                }
+                Mutation::DeleteRange { cf, range } => {
+                    let (start, end) = bounds(range);
+                    self.batch.delete_range(*cf, start, end);
+                }
+                Mutation::CompareAndSwap(swap) => {
+                    return self.compare_and_swap(progress, swap, notice).map(Some);
+                }
             }
-            Some(Kind::Delete(delete)) => {
-                notice.written_bytes += delete.key.len() as u64;
-                self.batch.delete(family(id, at, delete.cf)?, &delete.key);
-            }
-            Some(Kind::DeleteRange(range)) => {
-                let end = if range.end.is_empty() { &progress.region.end_key } else { &range.end };
-                let end = (!end.is_empty()).then_some(&end[..]);
-                self.batch.delete_range(family(id, at, range.cf)?, &range.start, end);
-            }
-            Some(Kind::Cas(_)) | None => {
-                return Err(StoreError::Corrupt {
-                    what: format!("entry {} of region {id}", at.index),
-                    why: "it holds a mutation that may not stand beside others".into(),
-                });
-            }
+            notice.written_keys += 1;
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Decided here and on every replica alike: by the data as of the entry before
@@ -460,33 +436,30 @@ impl Applier {
     fn compare_and_swap(
         &mut self,
         progress: &mut Progress,
-        at: Applied,
-        cas: &CompareAndSwap,
+        swap: &CompareAndSwap,
         notice: &mut AppliedNotice,
     ) -> Result<SwapResult, StoreError> {
         self.write_batch_with(progress)?;
-        let cf = family(progress.region.region_id(), at, cas.cf)?;
-        let previous = match self.kv.get(cf, &cas.key)? {
+        let CompareAndSwap { cf, key, expected, then, now_s } = swap;
+        let previous = match self.kv.get(*cf, key)? {
             Some(stored) => {
                 Some(RawValue::decode(stored.into()).map_err(|e| StoreError::Corrupt {
-                    what: format!("the value of key {}", display_key(&cas.key)),
+                    what: format!("the value of key {}", display_key(key)),
                     why: e.to_string(),
                 })?)
             }
             None => None,
         };
-        let previous = previous.filter(|value| value.is_live(cas.now_s));
-        let swapped = match &previous {
-            None => cas.expect_absent,
-            Some(found) => !cas.expect_absent && found.value == cas.expected,
-        };
-        if swapped && cas.delete {
-            self.batch.delete(cf, &cas.key);
-        } else if swapped {
-            let expires_at = (cas.expire_at_s != 0).then_some(cas.expire_at_s);
-            self.batch.put(cf, &cas.key, &RawValue::new(cas.value.clone(), expires_at).encode());
-            notice.written_bytes += (cas.key.len() + cas.value.len()) as u64;
-            notice.written_keys += 1;
+        let previous = previous.filter(|value| value.is_live(*now_s));
+        let swapped = previous.as_ref().map(|found| &found.value) == expected.as_ref();
+        match then {
+            Swap::Delete if swapped => self.batch.delete(*cf, key),
+            Swap::Put { value, expires_at } if swapped => {
+                self.batch.put(*cf, key, &RawValue::new(value.clone(), *expires_at).encode());
+                notice.written_bytes += (key.len() + value.len()) as u64;
+                notice.written_keys += 1;
+            }
+            Swap::Delete | Swap::Put { .. } => {}
         }
         Ok(SwapResult { swapped, previous })
     }
@@ -494,7 +467,7 @@ impl Applier {
     /// Writes the batch in the middle of a region's entries, with how far the region is.
     fn write_batch_with(&mut self, progress: &mut Progress) -> Result<(), StoreError> {
         if progress.dirty {
-            state::put_applied(&mut self.batch, progress.region.region_id(), progress.applied);
+            state::put_applied(&mut self.batch, progress.region.id, progress.applied);
             progress.dirty = false;
         }
         self.write_batch()
@@ -518,7 +491,7 @@ impl Applier {
         let meta = SnapshotMeta {
             index: progress.applied.index,
             term: progress.applied.term,
-            configuration: progress.region.configuration(),
+            configuration: configuration(&progress.region),
         };
         let data = data.encode_to_vec().into();
         let taken = RegionSnapshotSource::new(progress.region.clone(), meta, data, view);
@@ -539,23 +512,10 @@ fn count_verdict(verdict: Verdict) {
     }
 }
 
-fn family(region: RegionId, at: Applied, number: u32) -> Result<Cf, StoreError> {
-    Cf::from_number(number).filter(|cf| *cf != Cf::Meta).ok_or_else(|| StoreError::Corrupt {
-        what: format!("entry {} of region {region}", at.index),
-        why: format!("unknown column family {number}"),
-    })
-}
-
-fn decode(region: RegionId, at: Applied, command: Bytes) -> Result<RaftCommand, StoreError> {
+fn decode(region: RegionId, at: Applied, command: Bytes) -> Result<Command, StoreError> {
     let what = || format!("entry {} of region {region}", at.index);
-    let command = RaftCommand::decode(command)
-        .map_err(|e| StoreError::Corrupt { what: what(), why: e.to_string() })?;
-    let expected = if command.tagged.is_empty() { COMMAND_FORMAT } else { TAGGED_FORMAT };
-    if command.format != expected {
-        let known = TAGGED_FORMAT;
-        return Err(StoreError::Format { what: what(), found: command.format, known });
-    }
-    check_tagged(&command)
-        .map_err(|why| StoreError::Corrupt { what: what(), why: why.to_owned() })?;
-    Ok(command)
+    Command::decode(command).map_err(|error| match error {
+        CommandError::Format { found, known } => StoreError::Format { what: what(), found, known },
+        error => StoreError::Corrupt { what: what(), why: error.to_string() },
+    })
 }

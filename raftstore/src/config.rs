@@ -8,37 +8,6 @@ pub const INITIAL_INDEX: u64 = 5;
 /// See [`INITIAL_INDEX`].
 pub const INITIAL_TERM: u64 = 5;
 
-/// The longest key that a client may use, in bytes: as much as TiKV takes. In a key space the
-/// four bytes that name it count, too.
-pub const MAX_KEY_BYTES: usize = 8 << 10;
-/// The longest memcomparable form of a client's key: a byte more for each eight, and up to nine.
-const MAX_MEMCOMPARABLE_BYTES: usize = MAX_KEY_BYTES / 8 * 9 + 9;
-/// The longest key that is stored: one in its memcomparable form, and a version of eight bytes.
-pub const MAX_STORED_KEY_BYTES: usize = MAX_MEMCOMPARABLE_BYTES + 8;
-/// The longest bound of a range: [`KEYS_TOP`] is longer than any key.
-pub const MAX_BOUND_BYTES: usize = KEYS_TOP.len();
-
-/// Above every key that can be stored, and the beginning of the last region, which is empty
-/// for ever.
-///
-/// A client in the field (`tikv-client` 0.4) takes a region without an end for "go on at the
-/// beginning" where its scan has one, and stops at the first region's end where its scan has
-/// none. With this bound both come out right: the region before it has an end, and nothing can
-/// be behind that end. It is the memcomparable form of a key, because clients in a key space,
-/// and transactional ones, decode the bounds of regions.
-pub static KEYS_TOP: [u8; MAX_MEMCOMPARABLE_BYTES + 9] = {
-    let mut top = [0xff; MAX_MEMCOMPARABLE_BYTES + 9];
-    let mut at = MAX_MEMCOMPARABLE_BYTES;
-    while at < top.len() - 1 {
-        top[at] = 0;
-        at += 1;
-    }
-    // A group of padding only: the key's length is a multiple of eight.
-    top[at] = 0xf7;
-    top
-};
-/// The largest single write command accepted, in bytes.
-pub const MAX_COMMAND_BYTES: usize = 8 << 20;
 /// Commands of one region that wait together become one entry up to this size.
 pub const MAX_BATCHED_ENTRY_BYTES: usize = 1 << 20;
 
@@ -90,8 +59,6 @@ pub const REMEMBERED_SECONDS: u64 = 30;
 pub const MAX_REMEMBERED_IN_MEMORY: usize = 1 << 20;
 /// Peers of one worker that wait for their region's data: more are created when those have it.
 pub const MAX_EMPTY_PEERS: usize = 4 << 10;
-/// Keys of one split command.
-pub const MAX_SPLIT_KEYS: usize = 256;
 
 /// What an operator may tune.
 #[derive(Clone, Debug)]
@@ -150,23 +117,5 @@ impl Default for StoreConfig {
             remembered_in_memory: MAX_REMEMBERED_IN_MEMORY,
             seed: rand::random(),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_key_that_can_be_stored_reaches_the_top() {
-        assert!([0xff; MAX_KEY_BYTES][..] < KEYS_TOP[..]);
-        // The memcomparable form of the highest key, and whatever version follows it.
-        let mut highest = vec![0xff; MAX_KEY_BYTES / 8 * 9];
-        highest.extend([0; 8]);
-        highest.push(0xf7);
-        highest.extend([0xff; 8]);
-        assert_eq!(highest.len(), MAX_STORED_KEY_BYTES);
-        assert!(highest[..] < KEYS_TOP[..]);
-        assert_eq!(KEYS_TOP.len() % 9, 0, "whole groups");
     }
 }

@@ -15,27 +15,19 @@ mod snapshot;
 
 use std::time::Instant;
 
-use bytes::Bytes;
-use esker_raft::{DecodeError, LogIndex, Message, MessageBody};
+use esker_model::limits::{MAX_BOUND_BYTES, MAX_STORED_KEY_BYTES};
+use esker_model::{KeyRange, PeerId, Region, RegionId, StoreId};
+use esker_raft::{DecodeError, LogIndex, MessageBody};
+use esker_rpc::convert::Malformed;
 use esker_rpc::proto::esker::RaftMessage;
-use esker_rpc::proto::metapb::{Peer, Region, RegionEpoch};
 use esker_rpc::repeat::Repeated;
 use parking_lot::Mutex;
 
 pub use entries::Reach;
 pub(crate) use entries::{check_request, split_fits};
-pub(crate) use snapshot::{PairCheck, may_follow};
+pub(crate) use snapshot::PairCheck;
 
-use crate::config::{MAX_BOUND_BYTES, MAX_STORED_KEY_BYTES};
-use crate::ids::{RegionId, StoreId};
-
-/// The highest id of a region or a peer; placement counts up from one.
-pub const MAX_ID: u64 = u64::MAX >> 1;
-/// The highest version, or count of changes of members, that a region can have.
-pub const MAX_EPOCH: u64 = 1 << 48;
-/// How far ahead of this store's another store's knowledge of a region may be: so many
-/// splits or changes of members happen to no region while one of its stores is away.
-pub const MAX_EPOCH_LEAP: u64 = 1 << 32;
+use crate::envelope::{Address, Consensus, Content, Envelope};
 
 /// Why a message is not believed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -51,7 +43,7 @@ pub enum Fault {
     #[error("{0} contradict each other")]
     Contradiction(&'static str),
     #[error("{0}")]
-    Tags(&'static str),
+    Malformed(#[from] Malformed),
     #[error("it is for store {0}; is an address used twice?")]
     OtherStore(StoreId),
     #[error("it says to come from store {said} and comes from store {from}")]
@@ -67,138 +59,115 @@ pub enum Fault {
     #[error("store {0} is not one that this cluster knows, nor a member of the region")]
     UnknownStore(StoreId),
     #[error("peer {0} is not a member of the region")]
-    NotAMember(u64),
+    NotAMember(PeerId),
     #[error("its keys are not in the region")]
     OutsideOfRegion,
     #[error("too many regions wait here to be filled")]
     TooManyEmpty,
 }
 
-/// A message of another store, checked.
+/// A message of another store, checked: what it says is possible.
 #[derive(Clone, Debug)]
 pub struct Arrived {
-    /// Sender, receiver and epoch are there, and what they say is possible.
-    pub envelope: RaftMessage,
-    pub content: Content,
+    pub address: Address,
+    pub content: Checked,
 }
 
+/// What a checked message is.
 #[derive(Clone, Debug)]
-pub enum Content {
+pub enum Checked {
     /// The receiver is no member any more.
     Gone,
     /// Is the sender still a member?
     Question,
     /// For the peer's Raft group; with the keys that its entries speak of.
-    Raft(Message, Reach),
+    Raft(Box<Consensus>, Reach),
     /// A snapshot's first part: the region as it is in the snapshot.
-    Snapshot(Message, Region),
+    Snapshot(Box<Consensus>, Region),
 }
 
 impl Arrived {
     pub fn region(&self) -> RegionId {
-        RegionId(self.envelope.region_id)
+        self.address.region
     }
 
     /// Checks a message that came for `store`.
     ///
     /// # Errors
     /// Why no honest store can have sent it.
-    pub fn check(store: StoreId, envelope: RaftMessage) -> Result<Arrived, Fault> {
-        let (from, to, _) = check_envelope(store, &envelope)?;
-        let content = if envelope.gone {
-            if !envelope.message.is_empty() || envelope.is_initial {
-                return Err(Fault::Contradiction("its parts"));
+    pub fn check(store: StoreId, message: RaftMessage) -> Result<Arrived, Fault> {
+        let Envelope { address, content } = open(store, message)?;
+        let content = match content {
+            Content::Gone => Checked::Gone,
+            Content::Question => Checked::Question,
+            Content::Consensus(consensus) => {
+                let reach = match &consensus.message.body {
+                    // What may wait for a region that is yet to come must be small.
+                    MessageBody::Append { entries, .. }
+                        if consensus.creates.is_some() && !entries.is_empty() =>
+                    {
+                        return Err(Fault::Contradiction("its parts"));
+                    }
+                    MessageBody::Append { entries, .. } => Reach::of(entries)?,
+                    // A snapshot comes with its files, by another way, or not at all.
+                    MessageBody::InstallSnapshot { .. } => {
+                        return Err(Fault::Missing("data for its snapshot"));
+                    }
+                    _ => Reach::default(),
+                };
+                Checked::Raft(consensus, reach)
             }
-            Content::Gone
-        } else if envelope.message.is_empty() {
-            Content::Question
-        } else {
-            let message = decode(&envelope, from, to)?;
-            let reach = match &message.body {
-                // What may wait for a region that is yet to come must be small.
-                MessageBody::Append { entries, .. }
-                    if envelope.is_initial && !entries.is_empty() =>
-                {
-                    return Err(Fault::Contradiction("its parts"));
-                }
-                MessageBody::Append { entries, .. } => Reach::of(entries)?,
-                // A snapshot comes with its files, by another way, or not at all.
-                MessageBody::InstallSnapshot { .. } => {
-                    return Err(Fault::Missing("data for its snapshot"));
-                }
-                _ => Reach::default(),
-            };
-            Content::Raft(message, reach)
         };
-        Ok(Arrived { envelope, content })
+        Ok(Arrived { address, content })
     }
 
     /// Checks the first part of a snapshot that came for `store`.
     ///
     /// # Errors
     /// See [`Arrived::check`].
-    pub fn check_snapshot(store: StoreId, envelope: RaftMessage) -> Result<Arrived, Fault> {
-        let (from, to, epoch) = check_envelope(store, &envelope)?;
-        if envelope.gone {
-            return Err(Fault::Contradiction("its parts"));
-        }
-        let message = decode(&envelope, from, to)?;
-        let MessageBody::InstallSnapshot { meta, data } = &message.body else {
+    pub fn check_snapshot(store: StoreId, message: RaftMessage) -> Result<Arrived, Fault> {
+        let Envelope { address, content } = open(store, message)?;
+        let Content::Consensus(consensus) = content else {
+            return Err(Fault::Missing("snapshot"));
+        };
+        let MessageBody::InstallSnapshot { meta, data } = &consensus.message.body else {
             return Err(Fault::Missing("snapshot"));
         };
         let region = snapshot::check_region(data.clone(), meta)?;
-        let is_same = region.id == envelope.region_id
-            && region.region_epoch == Some(epoch)
-            && region.start_key == envelope.start_key
-            && region.end_key == envelope.end_key;
+        let is_same = region.id == address.region
+            && region.epoch == address.epoch
+            && consensus.creates.as_ref() == Some(&region.range);
         if !is_same {
             return Err(Fault::Contradiction("the region of the snapshot and of its message"));
         }
-        if !region.peers.iter().any(|peer| peer.id == to.id && peer.store_id == to.store_id) {
+        let to = address.to;
+        if !region.peers.iter().any(|peer| peer.id == to.id && peer.store == to.store) {
             return Err(Fault::Missing("peer of this store in its region"));
         }
-        if meta.term > message.term {
+        if meta.term > consensus.message.term {
             return Err(Fault::Impossible { what: "term", value: meta.term.0 });
         }
-        Ok(Arrived { envelope, content: Content::Snapshot(message, region) })
+        Ok(Arrived { address, content: Checked::Snapshot(consensus, region) })
     }
 }
 
-fn check_envelope(
-    store: StoreId,
-    envelope: &RaftMessage,
-) -> Result<(Peer, Peer, RegionEpoch), Fault> {
-    let from = envelope.from.ok_or(Fault::Missing("sender"))?;
-    let to = envelope.to.ok_or(Fault::Missing("receiver"))?;
-    let epoch = envelope.epoch.ok_or(Fault::Missing("epoch"))?;
-    if to.store_id != store.0 {
-        return Err(Fault::OtherStore(StoreId(to.store_id)));
+/// The range of the region that a snapshot's first part announces.
+///
+/// # Errors
+/// When the message announces none.
+pub fn announced_range(message: &RaftMessage) -> Result<KeyRange, Fault> {
+    match Envelope::from_wire(message.clone())?.content {
+        Content::Consensus(consensus) => consensus.creates.ok_or(Fault::Missing("range")),
+        Content::Gone | Content::Question => Err(Fault::Missing("snapshot")),
     }
-    for (what, value) in
-        [("region", envelope.region_id), ("sender's id", from.id), ("receiver's id", to.id)]
-    {
-        if !(1..=MAX_ID).contains(&value) {
-            return Err(Fault::Impossible { what, value });
-        }
-    }
-    if from.store_id == 0 || from.id == to.id {
-        return Err(Fault::Contradiction("its sender and its receiver"));
-    }
-    check_epoch(&epoch)?;
-    check_range(&envelope.start_key, &envelope.end_key)?;
-    if envelope.applied_index > LogIndex::MAX.0 {
-        return Err(Fault::Impossible { what: "applied index", value: envelope.applied_index });
-    }
-    Ok((from, to, epoch))
 }
 
-fn check_epoch(epoch: &RegionEpoch) -> Result<(), Fault> {
-    for (what, value) in [("version", epoch.version), ("count of changes", epoch.conf_ver)] {
-        if value > MAX_EPOCH {
-            return Err(Fault::Impossible { what, value });
-        }
+fn open(store: StoreId, message: RaftMessage) -> Result<Envelope, Fault> {
+    let envelope = Envelope::from_wire(message)?;
+    if envelope.address.to.store != store {
+        return Err(Fault::OtherStore(envelope.address.to.store));
     }
-    Ok(())
+    Ok(envelope)
 }
 
 fn check_key(key: &[u8]) -> Result<(), Fault> {
@@ -216,36 +185,38 @@ fn check_bound(bound: &[u8]) -> Result<(), Fault> {
     Ok(())
 }
 
-fn check_range(start: &Bytes, end: &Bytes) -> Result<(), Fault> {
-    check_bound(start)?;
-    check_bound(end)?;
-    if !end.is_empty() && start >= end {
-        return Err(Fault::Contradiction("the ends of its range"));
-    }
-    Ok(())
+/// Who a refused message says that it is from: for the log only, and not checked.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Claimed {
+    region: u64,
+    store: u64,
+    peer: u64,
 }
 
-fn decode(envelope: &RaftMessage, from: Peer, to: Peer) -> Result<Message, Fault> {
-    let message = Message::decode(envelope.message.clone())?;
-    let is_same =
-        message.group.0 == envelope.region_id && message.from.0 == from.id && message.to.0 == to.id;
-    if !is_same {
-        return Err(Fault::Contradiction("the addresses on and in it"));
+impl Claimed {
+    /// As an unchecked message names it.
+    pub fn of(message: &RaftMessage) -> Claimed {
+        let (peer, store) = message.from.map_or((0, 0), |from| (from.id, from.store_id));
+        Claimed { region: message.region_id, store, peer }
     }
-    Ok(message)
 }
 
-/// Says that a message was refused: once, and then at most once in a while, however
-/// many come.
-pub(crate) fn complain(store: StoreId, envelope: &RaftMessage, fault: &Fault) {
+impl From<&Address> for Claimed {
+    fn from(address: &Address) -> Claimed {
+        let Address { region, from, .. } = address;
+        Claimed { region: region.0, store: from.store.0, peer: from.id.0 }
+    }
+}
+
+/// Logs that a message was refused: once, and then at most once in a while, however many come.
+pub(crate) fn complain(store: StoreId, from: impl Into<Claimed>, fault: &Fault) {
     static REFUSALS: Mutex<Repeated<Instant>> = Mutex::new(Repeated::new());
     metrics::counter!("esker_raft_messages_refused_total").increment(1);
     let times = REFUSALS.lock().failed(Instant::now());
     if let Some(times) = times {
-        let from = envelope.from.unwrap_or_default();
+        let Claimed { region, store: from_store, peer: from_peer } = from.into();
         tracing::warn!(
-            %store, region = envelope.region_id, from_store = from.store_id, from_peer = from.id,
-            times, "refused a Raft message: {fault}"
+            %store, region, from_store, from_peer, times, "refused a Raft message: {fault}"
         );
     }
 }

@@ -1,11 +1,10 @@
 //! Why a request was not carried out, in the terms that clients act on.
 
 use bytes::Bytes;
-use esker_raft::LogIndex;
+use esker_model::{KeyRange, LogIndex, Peer, PeerId, Region, RegionId, StoreId};
+use esker_rpc::convert::end_key;
 use esker_rpc::proto::errorpb;
-use esker_rpc::proto::metapb::{Peer, Region};
 
-use crate::ids::{RegionId, StoreId};
 use crate::region::ChangeError;
 
 /// Why a request to a region was not carried out.
@@ -21,11 +20,11 @@ pub enum RequestError {
     #[error("region {region} has changed since the request was made")]
     EpochNotMatch { region: RegionId, current: Vec<Region> },
     #[error("key {} is not in region {region}", esker_rpc::display_key(key))]
-    KeyNotInRegion { region: RegionId, key: Bytes, start: Bytes, end: Bytes },
+    KeyNotInRegion { region: RegionId, key: Bytes, range: KeyRange },
     #[error("request is for store {asked}, this is store {actual}")]
     StoreNotMatch { asked: StoreId, actual: StoreId },
     #[error("request is for peer {asked} of region {region}, here is peer {actual}")]
-    PeerNotMatch { region: RegionId, asked: u64, actual: u64 },
+    PeerNotMatch { region: RegionId, asked: PeerId, actual: PeerId },
     #[error("store is busy: {reason}")]
     ServerIsBusy { reason: String },
     #[error("region {0} has changed its leader; the command was dropped")]
@@ -81,22 +80,25 @@ impl RequestError {
         let mut error = errorpb::Error { message: self.to_string(), ..Default::default() };
         match self {
             RequestError::NotLeader { region, leader } => {
-                error.not_leader =
-                    Some(errorpb::NotLeader { region_id: region.0, leader: *leader });
+                error.not_leader = Some(errorpb::NotLeader {
+                    region_id: region.0,
+                    leader: leader.map(Into::into),
+                });
             }
             RequestError::RegionNotFound(region) => {
                 error.region_not_found = Some(errorpb::RegionNotFound { region_id: region.0 });
             }
             RequestError::EpochNotMatch { current, .. } => {
-                error.epoch_not_match =
-                    Some(errorpb::EpochNotMatch { current_regions: current.clone() });
+                error.epoch_not_match = Some(errorpb::EpochNotMatch {
+                    current_regions: current.iter().map(Into::into).collect(),
+                });
             }
-            RequestError::KeyNotInRegion { region, key, start, end } => {
+            RequestError::KeyNotInRegion { region, key, range } => {
                 error.key_not_in_region = Some(errorpb::KeyNotInRegion {
                     key: key.clone(),
                     region_id: region.0,
-                    start_key: start.clone(),
-                    end_key: end.clone(),
+                    start_key: range.start().clone(),
+                    end_key: end_key(range),
                 });
             }
             RequestError::StoreNotMatch { asked, actual } => {
@@ -107,8 +109,8 @@ impl RequestError {
             }
             RequestError::PeerNotMatch { asked, actual, .. } => {
                 error.mismatch_peer_id = Some(errorpb::MismatchPeerId {
-                    request_peer_id: *asked,
-                    store_peer_id: *actual,
+                    request_peer_id: asked.0,
+                    store_peer_id: actual.0,
                 });
             }
             RequestError::ServerIsBusy { reason } => {

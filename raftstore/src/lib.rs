@@ -25,10 +25,11 @@
 //! their own: see [`store::Store`] for how they are driven.
 
 mod apply;
+pub mod command;
 pub mod config;
 pub mod door;
+pub mod envelope;
 mod error;
-mod ids;
 mod log_writer;
 pub mod message;
 mod outbox;
@@ -45,18 +46,18 @@ pub mod store;
 mod worker;
 
 pub use apply::remembered_records;
+pub use command::{CompareAndSwap, Mutation, Swap};
 pub use config::StoreConfig;
+pub use envelope::Envelope;
 pub use error::{RequestError, StoreError};
-pub use esker_raft::{LogIndex, PeerId, Term, Time};
-pub use ids::{RegionId, StoreId};
 pub use message::{
-    Admin, AdminResult, NewRegion, PeerProgress, RegionStatus, RequestContext, SwapResult,
+    Admin, AdminResult, PeerProgress, RegionStatus, ReplicaRole, RequestContext, SwapResult,
     WriteResult, WriteTag,
 };
-pub use outbox::{Outbox, RegionReport};
+pub use outbox::Outbox;
 pub use read::{ReadDelegates, RegionSnapshot};
-pub use region::{PeerChange, RegionExt};
-pub use router::{Clock, MonotonicClock, StoreHandle};
+pub use region::configuration;
+pub use router::StoreHandle;
 pub use shell::RunningStore;
 pub use snapshot::{ReceivedSnapshot, RegionSnapshotSource, SnapshotBlock, SnapshotReceiver};
 pub use store::{Parts, Store};

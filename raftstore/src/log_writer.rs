@@ -54,8 +54,8 @@ impl LogWriter {
             metrics::histogram!("esker_log_write_bytes").record(batch.bytes() as f64);
         }
         for done in persisted {
-            for (to, message) in done.messages {
-                self.outbox.send(to, message);
+            for message in done.messages {
+                self.outbox.send(message);
             }
             let worker = worker_of(done.region, self.notices.len());
             // A worker that is gone is stopping, and so is this writer.

@@ -7,25 +7,24 @@
 
 use bytes::Bytes;
 use esker_engine::LogBatch;
-use esker_raft::{Entries, LogIndex, PeerId, ReadyNumber, SnapshotMeta, Term};
-use esker_rpc::proto::esker::RaftMessage;
-use esker_rpc::proto::esker::command::{Mutation, RegionSnapshot as SnapshotData};
-use esker_rpc::proto::metapb::{Peer, Region, RegionEpoch};
+use esker_model::{Epoch, NewRegion, Peer, PeerChange, Region, RegionId, StoreId};
+use esker_raft::{Entries, LogIndex, PeerId, ProgressState, ReadyNumber, SnapshotMeta, Term};
+use esker_rpc::proto::esker::command::RegionSnapshot as SnapshotData;
 use tokio::sync::oneshot;
 
+use crate::command::Mutation;
 use crate::door::Arrived;
+use crate::envelope::Envelope;
 use crate::error::RequestError;
-use crate::ids::{RegionId, StoreId};
 use crate::raw_value::RawValue;
 use crate::read::RegionSnapshot;
-use crate::region::PeerChange;
 use crate::snapshot::ReceivedSnapshot;
 use crate::state::Applied;
 
 /// What a client believed when it made a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct RequestContext {
-    pub epoch: RegionEpoch,
+    pub epoch: Epoch,
     /// The peer asked, where the client named one.
     pub peer: Option<PeerId>,
     /// The term in which a write must be proposed and committed; any, where none is named.
@@ -100,17 +99,10 @@ pub enum Admin {
     TransferLeader(Option<PeerId>),
 }
 
-/// Ids for a region that a split creates.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NewRegion {
-    pub id: RegionId,
-    pub peers: Vec<PeerId>,
-}
-
 #[derive(Debug)]
 pub struct AdminRequest {
     pub region: RegionId,
-    pub epoch: RegionEpoch,
+    pub epoch: Epoch,
     pub admin: Admin,
     pub reply: Reply<AdminResult>,
 }
@@ -126,7 +118,7 @@ pub struct AdminResult {
 pub struct RegionStatus {
     pub region: Region,
     pub peer: Peer,
-    pub role: &'static str,
+    pub role: ReplicaRole,
     pub term: Term,
     pub leader: Option<PeerId>,
     pub first: LogIndex,
@@ -137,14 +129,36 @@ pub struct RegionStatus {
     pub progress: Vec<PeerProgress>,
 }
 
+/// What a replica is doing in its group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplicaRole {
+    Leader,
+    Candidate,
+    Follower,
+    /// A follower without a vote.
+    Learner,
+}
+
+impl ReplicaRole {
+    /// The field's name for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            ReplicaRole::Leader => "leader",
+            ReplicaRole::Candidate => "candidate",
+            ReplicaRole::Follower => "follower",
+            ReplicaRole::Learner => "learner",
+        }
+    }
+}
+
 /// How far a peer is, as its leader knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerProgress {
     pub peer: PeerId,
     pub matched: LogIndex,
     pub next: LogIndex,
-    /// How it is served: `probe`, `replicate` or `snapshot`.
-    pub state: &'static str,
+    /// How its leader serves it.
+    pub state: ProgressState,
     pub recently_active: bool,
 }
 
@@ -260,7 +274,7 @@ pub struct Persisted {
     pub generation: u64,
     pub number: ReadyNumber,
     /// Promises that only a durable log may make: votes and acknowledgements.
-    pub messages: Vec<(StoreId, RaftMessage)>,
+    pub messages: Vec<Envelope>,
 }
 
 /// Who waits for an entry.

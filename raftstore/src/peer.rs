@@ -14,27 +14,26 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use esker_engine::{KvSnapshot, LogEngine};
+use esker_model::{DownPeer, Peer as PeerMeta, Region, RegionId, RegionReport, StoreId, Traffic};
 use esker_raft::{
     Entry, Group, GroupId, Identity, LogIndex, LogReadError, LogReader, MAX_INDEX_LEAP, Message,
     MessageBody, PeerId, ProgressState, Restored, RoleKind, StepError, Term, Time,
 };
-use esker_rpc::proto::esker::RaftMessage;
-use esker_rpc::proto::metapb::{Peer as PeerMeta, Region};
 use esker_rpc::repeat::Repeated;
 use parking_lot::Mutex;
 
-pub use outputs::Outputs;
-pub use requests::{COMMAND_FORMAT, TAGGED_FORMAT};
-
+use crate::envelope::{Address, Consensus, Content, Envelope};
 use crate::error::{RequestError, StoreError};
-use crate::ids::{RegionId, StoreId};
-use crate::message::{PeerProgress, Proposal, ReadRequest, RegionStatus, WriteRequest};
-use crate::outbox::RegionReport;
+use crate::message::{
+    PeerProgress, Proposal, ReadRequest, RegionStatus, ReplicaRole, WriteRequest,
+};
 use crate::read::ReadDelegate;
-use crate::region::RegionExt;
+use crate::region::configuration;
 use crate::snapshot::{ReceivedSnapshot, RegionSnapshotSource};
 use crate::state::{Applied, RaftState, decode_entry};
 use crate::worker::Shared;
+
+pub use outputs::Outputs;
 
 /// Reads entries that the group no longer keeps in memory.
 #[derive(Clone)]
@@ -148,11 +147,11 @@ pub struct Peer {
 impl Peer {
     pub fn new(seed: PeerSeed, shared: &Shared, now: Time) -> Result<Self, StoreError> {
         let PeerSeed { descriptor, me, raft_state, last_term, applied, generation, fresh } = seed;
-        let id = descriptor.region_id();
-        let identity = Identity { group: GroupId(id.0), peer: PeerId(me.id) };
+        let id = descriptor.id;
+        let identity = Identity { group: GroupId(id.0), peer: me.id };
         let restored = Restored {
             hard_state: raft_state.hard_state,
-            configuration: descriptor.configuration(),
+            configuration: configuration(&descriptor),
             compacted: raft_state.truncated,
             last: (raft_state.last, last_term),
             applied: applied.index,
@@ -313,7 +312,7 @@ impl Peer {
     }
 
     fn meta_of(&self, peer: PeerId) -> Option<PeerMeta> {
-        if peer.0 == self.me.id {
+        if peer == self.me.id {
             return Some(self.me);
         }
         self.descriptor.peer(peer).or_else(|| self.senders.get(&peer)).copied()
@@ -330,27 +329,25 @@ impl Peer {
     pub fn step(
         &mut self,
         now: Time,
-        envelope: &RaftMessage,
-        message: Message,
+        address: &Address,
+        consensus: Consensus,
     ) -> Result<(), StoreError> {
-        if let Some(from) = envelope.from
-            && self.descriptor.peer(PeerId(from.id)).is_none()
-        {
+        let sender = address.from;
+        if self.descriptor.peer(sender.id).is_none() {
             const MAX_SENDERS: usize = 16;
             if self.senders.len() >= MAX_SENDERS {
                 self.senders.clear();
             }
-            self.senders.insert(PeerId(from.id), from);
+            self.senders.insert(sender.id, sender);
         }
         self.last_heard = now;
-        let from = message.from;
+        let Consensus { message, applied, .. } = consensus;
         match self.group.step(now, message) {
             Ok(()) => {
                 // Others than the leader have nothing to say of it, and nobody has applied
                 // what no log can hold yet.
-                let applied = LogIndex(envelope.applied_index);
                 let possible = self.group.last_index().0.saturating_add(MAX_INDEX_LEAP);
-                if self.group.leader() == Some(from) && applied.0 <= possible {
+                if self.group.leader() == Some(sender.id) && applied.0 <= possible {
                     self.leader_applied = self.leader_applied.max(applied);
                 }
                 Ok(())
@@ -388,19 +385,19 @@ impl Peer {
     pub fn step_snapshot(
         &mut self,
         now: Time,
-        envelope: &RaftMessage,
-        message: Message,
+        address: &Address,
+        consensus: Consensus,
         files: ReceivedSnapshot,
     ) -> Result<(), StoreError> {
         if let Some(earlier) = self.received.replace(files) {
             earlier.discard();
         }
-        self.step(now, envelope, message)
+        self.step(now, address, consensus)
     }
 
     pub fn unreachable(&mut self, store: StoreId) {
         if let Some(peer) = self.descriptor.peer_on(store) {
-            self.group.unreachable(PeerId(peer.id));
+            self.group.unreachable(peer.id);
         }
     }
 
@@ -418,7 +415,7 @@ impl Peer {
         &mut self,
         to: PeerId,
         taken: &RegionSnapshotSource,
-    ) -> Option<(StoreId, RaftMessage)> {
+    ) -> Option<Envelope> {
         let target = self.meta_of(to).filter(|_| self.is_leader());
         let Some(target) = target else {
             self.snapshot_sent(to, false);
@@ -434,21 +431,11 @@ impl Peer {
                 data: taken.data.clone(),
             },
         };
-        let mut encoded = Vec::new();
-        message.encode(&mut encoded);
-        let envelope = RaftMessage {
-            region_id: self.id.0,
-            from: Some(self.me),
-            to: Some(target),
-            epoch: Some(taken.descriptor.epoch()),
-            start_key: taken.descriptor.start_key.clone(),
-            end_key: taken.descriptor.end_key.clone(),
-            message: encoded.into(),
-            gone: false,
-            is_initial: true,
-            applied_index: 0,
-        };
-        Some((StoreId(target.store_id), envelope))
+        let address =
+            Address { region: self.id, from: self.me, to: target, epoch: taken.descriptor.epoch };
+        let creates = Some(taken.descriptor.range.clone());
+        let consensus = Consensus { message, applied: LogIndex(0), creates };
+        Some(Envelope { address, content: Content::Consensus(Box::new(consensus)) })
     }
 
     /// Ends everything that waits for this peer, whose region leaves the store.
@@ -457,7 +444,7 @@ impl Peer {
         self.delegate.withdraw_lease();
         // Readers that hold the delegate must see that the range is no longer here
         // before the data goes.
-        self.delegate.set_descriptor(Arc::new(Region { id: self.id.0, ..Region::default() }));
+        self.delegate.set_descriptor(Arc::new(Region::uninitialized(self.id)));
         self.fail_all(&RequestError::RegionNotFound(self.id));
     }
 
@@ -474,12 +461,12 @@ impl Peer {
 
     pub fn status(&self) -> RegionStatus {
         let role = match self.group.role() {
-            RoleKind::Leader => "leader",
-            RoleKind::Candidate | RoleKind::PreCandidate => "candidate",
+            RoleKind::Leader => ReplicaRole::Leader,
+            RoleKind::Candidate | RoleKind::PreCandidate => ReplicaRole::Candidate,
             RoleKind::Follower if self.group.configuration().is_learner(self.group.id()) => {
-                "learner"
+                ReplicaRole::Learner
             }
-            RoleKind::Follower => "follower",
+            RoleKind::Follower => ReplicaRole::Follower,
         };
         let progress = if self.is_leader() {
             self.group
@@ -488,11 +475,7 @@ impl Peer {
                     peer,
                     matched: progress.match_index,
                     next: progress.next_index,
-                    state: match progress.state {
-                        ProgressState::Probe => "probe",
-                        ProgressState::Replicate => "replicate",
-                        ProgressState::Snapshot => "snapshot",
-                    },
+                    state: progress.state,
                     recently_active: progress.recently_active,
                 })
                 .collect()
@@ -514,22 +497,22 @@ impl Peer {
     }
 
     /// Peers that are not caught up, and how soon to look at them again.
-    fn pending(&self) -> (Vec<PeerMeta>, Option<Duration>) {
+    fn pending(&self) -> (Vec<PeerId>, Option<Duration>) {
         /// A peer is caught up when it lacks no more entries than may be on their way to it.
         const CAUGHT_UP_WITHIN: u64 = 256;
         let first = self.group.first_index();
         let (mut pending, mut coming) = (Vec::new(), false);
         for (peer, progress) in self.group.progress() {
-            let Some(meta) = self.descriptor.peer(peer).filter(|_| peer != self.group.id()) else {
+            if peer == self.group.id() || self.descriptor.peer(peer).is_none() {
                 continue;
-            };
+            }
             let matched = progress.match_index;
             if progress.state == ProgressState::Snapshot
                 || matched.0 == 0
                 || matched.next() < first
                 || matched.0 + CAUGHT_UP_WITHIN < self.applied.index.0
             {
-                pending.push(*meta);
+                pending.push(peer);
                 coming |= progress.recently_active;
             }
         }
@@ -539,32 +522,36 @@ impl Peer {
     }
 
     /// What placement is told of a region that is led here.
-    fn report(&mut self, now: Time, approximate_bytes: u64) -> RegionReport {
+    fn report(&mut self, now: Time, approximate_size: u64) -> RegionReport {
         const DOWN_AFTER: Duration = Duration::from_secs(10);
         let (pending, look) = self.pending();
         self.next_look = look.map(|soon| now + soon);
         let mut down = Vec::new();
         for (peer, progress) in self.group.progress() {
             let silent = now - progress.last_ack;
-            if let Some(meta) = self.descriptor.peer(peer)
-                && peer != self.group.id()
+            if peer != self.group.id()
                 && silent > DOWN_AFTER
+                && self.descriptor.peer(peer).is_some()
             {
-                down.push((*meta, silent.as_secs()));
+                down.push(DownPeer { peer, seconds: silent.as_secs() });
             }
         }
         let (read_bytes, read_keys) = self.delegate.take_read_load();
         RegionReport {
             region: (*self.descriptor).clone(),
             leader: self.me,
-            term: self.group.term().0,
+            term: Some(self.group.term()),
             down,
             pending,
-            written_bytes: std::mem::take(&mut self.written_bytes),
-            written_keys: std::mem::take(&mut self.written_keys),
-            read_bytes,
-            read_keys,
-            approximate_bytes,
+            traffic: Traffic {
+                bytes_written: std::mem::take(&mut self.written_bytes),
+                bytes_read: read_bytes,
+                keys_written: std::mem::take(&mut self.written_keys),
+                keys_read: read_keys,
+            },
+            approximate_size,
+            // Not counted: it would cost a look at every file.
+            approximate_keys: 0,
         }
     }
 }

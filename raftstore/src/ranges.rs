@@ -4,15 +4,14 @@
 //! their range, never by reads and writes.
 
 use std::collections::{BTreeMap, HashMap};
-
 use std::ops::Bound;
 
 use bytes::Bytes;
-use esker_rpc::proto::esker::RaftMessage;
+use esker_model::{KeyRange, RegionId};
 use parking_lot::Mutex;
 
 use crate::config::{MAX_EARLY_MESSAGES, MAX_EARLY_REGIONS};
-use crate::ids::RegionId;
+use crate::door::Arrived;
 
 /// The ranges of a store's initialized regions. They never overlap.
 #[derive(Debug, Default)]
@@ -22,25 +21,31 @@ pub struct Ranges {
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// Start key to end key and region.
-    by_start: BTreeMap<Bytes, (Bytes, RegionId)>,
+    /// By their start keys.
+    by_start: BTreeMap<Bytes, (KeyRange, RegionId)>,
     starts: HashMap<RegionId, Bytes>,
     /// Messages for regions that a split on this store has yet to create, so that
     /// the new region's first election is not lost.
-    early: HashMap<RegionId, Vec<RaftMessage>>,
+    early: HashMap<RegionId, Vec<Arrived>>,
 }
 
 impl Inner {
-    fn overlapping(&self, start: &[u8], end: &[u8], except: RegionId) -> Option<RegionId> {
+    fn overlapping(&self, wanted: &KeyRange, except: RegionId) -> Option<RegionId> {
+        let start = &wanted.start()[..];
         let before =
             self.by_start.range::<[u8], _>((Bound::Unbounded, Bound::Included(start))).next_back();
         let inside = self.by_start.range::<[u8], _>((Bound::Excluded(start), Bound::Unbounded));
         before
             .into_iter()
             .chain(inside)
-            .take_while(|(from, _)| end.is_empty() || ***from < *end)
-            .find(|(_, (to, region))| *region != except && (to.is_empty() || **to > *start))
+            .take_while(|(start, _)| wanted.is_above(start))
+            .find(|(_, (range, region))| *region != except && range.overlaps(wanted))
             .map(|(_, (_, region))| *region)
+    }
+
+    fn insert(&mut self, region: RegionId, range: KeyRange) {
+        self.starts.insert(region, range.start().clone());
+        self.by_start.insert(range.start().clone(), (range, region));
     }
 
     fn remove(&mut self, region: RegionId) {
@@ -55,14 +60,13 @@ impl Ranges {
     ///
     /// # Errors
     /// The region that has part of the range.
-    pub fn claim(&self, region: RegionId, start: &Bytes, end: &Bytes) -> Result<(), RegionId> {
+    pub fn claim(&self, region: RegionId, range: &KeyRange) -> Result<(), RegionId> {
         let mut inner = self.inner.lock();
-        if let Some(other) = inner.overlapping(start, end, region) {
+        if let Some(other) = inner.overlapping(range, region) {
             return Err(other);
         }
         inner.remove(region);
-        inner.by_start.insert(start.clone(), (end.clone(), region));
-        inner.starts.insert(region, start.clone());
+        inner.insert(region, range.clone());
         Ok(())
     }
 
@@ -71,24 +75,23 @@ impl Ranges {
     }
 
     /// Replaces a region by the parts it was split into, in one step.
-    pub fn replace(&self, parent: RegionId, parts: impl Iterator<Item = (RegionId, Bytes, Bytes)>) {
+    pub fn replace(&self, parent: RegionId, parts: impl Iterator<Item = (RegionId, KeyRange)>) {
         let mut inner = self.inner.lock();
         inner.remove(parent);
-        for (region, start, end) in parts {
+        for (region, range) in parts {
             inner.remove(region);
-            inner.by_start.insert(start.clone(), (end, region));
-            inner.starts.insert(region, start);
+            inner.insert(region, range);
         }
     }
 
-    pub fn overlaps(&self, start: &[u8], end: &[u8], except: RegionId) -> bool {
-        self.inner.lock().overlapping(start, end, except).is_some()
+    pub fn overlaps(&self, range: &KeyRange, except: RegionId) -> bool {
+        self.inner.lock().overlapping(range, except).is_some()
     }
 
     /// Keeps a message for a region that is yet to come, within bounds.
-    pub fn keep_early(&self, message: RaftMessage) {
+    pub fn keep_early(&self, message: Arrived) {
         let mut inner = self.inner.lock();
-        let region = RegionId(message.region_id);
+        let region = message.region();
         if inner.early.len() >= MAX_EARLY_REGIONS && !inner.early.contains_key(&region) {
             // The split may never come here; what is kept is only a saving of time.
             inner.early.clear();
@@ -100,57 +103,65 @@ impl Ranges {
         kept.push(message);
     }
 
-    pub fn take_early(&self, region: RegionId) -> Vec<RaftMessage> {
+    pub fn take_early(&self, region: RegionId) -> Vec<Arrived> {
         self.inner.lock().early.remove(&region).unwrap_or_default()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use esker_model::{Epoch, Peer, PeerId, StoreId};
 
-    fn key(text: &str) -> Bytes {
-        Bytes::copy_from_slice(text.as_bytes())
+    use super::*;
+    use crate::door::Checked;
+    use crate::envelope::Address;
+
+    fn range(start: &str, end: &str) -> KeyRange {
+        let key = |text: &str| Bytes::copy_from_slice(text.as_bytes());
+        KeyRange::new(key(start), Some(key(end)).filter(|end| !end.is_empty())).unwrap()
     }
 
     #[test]
     fn a_range_is_claimed_once() {
         let ranges = Ranges::default();
-        ranges.claim(RegionId(1), &key("b"), &key("d")).unwrap();
-        assert_eq!(ranges.claim(RegionId(2), &key("c"), &key("")), Err(RegionId(1)));
-        assert_eq!(ranges.claim(RegionId(2), &key("a"), &key("c")), Err(RegionId(1)));
-        assert_eq!(ranges.claim(RegionId(2), &key(""), &key("")), Err(RegionId(1)));
-        ranges.claim(RegionId(2), &key("d"), &key("")).unwrap();
-        ranges.claim(RegionId(3), &key(""), &key("b")).unwrap();
-        assert!(ranges.overlaps(b"x", b"", RegionId(9)));
-        assert!(!ranges.overlaps(b"x", b"", RegionId(2)));
+        ranges.claim(RegionId(1), &range("b", "d")).unwrap();
+        assert_eq!(ranges.claim(RegionId(2), &range("c", "")), Err(RegionId(1)));
+        assert_eq!(ranges.claim(RegionId(2), &range("a", "c")), Err(RegionId(1)));
+        assert_eq!(ranges.claim(RegionId(2), &range("", "")), Err(RegionId(1)));
+        ranges.claim(RegionId(2), &range("d", "")).unwrap();
+        ranges.claim(RegionId(3), &range("", "b")).unwrap();
+        assert!(ranges.overlaps(&range("x", ""), RegionId(9)));
+        assert!(!ranges.overlaps(&range("x", ""), RegionId(2)));
         ranges.release(RegionId(2));
-        assert!(!ranges.overlaps(b"x", b"", RegionId(9)));
+        assert!(!ranges.overlaps(&range("x", ""), RegionId(9)));
     }
 
     #[test]
     fn a_split_replaces_the_parent_by_its_parts() {
         let ranges = Ranges::default();
-        ranges.claim(RegionId(1), &key(""), &key("")).unwrap();
-        ranges.replace(
-            RegionId(1),
-            [(RegionId(2), key(""), key("m")), (RegionId(1), key("m"), key(""))].into_iter(),
-        );
-        assert_eq!(ranges.claim(RegionId(3), &key("a"), &key("b")), Err(RegionId(2)));
-        assert_eq!(ranges.claim(RegionId(3), &key("m"), &key("n")), Err(RegionId(1)));
+        ranges.claim(RegionId(1), &range("", "")).unwrap();
+        let parts = [(RegionId(2), range("", "m")), (RegionId(1), range("m", ""))];
+        ranges.replace(RegionId(1), parts.into_iter());
+        assert_eq!(ranges.claim(RegionId(3), &range("a", "b")), Err(RegionId(2)));
+        assert_eq!(ranges.claim(RegionId(3), &range("m", "n")), Err(RegionId(1)));
     }
 
     #[test]
     fn early_messages_are_few_and_the_newest() {
         let ranges = Ranges::default();
-        for n in 0..20u8 {
-            let message =
-                RaftMessage { region_id: 7, message: Bytes::from(vec![n]), ..Default::default() };
-            ranges.keep_early(message);
+        for conf_ver in 0..20 {
+            let peer = |id| Peer::voter(PeerId(id), StoreId(id));
+            let address = Address {
+                region: RegionId(7),
+                from: peer(1),
+                to: peer(2),
+                epoch: Epoch { conf_ver, version: 1 },
+            };
+            ranges.keep_early(Arrived { address, content: Checked::Question });
         }
         let kept = ranges.take_early(RegionId(7));
         assert_eq!(kept.len(), MAX_EARLY_MESSAGES);
-        assert_eq!(kept[0].message[0], 12);
+        assert_eq!(kept[0].address.epoch.conf_ver, 12);
         assert!(ranges.take_early(RegionId(7)).is_empty());
     }
 }

@@ -22,13 +22,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use esker_engine::{KvEngine, KvSnapshot};
-use esker_raft::{Term, Time};
-use esker_rpc::proto::metapb::Region;
+use esker_model::{Region, RegionId};
+use esker_raft::{PeerId, Term, Time};
 use parking_lot::RwLock;
 
-use crate::ids::RegionId;
 use crate::message::RequestContext;
-use crate::region::{RegionExt, same_range};
 
 /// What a worker lets readers on other threads know of one of its regions.
 #[derive(Debug)]
@@ -53,12 +51,12 @@ pub struct RegionSnapshot {
 }
 
 impl ReadDelegate {
-    pub fn new(descriptor: Arc<Region>, peer: u64) -> Self {
+    pub fn new(descriptor: Arc<Region>, peer: PeerId) -> Self {
         ReadDelegate {
             descriptor: ArcSwap::new(descriptor),
             lease_until: AtomicU64::new(0),
             lease_term: AtomicU64::new(0),
-            peer: AtomicU64::new(peer),
+            peer: AtomicU64::new(peer.0),
             read_bytes: AtomicU64::new(0),
             read_keys: AtomicU64::new(0),
         }
@@ -121,12 +119,12 @@ impl ReadDelegate {
             return None;
         }
         let before = self.descriptor.load_full();
-        if !same_range(&context.epoch, &before.epoch()) {
+        if !context.epoch.is_same_range(before.epoch) {
             return None;
         }
         let kv = snapshot();
         let after = self.descriptor.load();
-        (same_range(&before.epoch(), &after.epoch()) && self.kept_lease(term))
+        (before.epoch.is_same_range(after.epoch) && self.kept_lease(term))
             .then(|| RegionSnapshot::new(kv, before, self.clone()))
     }
 }
@@ -221,7 +219,7 @@ mod tests {
     use std::path::Path;
 
     use esker_engine::{EngineOptions, MemoryEnv};
-    use esker_rpc::proto::metapb::RegionEpoch;
+    use esker_model::Epoch;
 
     use super::*;
 
@@ -230,9 +228,9 @@ mod tests {
     fn led() -> (KvEngine, Arc<ReadDelegate>, RequestContext) {
         let options = EngineOptions::in_memory(MemoryEnv::new());
         let kv = KvEngine::open(Path::new("/kv"), &options).expect("an engine");
-        let epoch = RegionEpoch { conf_ver: 1, version: 1 };
-        let region = Region { id: 7, region_epoch: Some(epoch), ..Region::default() };
-        let delegate = Arc::new(ReadDelegate::new(Arc::new(region), 1));
+        let epoch = Epoch::FIRST;
+        let region = Region { epoch, ..Region::uninitialized(RegionId(7)) };
+        let delegate = Arc::new(ReadDelegate::new(Arc::new(region), PeerId(1)));
         delegate.publish_lease(Term(5), LEASE);
         (kv, delegate, RequestContext { epoch, ..RequestContext::default() })
     }

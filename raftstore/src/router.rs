@@ -5,23 +5,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use crossbeam_channel::{Sender, TrySendError};
 use esker_engine::{KvEngine, LogEngine};
-use esker_raft::{PeerId, Term, Time};
+use esker_model::limits::{MAX_BOUND_BYTES, MAX_COMMAND_BYTES, MAX_STORED_KEY_BYTES};
+use esker_model::{Clock, Epoch, KeyRange, RegionId, StoreId};
+use esker_raft::{PeerId, Term};
 use esker_rpc::proto::esker::RaftMessage;
-use esker_rpc::proto::esker::command::{Mutation, mutation::Kind};
-use esker_rpc::proto::metapb::RegionEpoch;
-use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SetOnce, oneshot};
 
-use crate::config::{
-    HOLD_PATIENCE, HOLD_RETRY, MAX_BOUND_BYTES, MAX_COMMAND_BYTES, MAX_HELD_LEADERLESS,
-    MAX_HELD_REQUESTS, MAX_STORED_KEY_BYTES,
-};
-use crate::door::{Arrived, Fault, check_request, complain};
+use crate::command::{Keys, Mutation};
+use crate::config::{HOLD_PATIENCE, HOLD_RETRY, MAX_HELD_LEADERLESS, MAX_HELD_REQUESTS};
+use crate::door::{Arrived, Checked, Claimed, Fault, check_request, complain};
 use crate::error::{Passing, RequestError};
-use crate::ids::{RegionId, StoreId};
 use crate::message::{
     Admin, AdminRequest, AdminResult, Input, Notice, ReadRequest, RegionStatus, Reply,
     RequestContext, WriteRequest, WriteResult,
@@ -34,50 +29,6 @@ use crate::snapshot::{ReceivedSnapshot, SnapshotReceiver};
 pub(crate) fn worker_of(region: RegionId, workers: usize) -> usize {
     // Ids are handed out one after another: the remainder spreads them evenly.
     (region.0 % workers as u64) as usize
-}
-
-/// The clock of a store's leases: monotonic, never standing still, and the same for
-/// workers and readers.
-pub trait Clock: Send + Sync + 'static {
-    fn now(&self) -> Time;
-}
-
-/// Production's clock. It goes on while the machine sleeps: a leader that slept through
-/// its lease must find it over when it wakes, for the others have not slept.
-///
-/// On Linux and Android that is `CLOCK_BOOTTIME`. Elsewhere it is `CLOCK_MONOTONIC`, which
-/// goes on during sleep on macOS and stands still on some BSDs: there, a machine that
-/// sleeps must not run a store.
-#[derive(Debug)]
-pub struct MonotonicClock {
-    start: u64,
-}
-
-impl MonotonicClock {
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    const ID: ClockId = ClockId::Boottime;
-    #[cfg(not(any(target_os = "linux", target_os = "android")))]
-    const ID: ClockId = ClockId::Monotonic;
-
-    fn nanos() -> u64 {
-        let time = clock_gettime(Self::ID);
-        let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-        seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
-    }
-}
-
-impl Default for MonotonicClock {
-    fn default() -> Self {
-        MonotonicClock { start: Self::nanos() }
-    }
-}
-
-impl Clock for MonotonicClock {
-    fn now(&self) -> Time {
-        // A year of nanoseconds is 2^55: this does not overflow in the life of a process.
-        // One is added so that zero, "no lease", is before every moment.
-        Time(Self::nanos() - self.start + 1)
-    }
 }
 
 /// A store, as the rest of the node sees it. Cheap to clone.
@@ -330,7 +281,7 @@ impl StoreHandle {
     pub async fn admin(
         &self,
         region: RegionId,
-        epoch: RegionEpoch,
+        epoch: Epoch,
         admin: Admin,
     ) -> Result<AdminResult, RequestError> {
         self.start_admin(region, epoch, admin)?
@@ -342,7 +293,7 @@ impl StoreHandle {
     pub fn start_admin(
         &self,
         region: RegionId,
-        epoch: RegionEpoch,
+        epoch: Epoch,
         admin: Admin,
     ) -> Result<oneshot::Receiver<Result<AdminResult, RequestError>>, RequestError> {
         check_admin(region, &admin)?;
@@ -370,20 +321,18 @@ impl StoreHandle {
     /// in the message, on the caller's thread.
     pub fn raft_message(&self, message: RaftMessage) {
         // Without a sender there is nobody to be mistaken for.
-        let from = message.from.unwrap_or_default().store_id;
+        let from = message.from.map_or(0, |from| from.store_id);
         self.raft_message_from(StoreId(from), message);
     }
 
     /// The same, from a store that is known to have sent it.
     pub fn raft_message_from(&self, from: StoreId, message: RaftMessage) {
-        let said = StoreId(message.from.unwrap_or_default().store_id);
+        let said = StoreId(message.from.map_or(0, |from| from.store_id));
         if said != from {
-            complain(self.store, &message, &Fault::OtherSender { said, from });
+            complain(self.store, Claimed::of(&message), &Fault::OtherSender { said, from });
             return;
         }
-        // What a complaint speaks of.
-        let envelope =
-            RaftMessage { region_id: message.region_id, from: message.from, ..Default::default() };
+        let sender = Claimed::of(&message);
         match Arrived::check(self.store, message) {
             Ok(arrived) => {
                 let region = arrived.region();
@@ -391,7 +340,7 @@ impl StoreHandle {
                     metrics::counter!("esker_raft_messages_dropped_total").increment(1);
                 }
             }
-            Err(fault) => complain(self.store, &envelope, &fault),
+            Err(fault) => complain(self.store, sender, &fault),
         }
     }
 
@@ -407,14 +356,15 @@ impl StoreHandle {
         directory: &Path,
         stem: String,
     ) -> Result<SnapshotReceiver, Fault> {
-        let said = StoreId(message.from.unwrap_or_default().store_id);
+        let said = StoreId(message.from.map_or(0, |from| from.store_id));
         if said != from {
             return Err(Fault::OtherSender { said, from });
         }
         let arrived = Arrived::check_snapshot(self.store, message.clone())?;
-        let Arrived { envelope, .. } = arrived;
-        Ok(SnapshotReceiver::new(self.kv.clone(), directory, stem)
-            .within(envelope.start_key, envelope.end_key))
+        let Checked::Snapshot(_, region) = arrived.content else {
+            return Err(Fault::Missing("snapshot"));
+        };
+        Ok(SnapshotReceiver::new(self.kv.clone(), directory, stem).within(region.range))
     }
 
     /// A snapshot that has been received whole. Refused when the worker is too busy.
@@ -431,8 +381,8 @@ impl StoreHandle {
 
     /// Whether a snapshot of this range could not be taken over at present, because
     /// another region of the store has part of it.
-    pub fn is_taken(&self, region: RegionId, start: &[u8], end: &[u8]) -> bool {
-        self.ranges.overlaps(start, end, region)
+    pub fn is_taken(&self, region: RegionId, range: &KeyRange) -> bool {
+        self.ranges.overlaps(range, region)
     }
 
     pub fn snapshot_sent(&self, region: RegionId, to: PeerId, delivered: bool) {
@@ -457,16 +407,6 @@ impl StoreHandle {
     }
 }
 
-/// The keys that a mutation touches: one, or both ends of a range.
-pub(crate) fn keys_of(mutation: &Mutation) -> Option<(&Bytes, Option<&Bytes>)> {
-    Some(match mutation.kind.as_ref()? {
-        Kind::Put(put) => (&put.key, None),
-        Kind::Delete(delete) => (&delete.key, None),
-        Kind::DeleteRange(range) => (&range.start, Some(&range.end)),
-        Kind::Cas(cas) => (&cas.key, None),
-    })
-}
-
 /// What other stores would refuse to take into their logs must not get into this one's.
 fn check_admin(region: RegionId, admin: &Admin) -> Result<(), RequestError> {
     check_request(admin).map_err(|fault| match admin {
@@ -476,9 +416,8 @@ fn check_admin(region: RegionId, admin: &Admin) -> Result<(), RequestError> {
 }
 
 fn check_mutations(region: RegionId, mutations: &[Mutation]) -> Result<usize, RequestError> {
-    let is_swap = |mutation: &Mutation| matches!(mutation.kind, Some(Kind::Cas(_)));
     assert!(
-        mutations.len() == 1 || !mutations.iter().any(is_swap),
+        mutations.len() == 1 || !mutations.iter().any(Mutation::is_swap),
         "a compare-and-swap must be alone in its write"
     );
     // What an entry needs for each mutation besides its keys and values: without
@@ -486,23 +425,19 @@ fn check_mutations(region: RegionId, mutations: &[Mutation]) -> Result<usize, Re
     const MUTATION_BYTES: usize = 32;
     let mut bytes = mutations.len() * MUTATION_BYTES;
     for mutation in mutations {
-        let (key, end) = keys_of(mutation).ok_or(RequestError::EmptyKey)?;
-        if key.is_empty() && end.is_none() {
-            return Err(RequestError::EmptyKey);
-        }
         // A range may end where the last region begins, above all keys.
-        let limit = if end.is_some() { MAX_BOUND_BYTES } else { MAX_STORED_KEY_BYTES };
-        for key in [Some(key), end].into_iter().flatten() {
-            if key.len() > limit {
-                return Err(RequestError::KeyTooLarge { size: key.len(), limit });
+        let (limit, longest) = match mutation.keys() {
+            Keys::One(key) if key.is_empty() => return Err(RequestError::EmptyKey),
+            Keys::One(key) => (MAX_STORED_KEY_BYTES, key.len()),
+            Keys::Range(range) => {
+                let end = range.end().map_or(0, |end| end.len());
+                (MAX_BOUND_BYTES, range.start().len().max(end))
             }
-            bytes += key.len();
-        }
-        bytes += match &mutation.kind {
-            Some(Kind::Put(put)) => put.value.len(),
-            Some(Kind::Cas(cas)) => cas.value.len() + cas.expected.len(),
-            _ => 0,
         };
+        if longest > limit {
+            return Err(RequestError::KeyTooLarge { size: longest, limit });
+        }
+        bytes += mutation.bytes();
     }
     if bytes > MAX_COMMAND_BYTES {
         return Err(RequestError::EntryTooLarge {
@@ -512,41 +447,4 @@ fn check_mutations(region: RegionId, mutations: &[Mutation]) -> Result<usize, Re
         });
     }
     Ok(bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A test cannot put the machine to sleep, but a time namespace can pretend that it
-    /// slept: in it, the clocks that count sleep are ahead of those that do not.
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn the_clock_of_leases_counts_the_time_that_a_machine_slept() {
-        const SLEPT: u64 = 1_000_000;
-        const INSIDE: &str = "ESKER_TEST_SLEPT";
-        let name = "the_clock_of_leases_counts_the_time_that_a_machine_slept";
-        if std::env::var_os(INSIDE).is_some() {
-            let awake = clock_gettime(ClockId::Monotonic).tv_sec as u64;
-            let counted = MonotonicClock { start: 0 }.now().0 / 1_000_000_000;
-            assert!(counted >= awake + SLEPT, "{counted} s counted, {awake} s awake");
-            println!("it counts");
-            return;
-        }
-        let me = std::env::current_exe().expect("a test is a program");
-        let inside = std::process::Command::new("unshare")
-            .args(["--time", "--boottime", &SLEPT.to_string()])
-            .arg(me)
-            .args(["--nocapture", name])
-            .env(INSIDE, "1")
-            .output();
-        let Ok(inside) = inside else { return };
-        let said = String::from_utf8_lossy(&inside.stdout);
-        if !said.contains("running 1 test") {
-            // Only root may make a time namespace.
-            eprintln!("not shown here: {}", String::from_utf8_lossy(&inside.stderr));
-            return;
-        }
-        assert!(inside.status.success() && said.contains("it counts"), "{said}");
-    }
 }

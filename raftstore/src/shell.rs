@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, Sender, after, never};
 use esker_engine::KvEngine;
+use esker_model::Clock;
 
 use crate::error::StoreError;
 use crate::message::Notice;
-use crate::router::{Clock, StoreHandle};
+use crate::router::StoreHandle;
 use crate::store::{Flusher, Store};
 use crate::worker::Worker;
 

@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use esker_engine::{Cf, KvEngine, KvIter, KvSnapshot, SstBuilder, SstFile};
+use esker_model::{KeyRange, Region};
 use esker_raft::SnapshotMeta;
-use esker_rpc::proto::metapb::Region;
 
 use crate::door::PairCheck;
 use crate::error::StoreError;
+use crate::state::bounds;
 
 /// Pairs are gathered up to this many bytes before they are sent as one block.
 pub const SNAPSHOT_BLOCK_BYTES: usize = 512 << 10;
@@ -57,9 +58,8 @@ impl RegionSnapshotSource {
     pub fn next_block(&mut self) -> Result<Option<SnapshotBlock>, StoreError> {
         while let Some((&cf, rest)) = self.remaining.split_first() {
             let iter = self.iter.get_or_insert_with(|| {
-                let end = &self.descriptor.end_key;
-                let upper = (!end.is_empty()).then_some(&end[..]);
-                let mut iter = self.kv.iter_uncached(cf, &self.descriptor.start_key, upper);
+                let (start, end) = bounds(&self.descriptor.range);
+                let mut iter = self.kv.iter_uncached(cf, start, end);
                 iter.seek_to_first();
                 iter
             });
@@ -186,10 +186,10 @@ impl SnapshotReceiver {
         }
     }
 
-    /// Takes no pairs outside of `[start, end)`.
+    /// Takes no pairs outside of `range`.
     #[must_use]
-    pub fn within(mut self, start: Bytes, end: Bytes) -> Self {
-        self.check = PairCheck::within(start, end);
+    pub fn within(mut self, range: KeyRange) -> Self {
+        self.check = PairCheck::within(range);
         self
     }
 

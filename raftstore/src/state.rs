@@ -20,14 +20,13 @@
 
 use bytes::{Buf, BufMut, Bytes};
 use esker_engine::{Cf, KvBatch, KvEngine, KvSnapshot, LogBatch, LogEngine};
+use esker_model::{KeyRange, Region, RegionId, StoreId};
 use esker_raft::{Entry, HardState, LogIndex, Payload, PeerId, Term};
-use esker_rpc::proto::metapb::Region;
+use esker_rpc::proto::metapb;
 use prost::Message as _;
 
 use crate::config::{INITIAL_INDEX, INITIAL_TERM};
 use crate::error::StoreError;
-use crate::ids::{RegionId, StoreId};
-use crate::region::RegionExt;
 
 const FORMAT: u8 = 2;
 const REGION_PREFIX: u8 = b'r';
@@ -58,6 +57,11 @@ fn check_format(what: &str, region: RegionId, stored: &mut &[u8]) -> Result<(), 
         }),
         None => Err(corrupt(what, region, "it is empty")),
     }
+}
+
+/// A range's bounds as the engine takes them.
+pub fn bounds(range: &KeyRange) -> (&[u8], Option<&[u8]>) {
+    (range.start(), range.end().map(|end| &end[..]))
 }
 
 /// What a store holds of a region.
@@ -107,7 +111,7 @@ impl RegionState {
                 region
             }
         };
-        out.extend_from_slice(&region.encode_to_vec());
+        out.extend_from_slice(&metapb::Region::from(region).encode_to_vec());
         out
     }
 
@@ -132,7 +136,8 @@ impl RegionState {
         if kind == 2 {
             removed = Some(PeerId(stored.try_get_u64().map_err(|_| short())?));
         }
-        let region = Region::decode(stored).map_err(|e| corrupt(WHAT, id, e))?;
+        let region = metapb::Region::decode(stored).map_err(|e| corrupt(WHAT, id, e))?;
+        let region = Region::try_from(region).map_err(|e| corrupt(WHAT, id, e))?;
         match (kind, installing, applied.zip(removed)) {
             (0, None, None) => Ok(RegionState::Normal(region)),
             (1, Some((index, term, files)), _) => {
@@ -344,12 +349,12 @@ pub fn bootstrap_region(
     store: StoreId,
     region: &Region,
 ) -> Result<(), StoreError> {
-    let id = region.region_id();
+    let id = region.id;
     let me = region.peer_on(store).ok_or_else(|| {
         corrupt("first descriptor", id, format!("it has no peer on store {store}"))
     })?;
     let mut entries = LogBatch::new();
-    entries.put_state(id.0, &RaftState::initial(PeerId(me.id)).encode());
+    entries.put_state(id.0, &RaftState::initial(me.id).encode());
     log.write(&entries)?;
     let mut batch = KvBatch::new();
     put_region(&mut batch, id, &RegionState::Normal(region.clone()));
@@ -365,7 +370,8 @@ mod tests {
 
     #[test]
     fn region_states_read_back_as_written() {
-        let region = Region { id: 7, end_key: Bytes::from_static(b"m"), ..Default::default() };
+        let range = KeyRange::new(Bytes::new(), Some(Bytes::from_static(b"m"))).unwrap();
+        let region = Region { range, ..Region::uninitialized(RegionId(7)) };
         for state in [
             RegionState::Normal(region.clone()),
             RegionState::Tombstone {

@@ -10,21 +10,19 @@ use std::sync::atomic::AtomicBool;
 
 use crossbeam_channel::{Receiver, bounded, unbounded};
 use esker_engine::{KvEngine, LogBatch, LogEngine};
+use esker_model::{Clock, Region, RegionId, StoreId};
 use esker_raft::{LogIndex, PeerId, Term};
-use esker_rpc::proto::metapb::Region;
 use tokio::sync::SetOnce;
 
 use crate::apply::{Applier, bury, complete_installation};
 use crate::config::{APPLY_QUEUE, LOG_QUEUE, StoreConfig, WORKER_INBOX};
 use crate::error::StoreError;
-use crate::ids::{RegionId, StoreId};
 use crate::log_writer::LogWriter;
 use crate::message::{ApplyTask, Input, Notice};
 use crate::outbox::Outbox;
 use crate::peer::PeerSeed;
 use crate::read::ReadDelegates;
-use crate::region::RegionExt;
-use crate::router::{Clock, StoreHandle, worker_of};
+use crate::router::{StoreHandle, worker_of};
 use crate::shell::RunningStore;
 use crate::snapshot::ReceivedSnapshot;
 use crate::state::{self, Applied, RaftState, RegionState, decode_entry};
@@ -135,10 +133,8 @@ impl Store {
             .collect();
         let now = clock.now();
         for seed in restore(&shared, &snapshots)? {
-            let id = seed.descriptor.region_id();
-            let claimed =
-                shared.ranges.claim(id, &seed.descriptor.start_key, &seed.descriptor.end_key);
-            if let Err(other) = claimed {
+            let id = seed.descriptor.id;
+            if let Err(other) = shared.ranges.claim(id, &seed.descriptor.range) {
                 return Err(StoreError::Corrupt {
                     what: format!("the range of region {id}"),
                     why: format!("it overlaps region {other}"),
@@ -243,7 +239,7 @@ fn restore_peer(
     // Even without a record: it may have answered a heartbeat, and so promised its
     // leader not to vote for another, before its first record was written.
     let fresh = false;
-    let mut raft = stored.unwrap_or(RaftState::empty(PeerId(me.id)));
+    let mut raft = stored.unwrap_or(RaftState::empty(me.id));
     if applied.index < raft.truncated.0 {
         return Err(corrupt(format!(
             "its data is at index {} but its log begins after {}",

@@ -13,21 +13,18 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
 use esker_engine::{KvEngine, LogEngine};
-use esker_raft::{LogIndex, PeerId, SnapshotMeta, Term, Time};
-use esker_rpc::proto::metapb::{Peer as PeerMeta, Region};
+use esker_model::{Clock, Peer as PeerMeta, Region, RegionId, StoreId};
+use esker_raft::{LogIndex, SnapshotMeta, Term, Time};
 use esker_rpc::repeat::Repeated;
 
 use crate::config::{INITIAL_INDEX, StoreConfig, WORKER_TURN};
-use crate::door::Arrived;
 use crate::error::{RequestError, StoreError};
-use crate::ids::{RegionId, StoreId};
 use crate::message::{AppliedNotice, ApplyTask, Effect, Input, LogTask, Notice};
 use crate::outbox::Outbox;
 use crate::peer::{Outputs, Peer, PeerSeed};
 use crate::ranges::Ranges;
 use crate::read::ReadDelegates;
-use crate::region::RegionExt;
-use crate::router::{Clock, worker_of};
+use crate::router::worker_of;
 use crate::state::{Applied, RaftState, raft_state};
 
 /// What a store's workers have in common.
@@ -189,8 +186,8 @@ impl Worker {
 
     fn hand_over(&mut self) {
         // Messages first: followers write while this store does.
-        for (to, message) in self.out.messages.drain(..) {
-            self.shared.outbox.send(to, message);
+        for message in self.out.messages.drain(..) {
+            self.shared.outbox.send(message);
         }
         if !self.out.log.batch.is_empty() || !self.out.log.persisted.is_empty() {
             // A full queue makes the worker wait for the disk; the log writer
@@ -214,9 +211,9 @@ impl Worker {
             Notice::Applied(applied) => self.on_applied(now, applied)?,
             Notice::SnapshotTaken { region, generation, to, taken } => {
                 if let Some(peer) = self.current(region, generation)
-                    && let Some((store, message)) = peer.snapshot_message(to, &taken)
+                    && let Some(message) = peer.snapshot_message(to, &taken)
                 {
-                    self.shared.outbox.send_snapshot(store, to, message, *taken);
+                    self.shared.outbox.send_snapshot(message, *taken);
                 }
             }
             Notice::Installed { region, generation, descriptor, meta } => {
@@ -274,8 +271,7 @@ impl Worker {
         for effect in &notice.effects {
             match effect {
                 Effect::Split { parent, children, .. } => {
-                    let range =
-                        |r: &Region| (r.region_id(), r.start_key.clone(), r.end_key.clone());
+                    let range = |region: &Region| (region.id, region.range.clone());
                     self.shared.ranges.replace(region, children.iter().chain([parent]).map(range));
                     peer.set_descriptor(parent.clone());
                     if peer.is_leader() {
@@ -293,14 +289,14 @@ impl Worker {
         }
         peer.on_applied(&notice);
         if removed {
-            let conf_ver = peer.descriptor().epoch().conf_ver;
+            let conf_ver = peer.descriptor().epoch.conf_ver;
             // A leader's last words: that its removal is committed.
             peer.collect(now, &self.shared.kv, &*self.shared.outbox, &mut self.out)?;
             self.destroy(region, conf_ver);
         }
         self.touched.insert(region);
         for (descriptor, campaign) in created {
-            let owner = worker_of(descriptor.region_id(), self.shared.notices.len());
+            let owner = worker_of(descriptor.id, self.shared.notices.len());
             if owner == self.number {
                 self.create(now, descriptor, campaign)?;
             } else {
@@ -312,7 +308,7 @@ impl Worker {
 
     /// A region that a split created; its data and descriptor are on this store already.
     fn create(&mut self, now: Time, descriptor: Region, campaign: bool) -> Result<(), StoreError> {
-        let id = descriptor.region_id();
+        let id = descriptor.id;
         let Some(me) = descriptor.peer_on(self.shared.store).copied() else { return Ok(()) };
         let earlier = match self.peers.get(&id) {
             Some(peer) if peer.is_initialized() || peer.is_installing() => return Ok(()),
@@ -323,7 +319,7 @@ impl Worker {
             None => raft_state(&self.shared.log, id)?,
         };
         if let Some(earlier) = earlier
-            && earlier.peer.0 == me.id
+            && earlier.peer == me.id
             && earlier.last.0 > INITIAL_INDEX
         {
             // It lived already: what it acknowledged would be forgotten.
@@ -334,7 +330,7 @@ impl Worker {
                     .into(),
             });
         }
-        let mut state = RaftState::initial(PeerId(me.id));
+        let mut state = RaftState::initial(me.id);
         if let Some(earlier) = earlier
             && earlier.hard_state.term > state.hard_state.term
         {
@@ -356,9 +352,7 @@ impl Worker {
             peer.campaign(now);
         }
         for message in self.shared.ranges.take_early(id) {
-            if let Ok(arrived) = Arrived::check(self.shared.store, message) {
-                self.on_raft(now, arrived)?;
-            }
+            self.on_raft(now, message)?;
         }
         Ok(())
     }
@@ -397,14 +391,14 @@ impl Worker {
     ) -> Result<(), StoreError> {
         let stored = raft_state(&self.shared.log, region)?;
         let fresh = stored.is_none();
-        let mut state = RaftState::empty(PeerId(me.id));
+        let mut state = RaftState::empty(me.id);
         if let Some(stored) = stored {
             // What it voted before a restart binds it; it has no entries yet.
             state.hard_state.term = stored.hard_state.term;
             state.hard_state.vote = stored.hard_state.vote;
         }
         let seed = PeerSeed {
-            descriptor: Region { id: region.0, ..Region::default() },
+            descriptor: Region::uninitialized(region),
             me,
             raft_state: state,
             last_term: Term(0),
@@ -425,7 +419,7 @@ impl Worker {
         let Some(peer) = self.peers.get_mut(&region).filter(|peer| !peer.destroying) else {
             return;
         };
-        let claimed = self.shared.ranges.claim(region, &descriptor.start_key, &descriptor.end_key);
+        let claimed = self.shared.ranges.claim(region, &descriptor.range);
         assert!(claimed.is_ok(), "region {region} was installed over the range of another region");
         peer.on_installed(now, descriptor, meta, &mut self.out);
         self.shared.delegates.insert(region, peer.delegate().clone());
@@ -439,7 +433,7 @@ impl Worker {
         if peer.destroying {
             return;
         }
-        let (generation, id) = (peer.generation, PeerId(peer.me.id));
+        let (generation, id) = (peer.generation, peer.me.id);
         peer.begin_destroy();
         self.shared.delegates.remove(region);
         let task = ApplyTask::Destroy { region, generation, peer: id, tombstone_conf_ver };

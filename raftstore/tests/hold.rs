@@ -4,16 +4,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use esker_engine::{EngineOptions, KvEngine, LogEngine, MemoryEnv};
+use esker_engine::{Cf, EngineOptions, KvEngine, LogEngine, MemoryEnv};
+use esker_model::{
+    Epoch, KeyRange, Peer, PeerId, Region, RegionId, RegionReport, StoreId, SystemClock, Term,
+};
 use esker_raftstore::config::{HOLD_PATIENCE, WORKER_INBOX};
 use esker_raftstore::state::bootstrap_region;
 use esker_raftstore::{
-    MonotonicClock, Outbox, Parts, PeerId, RegionId, RegionReport, RegionSnapshotSource,
-    RequestContext, RequestError, Store, StoreConfig, StoreId,
+    Envelope, Mutation, Outbox, Parts, RegionSnapshotSource, RequestContext, RequestError, Store,
+    StoreConfig,
 };
-use esker_rpc::proto::esker::RaftMessage;
-use esker_rpc::proto::esker::command::{Mutation, Put, mutation};
-use esker_rpc::proto::metapb::{Peer, Region, RegionEpoch};
 
 const REGION: RegionId = RegionId(7);
 
@@ -21,11 +21,11 @@ const REGION: RegionId = RegionId(7);
 struct Nowhere;
 
 impl Outbox for Nowhere {
-    fn send(&self, _: StoreId, _: RaftMessage) {}
-    fn send_snapshot(&self, _: StoreId, _: PeerId, _: RaftMessage, _: RegionSnapshotSource) {}
+    fn send(&self, _: Envelope) {}
+    fn send_snapshot(&self, _: Envelope, _: RegionSnapshotSource) {}
     fn report_region(&self, _: RegionReport) {}
     fn report_split(&self, _: Vec<Region>) {}
-    fn leadership(&self, _: RegionId, _: u64, _: Option<Peer>, _: bool) {}
+    fn leadership(&self, _: RegionId, _: Term, _: Option<Peer>, _: bool) {}
 }
 
 /// A store none of whose parts runs yet, with a region of these peers on as many stores.
@@ -34,12 +34,11 @@ fn store(peers: u64) -> Store {
     let kv = KvEngine::open(Path::new("/kv"), &options).expect("an engine");
     let log = LogEngine::open(Path::new("/log"), &options).expect("an engine");
     if peers > 0 {
-        let peer = |id| Peer { id, store_id: id, ..Peer::default() };
         let region = Region {
-            id: REGION.0,
-            region_epoch: Some(RegionEpoch { conf_ver: 1, version: 1 }),
-            peers: (1..=peers).map(peer).collect(),
-            ..Region::default()
+            id: REGION,
+            range: KeyRange::all(),
+            epoch: Epoch::FIRST,
+            peers: (1..=peers).map(|id| Peer::voter(PeerId(id), StoreId(id))).collect(),
         };
         bootstrap_region(&kv, &log, StoreId(1), &region).expect("it is written");
     }
@@ -56,7 +55,7 @@ fn store(peers: u64) -> Store {
             ..StoreConfig::default()
         },
         outbox: Arc::new(Nowhere),
-        clock: Arc::new(MonotonicClock::default()),
+        clock: Arc::new(SystemClock::new()),
     })
     .expect("the store opens")
 }
@@ -102,20 +101,14 @@ async fn a_request_is_not_held_for_ever() {
 }
 
 fn to_the_region() -> RequestContext {
-    let epoch = RegionEpoch { conf_ver: 1, version: 1 };
+    let epoch = Epoch::FIRST;
     RequestContext { epoch, ..RequestContext::default() }
 }
 
 #[tokio::test]
 async fn requests_wait_for_an_election() {
     let running = store(1).start().expect("threads");
-    let put = Mutation {
-        kind: Some(mutation::Kind::Put(Put {
-            key: "k".into(),
-            value: "v".into(),
-            ..Put::default()
-        })),
-    };
+    let put = Mutation::Put { cf: Cf::Default, key: "k".into(), value: "v".into() };
     let written = running.handle().write(REGION, to_the_region(), vec![put]).await;
     assert!(written.is_ok(), "{written:?}");
     running.stop();

@@ -3,6 +3,7 @@
 //! | module | what flows in | what flows out |
 //! |---|---|---|
 //! | [`proto`] | the schemas in `proto/` | messages, clients and server traits |
+//! | [`convert`] | messages | values of `esker-model`, or typed errors; and back |
 //! | [`service`] | | the trait by which a store answers requests |
 //! | [`server`] | a listener and services | one port that speaks gRPC and HTTP; `Tikv` and `BatchCommands` over a store |
 //! | [`transport`] | Raft messages and snapshots, from any thread | the same on another store, in order or not at all |
@@ -18,6 +19,7 @@
 
 pub mod backoff;
 pub mod channel;
+pub mod convert;
 pub mod members;
 pub mod proto;
 pub mod repeat;

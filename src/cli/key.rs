@@ -6,7 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use bytes::Bytes;
-use esker_raftstore::config::KEYS_TOP;
+use esker_model::limits::KEYS_TOP;
 use esker_rpc::text::{Printable, WIDE_SPACE};
 use serde::{Serialize, Serializer};
 

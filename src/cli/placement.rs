@@ -2,15 +2,13 @@
 
 use clap::{Args, Subcommand};
 use esker_client::admin::ReplacedMember;
+use esker_model::Timestamp;
 use serde::Serialize;
 
 use super::cluster::ClusterArguments;
 use super::error::CliError;
 use super::output::{Align, print, print_json, table};
 use super::view::MemberView;
-
-/// The bits of a timestamp below its milliseconds.
-const LOGICAL_BITS: u32 = 18;
 
 /// Shows the placement driver, which knows where every region is and hands out timestamps
 #[derive(Debug, Args)]
@@ -56,9 +54,13 @@ struct TimestampView {
     logical: u64,
 }
 
-impl TimestampView {
-    fn new(physical_ms: u64, logical: u64) -> Self {
-        TimestampView { timestamp: (physical_ms << LOGICAL_BITS) + logical, physical_ms, logical }
+impl From<Timestamp> for TimestampView {
+    fn from(timestamp: Timestamp) -> Self {
+        TimestampView {
+            timestamp: timestamp.0,
+            physical_ms: timestamp.physical(),
+            logical: timestamp.logical(),
+        }
     }
 }
 
@@ -83,9 +85,7 @@ impl PlacementArguments {
                 print(&format!("{name} is a member again, as {added} in the place of {removed}"))
             }
             PlacementCommand::Tso => {
-                let last = admin.placement().tso(1).await?;
-                let part = |number: i64| u64::try_from(number).unwrap_or(0);
-                let view = TimestampView::new(part(last.physical), part(last.logical));
+                let view = TimestampView::from(admin.placement().tso(1).await?);
                 if self.cluster.json {
                     return print_json(&view);
                 }
@@ -127,7 +127,7 @@ mod tests {
 
     #[test]
     fn a_timestamp_is_its_milliseconds_above_18_logical_bits() {
-        assert_eq!(TimestampView::new(1, 2).timestamp, 262_146);
+        assert_eq!(TimestampView::from(Timestamp::new(1, 2)).timestamp, 262_146);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use esker_client::AdminClient;
 use esker_client::admin::SplitAt;
-use esker_raftstore::config::KEYS_TOP;
+use esker_model::limits::KEYS_TOP;
 
 use super::cluster::ClusterArguments;
 use super::error::CliError;

@@ -3,6 +3,8 @@
 
 use esker_client::RegionInfo;
 use esker_client::admin::{MemberInfo, MemberState};
+use esker_model::{Peer, Region, Role};
+use esker_rpc::convert::end_key;
 use esker_rpc::proto::{esker as wire, metapb};
 use esker_rpc::text::Printable;
 use serde::Serialize;
@@ -39,17 +41,15 @@ pub struct PeerView {
 }
 
 impl RegionView {
-    pub fn new(region: metapb::Region, leader: Option<&metapb::Peer>) -> Self {
-        let epoch = region.region_epoch.unwrap_or_default();
+    pub fn new(region: Region, leader: Option<&Peer>) -> Self {
         let mut peers: Vec<PeerView> = region.peers.iter().map(PeerView::new).collect();
         peers.sort_by_key(|peer| peer.store);
         RegionView {
-            id: region.id,
-            start_key: Text(region.start_key),
-            end_key: Text(region.end_key),
-            epoch: EpochView { version: epoch.version, conf_ver: epoch.conf_ver },
-            // The placement driver names no leader with a peer of id 0.
-            leader: leader.filter(|peer| peer.id != 0).map(PeerView::new),
+            id: region.id.0,
+            start_key: Text(region.range.start().clone()),
+            end_key: Text(end_key(&region.range)),
+            epoch: EpochView { version: region.epoch.version, conf_ver: region.epoch.conf_ver },
+            leader: leader.map(PeerView::new),
             peers,
             pending: Vec::new(),
             down: Vec::new(),
@@ -60,26 +60,22 @@ impl RegionView {
 /// As the placement driver knows it.
 impl From<RegionInfo> for RegionView {
     fn from(info: RegionInfo) -> Self {
-        let down = info.down_peers.iter().filter_map(|stats| stats.peer.as_ref());
+        let store = |id| info.region.peer(id).map(|peer| peer.store.0);
         RegionView {
-            down: down.map(|peer| peer.store_id).collect(),
-            pending: info.pending_peers.iter().map(|peer| peer.store_id).collect(),
+            down: info.down.iter().filter_map(|down| store(down.peer)).collect(),
+            pending: info.pending.iter().filter_map(|id| store(*id)).collect(),
             ..RegionView::new(info.region, info.leader.as_ref())
         }
     }
 }
 
 impl PeerView {
-    pub fn new(peer: &metapb::Peer) -> Self {
-        let role = match metapb::PeerRole::try_from(peer.role) {
-            Ok(metapb::PeerRole::Voter) if peer.is_witness => "witness",
-            Ok(metapb::PeerRole::Voter) => "voter",
-            Ok(metapb::PeerRole::Learner) => "learner",
-            Ok(metapb::PeerRole::IncomingVoter) => "incoming voter",
-            Ok(metapb::PeerRole::DemotingVoter) => "demoting voter",
-            Err(_) => "unknown",
+    pub fn new(peer: &Peer) -> Self {
+        let role = match peer.role {
+            Role::Voter if peer.witness => "witness",
+            role => role.name(),
         };
-        PeerView { id: peer.id, store: peer.store_id, role }
+        PeerView { id: peer.id.0, store: peer.store.0, role }
     }
 }
 
@@ -297,27 +293,23 @@ impl From<MemberInfo> for MemberView {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use esker_rpc::proto::pdpb;
+    use esker_model::{DownPeer, Epoch, KeyRange, PeerId, RegionId, StoreId};
 
     use super::*;
 
-    fn peer(id: u64, store: u64, role: metapb::PeerRole) -> metapb::Peer {
-        metapb::Peer { id, store_id: store, role: role as i32, ..metapb::Peer::default() }
-    }
-
-    fn region() -> metapb::Region {
-        metapb::Region {
-            id: 4,
-            start_key: Bytes::new(),
-            end_key: Bytes::from_static(b"m\x00"),
-            region_epoch: Some(metapb::RegionEpoch { conf_ver: 5, version: 2 }),
-            peers: vec![peer(5, 1, metapb::PeerRole::Voter), peer(6, 2, metapb::PeerRole::Learner)],
+    fn region() -> Region {
+        let end = Some(Bytes::from_static(b"m\x00"));
+        Region {
+            id: RegionId(4),
+            range: KeyRange::new(Bytes::new(), end).expect("a range"),
+            epoch: Epoch { conf_ver: 5, version: 2 },
+            peers: vec![Peer::voter(PeerId(5), StoreId(1)), Peer::learner(PeerId(6), StoreId(2))],
         }
     }
 
     #[test]
     fn a_region_prints_its_bounds_epoch_leader_and_stores() {
-        let leader = peer(5, 1, metapb::PeerRole::Voter);
+        let leader = Peer::voter(PeerId(5), StoreId(1));
         let regions = [RegionView::new(region(), Some(&leader)), RegionView::new(region(), None)];
         let text = region_table(&regions);
         let lines: Vec<Vec<_>> =
@@ -340,11 +332,8 @@ mod tests {
         let info = RegionInfo {
             region: region(),
             leader: None,
-            down_peers: vec![pdpb::PeerStats {
-                peer: Some(peer(6, 2, metapb::PeerRole::Learner)),
-                down_seconds: 9,
-            }],
-            pending_peers: vec![peer(5, 1, metapb::PeerRole::Voter)],
+            down: vec![DownPeer { peer: PeerId(6), seconds: 9 }],
+            pending: vec![PeerId(5)],
         };
         let view = RegionView::from(info);
         assert_eq!((&view.down[..], &view.pending[..]), (&[2][..], &[1][..]));
@@ -364,7 +353,7 @@ mod tests {
     #[test]
     fn a_store_counts_its_replicas_and_leaders_and_tells_how_long_it_has_been_silent() {
         use wire::StoreLiveness::{Alive, Disconnected, Down};
-        let leader = peer(5, 1, metapb::PeerRole::Voter);
+        let leader = Peer::voter(PeerId(5), StoreId(1));
         let regions = [RegionView::new(region(), Some(&leader)), RegionView::new(region(), None)];
         let view = StoreView::new(state(1_500, Alive), &regions);
         assert_eq!((view.regions, view.leaders, view.heartbeat_age_ms), (2, 1, Some(1_500)));

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use esker_client::{ClientError, PlacementClient};
 use esker_engine::{DataDir, EngineOptions, Engines, Kind};
-use esker_placement::{Leadership, PlacementConfig, PlacementServer, ReplicatedState, SystemClock};
-use esker_raftstore::{MonotonicClock, Parts, RunningStore, Store, StoreHandle, StoreId};
+use esker_model::{StoreId, SystemClock};
+use esker_placement::{Leadership, PlacementConfig, PlacementServer, ReplicatedState};
+use esker_raftstore::{Parts, RunningStore, Store, StoreHandle};
 use esker_rpc::proto::esker::admin_server::AdminServer;
 use esker_rpc::proto::esker::founding_server::FoundingServer;
 use esker_rpc::proto::metapb;
@@ -490,7 +491,7 @@ async fn open_store(
             transport,
             Audience::Placement(reports, KnownStores::of(placement.clone())),
         )),
-        clock: Arc::new(MonotonicClock::default()),
+        clock: Arc::new(SystemClock::new()),
     })?;
     data.empty_snapshots()?;
     let running: RunningStore = store.start()?;

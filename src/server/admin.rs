@@ -5,17 +5,18 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use esker_engine::Cf;
-use esker_raftstore::state::applied_in;
-use esker_raftstore::{
-    Admin as RegionAdmin, PeerId, RegionExt, RegionId, RequestError, StoreHandle, StoreId,
-};
+use esker_model::{Epoch, Region, RegionId, StoreId};
+use esker_raft::ProgressState;
+use esker_raftstore::state::{applied_in, bounds};
+use esker_raftstore::{Admin as RegionAdmin, ReplicaRole, RequestError, StoreHandle};
+use esker_rpc::convert;
 use esker_rpc::proto::esker::admin_server::Admin;
 use esker_rpc::proto::esker::{
     PeerProgress, RegionChecksum, RegionDetailRequest, RegionDetailResponse, Role,
     SplitRegionRequest, SplitRegionResponse, StoreDetailRequest, StoreDetailResponse,
     TransferLeaderRequest, TransferLeaderResponse,
 };
-use esker_rpc::proto::metapb::{Region, Store};
+use esker_rpc::proto::metapb::{RegionEpoch, Store};
 use tonic::{Request, Response, Status};
 
 use super::late::{LateStore, not_open};
@@ -54,16 +55,18 @@ impl Admin for AdminService {
                 region,
                 reason: format!("it has no replica on store {to}"),
             })?;
-            let already = status.role == "leader" && status.peer.id == target.id;
+            let already = status.role == ReplicaRole::Leader && status.peer.id == target.id;
             if !already {
-                let epoch = request.region_epoch.unwrap_or_else(|| status.region.epoch());
-                let admin = RegionAdmin::TransferLeader(Some(PeerId(target.id)));
+                let epoch = asked_epoch(region, request.region_epoch, &status.region)?;
+                let admin = RegionAdmin::TransferLeader(Some(target.id));
                 service.store().admin(region, epoch, admin).await?;
             }
             Ok::<_, RequestError>(target)
         };
         Ok(Response::new(match transfer.await {
-            Ok(target) => TransferLeaderResponse { target: Some(target), region_error: None },
+            Ok(target) => {
+                TransferLeaderResponse { target: Some(target.into()), region_error: None }
+            }
             Err(error) => {
                 TransferLeaderResponse { region_error: Some(error.to_proto()), target: None }
             }
@@ -77,7 +80,10 @@ impl Admin for AdminService {
         let request = request.into_inner();
         let service = self.open()?;
         Ok(Response::new(match split(&service, request).await {
-            Ok(regions) => SplitRegionResponse { regions, region_error: None },
+            Ok(regions) => SplitRegionResponse {
+                regions: regions.iter().map(Into::into).collect(),
+                region_error: None,
+            },
             Err(error) => SplitRegionResponse {
                 region_error: Some(service.region_error(error)),
                 regions: Vec::new(),
@@ -107,7 +113,7 @@ impl Admin for AdminService {
         let space = disk_space(&self.directory);
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         let descriptors = store.delegates().descriptors();
-        let leads = |region: &&Arc<Region>| store.holds_lease(region.region_id());
+        let leads = |region: &&Arc<Region>| store.holds_lease(region.id);
         Ok(Response::new(StoreDetailResponse {
             store: Some(Store { id: store.store_id().0, ..Store::default() }),
             cluster_id: service.placement().cluster_id(),
@@ -120,6 +126,27 @@ impl Admin for AdminService {
     }
 }
 
+/// The epoch that an operator's request names; the present one where it names none.
+fn asked_epoch(
+    region: RegionId,
+    asked: Option<RegionEpoch>,
+    present: &Region,
+) -> Result<Epoch, RequestError> {
+    match asked {
+        None => Ok(present.epoch),
+        Some(asked) => convert::epoch(Some(asked))
+            .map_err(|error| RequestError::Malformed { region, reason: error.to_string() }),
+    }
+}
+
+fn state_name(state: ProgressState) -> &'static str {
+    match state {
+        ProgressState::Probe => "probe",
+        ProgressState::Replicate => "replicate",
+        ProgressState::Snapshot => "snapshot",
+    }
+}
+
 async fn split(
     service: &RegionService,
     request: SplitRegionRequest,
@@ -127,7 +154,7 @@ async fn split(
     let region = RegionId(request.region_id);
     let store = service.store();
     let status = store.status(region).await?;
-    let epoch = request.region_epoch.unwrap_or_else(|| status.region.epoch());
+    let epoch = asked_epoch(region, request.region_epoch, &status.region)?;
     let mut keys = request.keys;
     if keys.is_empty() {
         keys = middle_keys(store, &status.region, request.parts).await?;
@@ -143,15 +170,15 @@ async fn middle_keys(
     region: &Region,
     parts: u32,
 ) -> Result<Vec<Bytes>, RawError> {
-    let id = region.region_id();
+    let id = region.id;
     let refused = |reason: String| RequestError::Split { region: id, reason };
     if !(2..=MAX_PARTS).contains(&parts) {
         return Err(refused(format!("{parts} parts; 2 to {MAX_PARTS} are possible")).into());
     }
     let (engine, region) = (store.engine().clone(), region.clone());
     let scan = move || {
-        let end = (!region.end_key.is_empty()).then_some(&region.end_key[..]);
-        Ok(engine.split_keys(&region.start_key, end, parts as usize)?)
+        let (start, end) = bounds(&region.range);
+        Ok(engine.split_keys(start, end, parts as usize)?)
     };
     let keys = blocking(store, id, scan).await?;
     if keys.is_empty() {
@@ -167,27 +194,27 @@ async fn detail(
     let id = RegionId(request.region_id);
     let status = store.status(id).await?;
     let role = match status.role {
-        "leader" => Role::Leader,
-        "candidate" => Role::Candidate,
-        "learner" => Role::Learner,
-        _ => Role::Follower,
+        ReplicaRole::Leader => Role::Leader,
+        ReplicaRole::Candidate => Role::Candidate,
+        ReplicaRole::Learner => Role::Learner,
+        ReplicaRole::Follower => Role::Follower,
     };
-    let end = (!status.region.end_key.is_empty()).then_some(&status.region.end_key[..]);
-    let size = store.engine().approximate_size(&status.region.start_key, end)?;
+    let (start, end) = bounds(&status.region.range);
+    let size = store.engine().approximate_size(start, end)?;
     let checksum = match request.with_checksum {
         true => Some(checksum(store, &status.region).await?),
         false => None,
     };
-    let leader = status.leader.and_then(|leader| status.region.peer(leader).copied());
+    let leader = status.leader.and_then(|leader| status.region.peer(leader).map(Into::into));
     let progress = status
         .progress
         .iter()
         .filter_map(|progress| {
             Some(PeerProgress {
-                peer: Some(*status.region.peer(progress.peer)?),
+                peer: Some(status.region.peer(progress.peer)?.into()),
                 match_index: progress.matched.0,
                 next_index: progress.next.0,
-                state: progress.state.to_owned(),
+                state: state_name(progress.state).to_owned(),
                 recently_active: progress.recently_active,
             })
         })
@@ -203,23 +230,23 @@ async fn detail(
         progress,
         approximate_size: size,
         checksum,
-        region: Some(status.region),
+        region: Some(status.region.into()),
         ..Default::default()
     })
 }
 
 /// The sum over all that a replica holds of a region, with the index it is as of.
 async fn checksum(store: &StoreHandle, region: &Region) -> Result<RegionChecksum, RawError> {
-    let (engine, region, id) = (store.engine().clone(), region.clone(), region.region_id());
+    let (engine, region, id) = (store.engine().clone(), region.clone(), region.id);
     let sum = move || {
         let view = engine.snapshot();
-        let applied = applied_in(&view, region.region_id())
-            .map_err(|error| RawError::Damaged(error.to_string()))?;
+        let applied =
+            applied_in(&view, region.id).map_err(|error| RawError::Damaged(error.to_string()))?;
         let mut hash = crc32fast::Hasher::new();
         let (mut pairs, mut bytes) = (0, 0);
-        let end = (!region.end_key.is_empty()).then_some(&region.end_key[..]);
+        let (start, end) = bounds(&region.range);
         for cf in Cf::DATA {
-            let mut iter = view.iter_uncached(cf, &region.start_key, end);
+            let mut iter = view.iter_uncached(cf, start, end);
             iter.seek_to_first();
             while iter.valid()? {
                 hash.update(&[cf.number()]);

@@ -16,10 +16,11 @@
 use bytes::Bytes;
 use esker_client::{ClientError, PlacementClient};
 use esker_engine::{DataDir, Ident, KvEngine, LogEngine};
-use esker_raftstore::config::KEYS_TOP;
+use esker_model::limits::KEYS_TOP;
+use esker_model::{Epoch, KeyRange, Peer, PeerId, Region, RegionId, StoreId};
 use esker_raftstore::state::{bootstrap_region, region_state};
-use esker_raftstore::{RegionExt, StoreId};
-use esker_rpc::proto::metapb::{Peer, Region, RegionEpoch, Store};
+use esker_rpc::convert::Malformed;
+use esker_rpc::proto::metapb::{self, Store};
 use esker_rpc::proto::pdpb::ErrorType;
 use prost::Message as _;
 
@@ -67,16 +68,20 @@ pub async fn identify(
     let ident = Ident { cluster_id, store_id };
     if !placement.is_bootstrapped().await? {
         let ids = placement.alloc_id(4).await?;
-        let region = |first_id: u64| Region {
-            id: first_id,
-            region_epoch: Some(RegionEpoch { conf_ver: 1, version: 1 }),
-            peers: vec![Peer { id: first_id + 1, store_id, ..Peer::default() }],
-            ..Region::default()
+        let region = |first_id: u64, range| Region {
+            id: RegionId(first_id),
+            range,
+            epoch: Epoch::FIRST,
+            peers: vec![Peer::voter(PeerId(first_id + 1), StoreId(store_id))],
         };
-        let top = Bytes::from_static(&KEYS_TOP);
-        let all_keys = Region { end_key: top.clone(), ..region(ids.start) };
-        let above = Region { start_key: top, ..region(ids.start + 2) };
-        remember(data, &[all_keys, above])?;
+        let top = [Bytes::from_static(&KEYS_TOP)];
+        let parts = KeyRange::all().split_at(&top).expect("the top is a key");
+        let regions: Vec<Region> = parts
+            .into_iter()
+            .zip([ids.start, ids.start + 2])
+            .map(|(part, id)| region(id, part))
+            .collect();
+        remember(data, &regions)?;
     } else {
         // Of a start that ended before it had an identity; others have made the first regions.
         data.remove_record(FILE)?;
@@ -109,8 +114,10 @@ pub async fn check_memory(
 }
 
 fn remember(data: &DataDir, regions: &[Region]) -> Result<(), Error> {
-    let record: Vec<u8> =
-        regions.iter().flat_map(|region| region.encode_length_delimited_to_vec()).collect();
+    let record: Vec<u8> = regions
+        .iter()
+        .flat_map(|region| metapb::Region::from(region).encode_length_delimited_to_vec())
+        .collect();
     Ok(data.write_record(FILE, &record)?)
 }
 
@@ -119,10 +126,10 @@ fn remembered(data: &DataDir) -> Result<Vec<Region>, Error> {
     let mut rest = Bytes::from(data.read_record(FILE)?.unwrap_or_default());
     let mut regions = Vec::new();
     while !rest.is_empty() {
-        let region = Region::decode_length_delimited(&mut rest).map_err(|error| {
-            Error::Damaged { path: data.path().join(FILE), reason: error.to_string() }
-        })?;
-        regions.push(region);
+        let damaged = |reason: String| Error::Damaged { path: data.path().join(FILE), reason };
+        let region = metapb::Region::decode_length_delimited(&mut rest)
+            .map_err(|error| damaged(error.to_string()))?;
+        regions.push(region.try_into().map_err(|error: Malformed| damaged(error.to_string()))?);
     }
     Ok(regions)
 }
@@ -140,8 +147,8 @@ pub async fn first_regions(
     let Some(first) = regions.first() else { return Ok(()) };
     // What is registered is that the key space belongs to this store; how it is cut is learnt
     // from the regions' leaders.
-    let whole = Region { start_key: Bytes::new(), end_key: Bytes::new(), ..first.clone() };
-    match placement.bootstrap(store.clone(), whole).await {
+    let whole = Region { range: KeyRange::all(), ..first.clone() };
+    match placement.bootstrap(store.clone(), &whole).await {
         Ok(()) => {}
         Err(ClientError::PlacementRefused { kind: ErrorType::AlreadyBootstrapped, .. }) => {
             // By this store, in an earlier attempt, only if placement knows it: it
@@ -155,7 +162,7 @@ pub async fn first_regions(
     }
     for region in &regions {
         // One that is there may have been used already.
-        if region_state(kv, region.region_id())?.is_none() {
+        if region_state(kv, region.id)?.is_none() {
             bootstrap_region(kv, log, StoreId(store.id), region)?;
         }
     }
@@ -213,7 +220,7 @@ mod tests {
         }
 
         fn on_disk(&self, region: &Region) -> Option<RegionState> {
-            region_state(&self.kv, region.region_id()).expect("it can be read")
+            region_state(&self.kv, region.id).expect("it can be read")
         }
     }
 
@@ -232,13 +239,14 @@ mod tests {
         // Another one that begins before the first is done.
         let second = Starting::new(placement, "second:1").await;
         let regions = first.begun();
-        let ranges: Vec<_> = regions.iter().map(|r| (&r.start_key[..], &r.end_key[..])).collect();
-        assert_eq!(ranges, [(&b""[..], &KEYS_TOP[..]), (&KEYS_TOP[..], b"")]);
+        let ranges: Vec<_> = regions.iter().map(|region| region.range.clone()).collect();
+        let top = [Bytes::from_static(&KEYS_TOP)];
+        assert_eq!(Some(ranges), KeyRange::all().split_at(&top));
         assert_eq!(second.begun().len(), 2);
 
         // Registered, and one of two regions on disk.
-        let whole = Region { end_key: Bytes::new(), ..regions[0].clone() };
-        placement.bootstrap(first.store.clone(), whole).await.expect("nobody was faster");
+        let whole = Region { range: KeyRange::all(), ..regions[0].clone() };
+        placement.bootstrap(first.store.clone(), &whole).await.expect("nobody was faster");
         bootstrap_region(&first.kv, &first.log, StoreId(first.store.id), &regions[1])
             .expect("it is written");
         first.go_on(placement).await;
@@ -247,7 +255,8 @@ mod tests {
         }
         // All but the removal of the file; meanwhile a region is no longer what it was.
         remember(&first.data, &regions).expect("it is written");
-        let later = Region { end_key: "m".into(), ..regions[0].clone() };
+        let smaller = KeyRange::new(Bytes::new(), Some("m".into())).expect("a range");
+        let later = Region { range: smaller, ..regions[0].clone() };
         bootstrap_region(&first.kv, &first.log, StoreId(first.store.id), &later)
             .expect("it is written");
         first.go_on(placement).await;

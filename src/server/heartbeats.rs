@@ -4,16 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use esker_client::{ClientError, PlacementClient};
-use esker_raftstore::{
-    Admin, PeerChange, PeerId, RegionExt, RegionId, RegionReport, RequestError, StoreHandle,
-};
-use esker_rpc::proto::eraftpb::ConfChangeType;
-use esker_rpc::proto::metapb::{Region, RegionEpoch, StoreMemory};
-use esker_rpc::proto::pdpb::{
-    ChangePeer, CheckPolicy, ErrorType, PeerStats, RegionHeartbeatRequest, RegionHeartbeatResponse,
-    SplitRegion, StoreStats, TimeInterval,
-};
+use esker_model::{Action, Epoch, Order, PeerChange, Region, RegionId};
+use esker_raftstore::{Admin, RequestError, StoreHandle};
+use esker_rpc::proto::metapb::StoreMemory;
+use esker_rpc::proto::pdpb::{ErrorType, StoreStats, TimeInterval};
 use esker_rpc::repeat::Repeated;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
@@ -63,13 +59,13 @@ pub async fn run(
             report = reports.recv(), if reporting => match report {
                 Some(Report::Region(report)) => {
                     // Full: the region is reported again.
-                    let _ = outgoing.try_send(heartbeat(*report));
+                    let _ = outgoing.try_send(*report);
                 }
                 Some(Report::Split(regions)) => {
                     let (placement, faults) = (placement.clone(), Arc::clone(&faults));
                     tokio::spawn(async move {
                         // The leaders' own reports say the same a little later.
-                        if let Err(error) = placement.report_batch_split(regions).await
+                        if let Err(error) = placement.report_batch_split(&regions).await
                             && let Some(times) = faults.splits.lock().failed(Instant::now())
                         {
                             tracing::info!(times, %error, "a split could not be reported");
@@ -125,28 +121,6 @@ fn seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-fn heartbeat(report: RegionReport) -> RegionHeartbeatRequest {
-    const MIB: u64 = 1 << 20;
-    RegionHeartbeatRequest {
-        region: Some(report.region),
-        leader: Some(report.leader),
-        down_peers: report
-            .down
-            .into_iter()
-            .map(|(peer, down_seconds)| PeerStats { peer: Some(peer), down_seconds })
-            .collect(),
-        pending_peers: report.pending,
-        bytes_written: report.written_bytes,
-        bytes_read: report.read_bytes,
-        keys_written: report.written_keys,
-        keys_read: report.read_keys,
-        approximate_size: report.approximate_bytes.div_ceil(MIB),
-        interval: Some(TimeInterval { start_timestamp: 0, end_timestamp: seconds() }),
-        term: report.term,
-        ..Default::default()
-    }
-}
-
 fn statistics(store: &StoreHandle, directory: &Path, started: u64) -> StoreStats {
     let space = super::pages::disk_space(directory);
     let used = store
@@ -170,57 +144,37 @@ fn statistics(store: &StoreHandle, directory: &Path, started: u64) -> StoreStats
     }
 }
 
-/// Nothing for a kind that is not known, and for what placement orders of no region: a
-/// voter comes from a learner, so that a peer that is nowhere never counts for a majority;
-/// and a peer stays on its store.
-fn peer_change(region: &Region, change: &ChangePeer) -> Option<PeerChange> {
-    let peer = change.peer?;
-    let known = region.peer(PeerId(peer.id));
-    let is_here = known.is_some_and(|known| known.store_id == peer.store_id);
-    match ConfChangeType::try_from(change.change_type).ok()? {
-        ConfChangeType::AddNode => is_here.then_some(PeerChange::AddVoter(peer)),
-        ConfChangeType::AddLearnerNode => {
-            (is_here || known.is_none()).then_some(PeerChange::AddLearner(peer))
-        }
-        ConfChangeType::RemoveNode => is_here.then_some(PeerChange::Remove(peer)),
+/// Whether placement orders such a change of the region: a voter comes from a learner, so that a
+/// peer that is nowhere never counts for a majority; and a peer stays on its store.
+fn may_be_ordered(region: &Region, change: PeerChange) -> bool {
+    let known = region.peer(change.seat().peer);
+    let is_here = known.is_some_and(|known| known.store == change.seat().store);
+    match change {
+        PeerChange::AddVoter(_) | PeerChange::Remove(_) => is_here,
+        PeerChange::AddLearner(_) => is_here || known.is_none(),
     }
-}
-
-fn peer_changes(region: &Region, changes: &[ChangePeer]) -> Option<Admin> {
-    let changes = changes.iter().map(|change| peer_change(region, change));
-    changes.collect::<Option<Vec<_>>>().map(Admin::ChangePeers)
 }
 
 /// An order is advice: what does not fit the region any more is dropped, and
 /// placement sees from the next report where the region really is.
-fn carry_out(
-    store: &StoreHandle,
-    placement: &PlacementClient,
-    order: RegionHeartbeatResponse,
-    faults: &Arc<Faults>,
-) {
-    let region = RegionId(order.region_id);
-    let epoch = order.region_epoch.unwrap_or_default();
-    if let Some(split) = order.split_region {
-        tokio::spawn(split_region(store.clone(), placement.clone(), region, epoch, split));
-        return;
-    }
+fn carry_out(store: &StoreHandle, placement: &PlacementClient, order: Order, faults: &Arc<Faults>) {
+    let Order { region, epoch, action, .. } = order;
     let Some(known) = store.delegates().get(region).map(|region| region.descriptor()) else {
         return;
     };
-    let admin = if let Some(transfer) = order.transfer_leader {
-        transfer.peer.map(|peer| Admin::TransferLeader(Some(PeerId(peer.id))))
-    } else if let Some(change) = order.change_peer_v2 {
-        peer_changes(&known, &change.changes)
-    } else {
-        order
-            .change_peer
-            .as_ref()
-            .and_then(|change| peer_changes(&known, std::slice::from_ref(change)))
-    };
-    let Some(admin) = admin else {
-        tracing::debug!(%region, "an order that does not fit the region");
-        return;
+    let admin = match action {
+        Action::Split(keys) => {
+            tokio::spawn(split_region(store.clone(), placement.clone(), region, epoch, keys));
+            return;
+        }
+        Action::TransferLeader(to) => Admin::TransferLeader(Some(to.peer)),
+        Action::ChangePeers(changes) => {
+            if !changes.iter().all(|change| may_be_ordered(&known, *change)) {
+                tracing::debug!(%region, "an order that does not fit the region");
+                return;
+            }
+            Admin::ChangePeers(changes)
+        }
     };
     let (store, faults) = (store.clone(), Arc::clone(faults));
     tokio::spawn(async move {
@@ -241,17 +195,13 @@ async fn split_region(
     store: StoreHandle,
     placement: PlacementClient,
     region: RegionId,
-    epoch: RegionEpoch,
-    split: SplitRegion,
+    epoch: Epoch,
+    keys: Vec<Bytes>,
 ) {
-    if split.policy() != CheckPolicy::Usekey || split.keys.is_empty() {
-        tracing::info!(%region, policy = ?split.policy(), "only splits at given keys are served");
-        return;
-    }
-    let keys = split.keys.len();
-    match RegionService::split_at(&store, &placement, region, epoch, split.keys).await {
-        Ok(_) => tracing::info!(%region, keys, "split, as placement asked"),
+    let count = keys.len();
+    match RegionService::split_at(&store, &placement, region, epoch, keys).await {
+        Ok(_) => tracing::info!(%region, keys = count, "split, as placement asked"),
         // Told twice or too late, or the members are being changed: placement asks again.
-        Err(error) => tracing::debug!(%region, keys, ?error, "not split"),
+        Err(error) => tracing::debug!(%region, keys = count, ?error, "not split"),
     }
 }

@@ -6,8 +6,8 @@
 //! see keys and bounds as they are stored.
 
 use bytes::Bytes;
+use esker_model::limits::MAX_KEY_BYTES;
 use esker_raftstore::RequestError;
-use esker_raftstore::config::MAX_KEY_BYTES;
 use esker_rpc::proto::kvrpcpb::{ApiVersion, Context};
 
 /// Bytes of a key that share one marker.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use esker_client::{ClientError, PlacementClient};
-use esker_raftstore::StoreId;
+use esker_model::StoreId;
 use esker_rpc::proto::metapb::Store;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;

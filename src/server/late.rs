@@ -7,8 +7,8 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
-
-use esker_raftstore::{RegionId, RequestError};
+use esker_model::RegionId;
+use esker_raftstore::RequestError;
 use esker_rpc::proto::kvrpcpb::{
     RawCasRequest, RawCasResponse, RawChecksumRequest, RawChecksumResponse, RawGetKeyTtlRequest,
     RawGetKeyTtlResponse, RawScanRequest, RawScanResponse, SplitRegionRequest, SplitRegionResponse,

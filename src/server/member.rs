@@ -10,17 +10,15 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use esker_engine::{Cf, DataDir, DirError, EngineOptions, Engines, Ident, Kind, KvSnapshot, Mark};
+use esker_model::{Epoch, KeyRange, Peer, PeerId, Region, RegionId, StoreId, SystemClock, Term};
 use esker_placement::{
     Leadership, MemberId, MemberInfo, Pairs, ReplicatedState, StateError, StateWrite,
 };
 use esker_raftstore::state::bootstrap_region;
 use esker_raftstore::{
-    MonotonicClock, Parts, RegionExt, RegionId, RequestContext, RequestError, RunningStore, Store,
-    StoreConfig, StoreHandle, StoreId, Term,
+    Mutation, Parts, RequestContext, RequestError, RunningStore, Store, StoreConfig, StoreHandle,
 };
-use esker_rpc::proto::esker::command::{Delete, Mutation, Put, mutation::Kind as Change};
 use esker_rpc::proto::esker::{GroupMember, MemberMemory};
-use esker_rpc::proto::metapb::{Peer, Region, RegionEpoch};
 use esker_rpc::repeat::Repeated;
 use esker_rpc::transport::RaftTransport;
 use futures_util::future::BoxFuture;
@@ -205,7 +203,7 @@ impl MemberDirectory {
                 ..StoreConfig::default()
             },
             outbox: Arc::new(outbox),
-            clock: Arc::new(MonotonicClock::default()),
+            clock: Arc::new(SystemClock::new()),
         })?;
         self.data.empty_snapshots()?;
         let running = store.start()?;
@@ -285,18 +283,14 @@ fn memory(group: u64, mark: &Mark, log_sequence: u64) -> MemberMemory {
 /// What every founder begins with.
 fn first_region(record: &Record) -> Region {
     Region {
-        id: REGION.0,
-        region_epoch: Some(RegionEpoch { conf_ver: 1, version: 1 }),
+        id: REGION,
+        range: KeyRange::all(),
+        epoch: Epoch::FIRST,
         peers: record
             .founders
             .iter()
-            .map(|founder| Peer {
-                id: founder.id,
-                store_id: store_of(MemberId(founder.id)).0,
-                ..Peer::default()
-            })
+            .map(|founder| Peer::voter(PeerId(founder.id), store_of(MemberId(founder.id))))
             .collect(),
-        ..Region::default()
     }
 }
 
@@ -314,7 +308,7 @@ impl MemberBook {
         let store = self.store.load();
         let region = store.as_ref().and_then(|store| store.delegates().get(REGION));
         let Some(region) = region.map(|region| region.descriptor()) else { return Vec::new() };
-        region.peers.iter().filter_map(|peer| self.member(MemberId(peer.id))).collect()
+        region.peers.iter().filter_map(|peer| self.member(MemberId(peer.id.0))).collect()
     }
 
     /// The members, and who may become one: whose nonce is written down already.
@@ -408,8 +402,8 @@ impl MemberState {
         mut leaders: watch::Receiver<RegionLeader>,
     ) -> Self {
         let translate = |leader: &RegionLeader| Leadership {
-            term: leader.term,
-            leader: leader.leader.map(|peer| MemberId(peer.id)),
+            term: leader.term.0,
+            leader: leader.leader.map(|peer| MemberId(peer.id.0)),
             is_self: leader.here,
         };
         let (sender, leadership) = watch::channel(translate(&leaders.borrow_and_update()));
@@ -432,7 +426,7 @@ impl MemberState {
     pub fn context(&self) -> RequestContext {
         let region = self.store.delegates().get(REGION);
         RequestContext {
-            epoch: region.map(|region| region.descriptor().epoch()).unwrap_or_default(),
+            epoch: region.map(|region| region.descriptor().epoch).unwrap_or_default(),
             ..RequestContext::default()
         }
     }
@@ -454,7 +448,7 @@ fn refused(error: RequestError) -> StateError {
         | RequestError::ServerIsBusy { .. }
         | RequestError::ReadIndexNotReady(_) => StateError::Unknown,
         RequestError::NotLeader { leader, .. } => {
-            StateError::NotLeader { leader: leader.map(|peer| MemberId(peer.id)) }
+            StateError::NotLeader { leader: leader.map(|peer| MemberId(peer.id.0)) }
         }
         other => {
             // No other refusal leaves an effect, and all of them end a term of office.
@@ -491,11 +485,10 @@ impl ReplicatedState for MemberState {
             .into_iter()
             .map(|write| match write {
                 StateWrite::Put { key, value } => {
-                    Change::Put(Put { cf: 0, key: key.into(), value: value.into() })
+                    Mutation::Put { cf: Cf::Default, key: key.into(), value: value.into() }
                 }
-                StateWrite::Delete { key } => Change::Delete(Delete { cf: 0, key: key.into() }),
+                StateWrite::Delete { key } => Mutation::Delete { cf: Cf::Default, key: key.into() },
             })
-            .map(|kind| Mutation { kind: Some(kind) })
             .collect();
         Box::pin(async move {
             store.write(REGION, context, mutations).await.map(|_| ()).map_err(refused)

@@ -3,11 +3,8 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
-use esker_raftstore::{
-    Outbox, PeerId, RegionId, RegionReport, RegionSnapshotSource, StoreHandle, StoreId,
-};
-use esker_rpc::proto::esker::RaftMessage;
-use esker_rpc::proto::metapb::{Peer, Region};
+use esker_model::{Peer, PeerId, Region, RegionId, RegionReport, StoreId, Term};
+use esker_raftstore::{Envelope, Outbox, RegionSnapshotSource, StoreHandle};
 use esker_rpc::transport::{
     RaftTransport, SentSnapshot, SnapshotError, SnapshotOutcome, SnapshotPart, SnapshotSource,
     TransportEvents,
@@ -31,7 +28,7 @@ pub enum Report {
 /// Who leads a region, for those who wait for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct RegionLeader {
-    pub term: u64,
+    pub term: Term,
     pub leader: Option<Peer>,
     pub here: bool,
 }
@@ -57,19 +54,14 @@ impl NodeOutbox {
 }
 
 impl Outbox for NodeOutbox {
-    fn send(&self, to: StoreId, message: RaftMessage) {
+    fn send(&self, message: Envelope) {
         // A full queue means that the store takes less than it is sent: as good as lost.
-        let _ = self.transport.send(to.0, message);
+        let _ = self.transport.send(message.address.to.store.0, message.into_wire());
     }
 
-    fn send_snapshot(
-        &self,
-        to: StoreId,
-        _peer: PeerId,
-        message: RaftMessage,
-        source: RegionSnapshotSource,
-    ) {
-        self.transport.send_snapshot(to.0, message, Box::new(Outgoing(source)));
+    fn send_snapshot(&self, message: Envelope, source: RegionSnapshotSource) {
+        let to = message.address.to.store.0;
+        self.transport.send_snapshot(to, message.into_wire(), Box::new(Outgoing(source)));
     }
 
     fn report_region(&self, report: RegionReport) {
@@ -84,7 +76,7 @@ impl Outbox for NodeOutbox {
         }
     }
 
-    fn leadership(&self, _region: RegionId, term: u64, leader: Option<Peer>, here: bool) {
+    fn leadership(&self, _region: RegionId, term: Term, leader: Option<Peer>, here: bool) {
         if let Audience::Member(leaders) = &self.audience {
             leaders.send_replace(RegionLeader { term, leader, here });
         }

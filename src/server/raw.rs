@@ -9,16 +9,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use esker_engine::{Cf, EngineError};
+use esker_model::{KeyRange, LogIndex, PeerId, RegionId, StoreId, Term};
 use esker_raftstore::raw_value::RawValue;
 use esker_raftstore::{
-    LogIndex, PeerId, RegionExt, RegionId, RegionSnapshot, RequestContext, RequestError,
-    StoreHandle, StoreId, Term, WriteResult, WriteTag,
+    CompareAndSwap, Mutation, RegionSnapshot, RequestContext, RequestError, StoreHandle, Swap,
+    WriteResult, WriteTag,
 };
+use esker_rpc::convert::{self, bound};
 use esker_rpc::display_key;
 use esker_rpc::proto::errorpb;
-use esker_rpc::proto::esker::command::{
-    CompareAndSwap, Delete, DeleteRange, Mutation, Put, mutation::Kind,
-};
 use esker_rpc::proto::kvrpcpb::{Context, KvPair};
 use tonic::Status;
 
@@ -93,6 +92,12 @@ impl From<RequestError> for RawError {
     }
 }
 
+impl From<convert::Malformed> for RawError {
+    fn from(error: convert::Malformed) -> Self {
+        RawError::Refused(error.to_string())
+    }
+}
+
 impl From<EngineError> for RawError {
     fn from(error: EngineError) -> Self {
         RawError::Engine(error)
@@ -160,6 +165,18 @@ impl RawStore {
             let (asked, here) = (context.cluster_id, self.cluster_id);
             return Err(RawError::OtherCluster { asked, here });
         }
+        let region = RegionId(context.region_id);
+        let Some(epoch) = context.region_epoch else {
+            // Nothing that a client believes is as old as nothing: it is told what is here.
+            let known = self.store.delegates().get(region).map(|known| known.descriptor());
+            return Err(match known {
+                Some(known) => {
+                    let current = vec![(*known).clone()];
+                    RequestError::EpochNotMatch { region, current }.into()
+                }
+                None => RequestError::RegionNotFound(region).into(),
+            });
+        };
         let peer = context.peer.filter(|peer| peer.id != 0);
         if let Some(asked) = context.peer.map(|peer| StoreId(peer.store_id))
             && asked.0 != 0
@@ -169,9 +186,9 @@ impl RawStore {
             return Err(RequestError::StoreNotMatch { asked, actual }.into());
         }
         Ok(Target {
-            region: RegionId(context.region_id),
+            region,
             context: RequestContext {
-                epoch: context.region_epoch.unwrap_or_default(),
+                epoch: epoch.try_into()?,
                 peer: peer.map(|peer| PeerId(peer.id)),
                 term: (context.term != 0).then_some(Term(context.term)),
                 replica_read: context.replica_read,
@@ -255,7 +272,7 @@ impl RawStore {
         pairs: Vec<(Bytes, Bytes, u64)>,
     ) -> Result<u64, RawError> {
         let target = self.target(context)?;
-        let cf = u32::from(family(cf)?.number());
+        let cf = family(cf)?;
         let (layout, now) = (KeyLayout::of(context), now_seconds());
         let mutations = pairs
             .into_iter()
@@ -263,7 +280,7 @@ impl RawStore {
                 let key = layout.stored(&key)?;
                 let expires_at = (ttl != 0).then(|| now.saturating_add(ttl));
                 let value = RawValue::new(value, expires_at).encode();
-                Ok(Mutation { kind: Some(Kind::Put(Put { cf, key, value })) })
+                Ok(Mutation::Put { cf, key, value })
             })
             .collect::<Result<_, RequestError>>()?;
         self.decided(target, mutations).await
@@ -276,13 +293,13 @@ impl RawStore {
         keys: Vec<Bytes>,
     ) -> Result<u64, RawError> {
         let target = self.target(context)?;
-        let cf = u32::from(family(cf)?.number());
+        let cf = family(cf)?;
         let layout = KeyLayout::of(context);
         let mutations = keys
             .iter()
             .map(|key| {
                 let key = layout.stored(key)?;
-                Ok(Mutation { kind: Some(Kind::Delete(Delete { cf, key })) })
+                Ok(Mutation::Delete { cf, key })
             })
             .collect::<Result<_, RequestError>>()?;
         self.decided(target, mutations).await
@@ -296,7 +313,7 @@ impl RawStore {
         end: Bytes,
     ) -> Result<u64, RawError> {
         let target = self.target(context)?;
-        let cf = u32::from(family(cf)?.number());
+        let cf = family(cf)?;
         if !end.is_empty() && start >= end {
             return match start == end {
                 true => Ok(0),
@@ -304,23 +321,32 @@ impl RawStore {
             };
         }
         let layout = KeyLayout::of(context);
-        let range = DeleteRange { cf, start: layout.bound(&start), end: layout.bound(&end) };
-        self.decided(target, vec![Mutation { kind: Some(Kind::DeleteRange(range)) }]).await
+        let range = KeyRange::new(layout.bound(&start), bound(layout.bound(&end)));
+        let range = range.map_err(|error| RawError::Refused(error.to_string()))?;
+        self.decided(target, vec![Mutation::DeleteRange { cf, range }]).await
     }
 
+    /// Writes a value (with its time to live in seconds, zero for none), or removes the key where
+    /// there is no value to write, if the key has the value `expected`, or none.
     pub async fn compare_and_swap(
         &self,
         context: Option<&Context>,
         cf: &str,
-        mut cas: CompareAndSwap,
-        ttl: u64,
+        key: &Bytes,
+        expected: Option<Bytes>,
+        value: Option<(Bytes, u64)>,
     ) -> Result<WriteResult, RawError> {
         let target = self.target(context)?;
-        cas.cf = u32::from(family(cf)?.number());
-        cas.key = KeyLayout::of(context).stored(&cas.key)?;
-        cas.now_s = now_seconds();
-        cas.expire_at_s = if ttl == 0 { 0 } else { cas.now_s.saturating_add(ttl) };
-        self.write(target, vec![Mutation { kind: Some(Kind::Cas(cas)) }]).await
+        let (cf, key) = (family(cf)?, KeyLayout::of(context).stored(key)?);
+        let now_s = now_seconds();
+        let then = match value {
+            None => Swap::Delete,
+            Some((value, ttl)) => {
+                Swap::Put { value, expires_at: (ttl != 0).then(|| now_s.saturating_add(ttl)) }
+            }
+        };
+        let swap = CompareAndSwap { cf, key, expected, then, now_s };
+        self.write(target, vec![Mutation::CompareAndSwap(swap)]).await
     }
 }
 
@@ -345,12 +371,11 @@ fn live_value(
     key: &Bytes,
     now: u64,
 ) -> Result<Option<RawValue>, RawError> {
-    if !view.descriptor.contains_key(key) {
+    if !view.descriptor.contains(key) {
         return Err(RequestError::KeyNotInRegion {
-            region: view.descriptor.region_id(),
+            region: view.descriptor.id,
             key: key.clone(),
-            start: view.descriptor.start_key.clone(),
-            end: view.descriptor.end_key.clone(),
+            range: view.descriptor.range.clone(),
         }
         .into());
     }

@@ -5,12 +5,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use esker_client::PlacementClient;
 use esker_engine::Cf;
+use esker_model::{Epoch, Region, RegionId};
 use esker_raftstore::raw_value::RawValue;
-use esker_raftstore::{Admin, NewRegion, PeerId, RegionExt, RegionId, RequestError, StoreHandle};
+use esker_raftstore::{Admin, ReplicaRole, RequestError, StoreHandle};
 use esker_rpc::proto::errorpb;
-use esker_rpc::proto::esker::command::CompareAndSwap;
 use esker_rpc::proto::kvrpcpb::*;
-use esker_rpc::proto::metapb::{Region, RegionEpoch};
 use esker_rpc::proto::pdpb::SplitReason;
 use esker_rpc::proto::tikvpb::BatchCommandsEmptyResponse;
 use esker_rpc::service::{Answer, Command, Reply, ScanHabit, StoreService, unimplemented};
@@ -88,31 +87,24 @@ impl RegionService {
         store: &StoreHandle,
         placement: &PlacementClient,
         region: RegionId,
-        epoch: RegionEpoch,
+        epoch: Epoch,
         keys: Vec<Bytes>,
     ) -> Result<Vec<Region>, RawError> {
         let refused = |reason: String| RequestError::Split { region, reason };
         let status = store.status(region).await?;
-        if status.role != "leader" {
+        if status.role != ReplicaRole::Leader {
             let leader = status.leader.and_then(|leader| status.region.peer(leader).copied());
             return Err(RequestError::NotLeader { region, leader }.into());
         }
-        if status.region.epoch() != epoch {
+        if status.region.epoch != epoch {
             let current = vec![status.region];
             return Err(RequestError::EpochNotMatch { region, current }.into());
         }
         let count = u32::try_from(keys.len()).map_err(|_| refused("too many keys".into()))?;
-        let ids = placement
-            .ask_batch_split(status.region, count, SplitReason::Admin)
+        let regions = placement
+            .ask_batch_split(&status.region, count, SplitReason::Admin)
             .await
             .map_err(|error| refused(error.to_string()))?;
-        let regions = ids
-            .into_iter()
-            .map(|id| NewRegion {
-                id: RegionId(id.new_region_id),
-                peers: id.new_peer_ids.into_iter().map(PeerId).collect(),
-            })
-            .collect();
         Ok(store.admin(region, epoch, Admin::Split { keys, regions }).await?.regions)
     }
 }
@@ -297,15 +289,10 @@ async fn key_ttl(
 }
 
 async fn compare_and_swap(raw: RawStore, request: RawCasRequest) -> Result<RawCasResponse, Status> {
-    let cas = CompareAndSwap {
-        key: request.key,
-        expect_absent: request.previous_not_exist,
-        expected: request.previous_value,
-        value: request.value,
-        delete: request.delete,
-        ..Default::default()
-    };
-    match raw.compare_and_swap(request.context.as_ref(), &request.cf, cas, request.ttl).await {
+    let RawCasRequest { context, cf, key, previous_value, value, ttl, .. } = request;
+    let expected = (!request.previous_not_exist).then_some(previous_value);
+    let value = (!request.delete).then_some((value, ttl));
+    match raw.compare_and_swap(context.as_ref(), &cf, &key, expected, value).await {
         Ok(result) => {
             let swap = result.swap.expect("a compare-and-swap answers with its result");
             let previous = swap.previous.map(|previous: RawValue| previous.value);
@@ -403,9 +390,9 @@ impl StoreService for RegionService {
             };
             match split.await {
                 Ok(regions) => Ok(SplitRegionResponse {
-                    left: regions.first().cloned(),
-                    right: regions.last().cloned(),
-                    regions,
+                    left: regions.first().map(Into::into),
+                    right: regions.last().map(Into::into),
+                    regions: regions.iter().map(Into::into).collect(),
                     ..Default::default()
                 }),
                 Err(error) => refuse_region!(raw, SplitRegionResponse, error),

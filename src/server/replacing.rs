@@ -12,10 +12,10 @@
 
 use std::time::Duration;
 
+use esker_model::{PeerChange, PeerId, Role, Seat};
 use esker_placement::{MemberId, ReplicatedState, StateWrite};
-use esker_raftstore::{Admin, PeerChange, RegionExt, RegionStatus, RequestError};
+use esker_raftstore::{Admin, RegionStatus, ReplicaRole, RequestError};
 use esker_rpc::proto::esker::GroupMember;
-use esker_rpc::proto::metapb::{Peer, PeerRole};
 use tokio::time::Instant;
 
 use super::founding;
@@ -70,15 +70,9 @@ pub async fn replace(state: &MemberState, name: &str) -> Result<Replaced, String
         }
         None => written_down(state, &status, name, stage.nonce).await?,
     };
-    let peer = |id: u64, role: PeerRole| Peer {
-        id,
-        store_id: store_of(MemberId(id)).0,
-        role: role.into(),
-        is_witness: false,
-    };
-    let (learner, voter) = (peer(added.id, PeerRole::Learner), peer(added.id, PeerRole::Voter));
-    if status.region.peer(esker_raftstore::PeerId(added.id)).is_none() {
-        change(state, vec![PeerChange::AddLearner(learner)]).await?;
+    let seat = |id: u64| Seat { peer: PeerId(id), store: store_of(MemberId(id)) };
+    if status.region.peer(PeerId(added.id)).is_none() {
+        change(state, vec![PeerChange::AddLearner(seat(added.id))]).await?;
     }
     filled(state, added.id).await?;
     // Everybody else of that name goes: the one that was lost, and newcomers that were lost
@@ -86,19 +80,19 @@ pub async fn replace(state: &MemberState, name: &str) -> Result<Replaced, String
     let gone: Vec<GroupMember> =
         book.group().into_iter().filter(|m| m.name == name && m.id != added.id).collect();
     let status = leading(state).await?;
-    let role = |id: u64| status.region.peer(esker_raftstore::PeerId(id)).map(Peer::role);
+    let role = |id: u64| status.region.peer(PeerId(id)).map(|peer| peer.role);
     let mut swap = Vec::new();
-    if role(added.id) == Some(PeerRole::Learner) {
-        swap.push(PeerChange::AddVoter(voter));
+    if role(added.id) == Some(Role::Learner) {
+        swap.push(PeerChange::AddVoter(seat(added.id)));
     }
-    for member in gone.iter().filter(|member| role(member.id) == Some(PeerRole::Voter)) {
-        swap.push(PeerChange::AddLearner(peer(member.id, PeerRole::Learner)));
+    for member in gone.iter().filter(|member| role(member.id) == Some(Role::Voter)) {
+        swap.push(PeerChange::AddLearner(seat(member.id)));
     }
     if !swap.is_empty() {
         change(state, swap).await?;
     }
     for member in &gone {
-        change(state, vec![PeerChange::Remove(peer(member.id, PeerRole::Learner))]).await?;
+        change(state, vec![PeerChange::Remove(seat(member.id))]).await?;
     }
     tracing::info!(name, removed = old.id, added = added.id, "a placement member was replaced");
     Ok(Replaced { removed: old, added })
@@ -108,7 +102,7 @@ pub async fn replace(state: &MemberState, name: &str) -> Result<Replaced, String
 async fn leading(state: &MemberState) -> Result<RegionStatus, String> {
     let status = state.store().status(REGION).await.map_err(|error| error.to_string())?;
     match status.role {
-        "leader" => Ok(status),
+        ReplicaRole::Leader => Ok(status),
         _ => Err("this member no longer leads; try again".to_owned()),
     }
 }
@@ -126,7 +120,7 @@ async fn written_down(
     }
     // Never an id that anybody had: its votes are not the newcomer's.
     let founders = state.book().record().founders.iter().map(|founder| founder.id);
-    let peers = status.region.peers.iter().map(|peer| peer.id);
+    let peers = status.region.peers.iter().map(|peer| peer.id.0);
     let highest = founders.chain(peers).chain(later.iter().map(|m| m.id)).max().unwrap_or(0);
     let member = GroupMember { id: highest + 1, name: name.to_owned(), nonce };
     let write = StateWrite::Put { key: later_member(member.id), value: write_member(&member) };
@@ -139,15 +133,11 @@ async fn change(state: &MemberState, changes: Vec<PeerChange>) -> Result<(), Str
     let deadline = Instant::now() + CHANGED_WITHIN;
     loop {
         let status = leading(state).await?;
-        let is_joint =
-            status.region.peers.iter().any(|peer| {
-                matches!(peer.role(), PeerRole::IncomingVoter | PeerRole::DemotingVoter)
-            });
-        let why = if is_joint {
+        let why = if status.region.in_joint() {
             "an earlier change of members is not finished".to_owned()
         } else {
             let admin = Admin::ChangePeers(changes.clone());
-            match state.store().admin(REGION, status.region.epoch(), admin).await {
+            match state.store().admin(REGION, status.region.epoch, admin).await {
                 Ok(_) => return Ok(()),
                 Err(
                     error @ (RequestError::EpochNotMatch { .. }

@@ -6,11 +6,13 @@
 
 use bytes::Bytes;
 use esker_engine::{Cf, KvIter};
-use esker_raftstore::config::KEYS_TOP;
-use esker_raftstore::{RegionExt, RegionSnapshot, RequestError};
+use esker_model::limits::{KEYS_TOP, MAX_KEY_BYTES};
+use esker_model::{KeyRange, Region};
+use esker_raftstore::state::bounds;
+use esker_raftstore::{RegionSnapshot, RequestError};
+use esker_rpc::convert::{bound, end_key};
 use esker_rpc::display_key;
-use esker_rpc::proto::kvrpcpb::{ChecksumAlgorithm, KeyRange, KvPair};
-use esker_rpc::proto::metapb::Region;
+use esker_rpc::proto::kvrpcpb::{self, ChecksumAlgorithm, KvPair};
 use esker_rpc::service::ScanHabit;
 
 use super::keys::KeyLayout;
@@ -28,79 +30,60 @@ pub struct ScanShape {
     pub reverse: bool,
 }
 
-/// A range as keys are stored; an empty upper bound is none.
-struct Range {
-    lower: Bytes,
-    upper: Bytes,
+/// A range that was asked for, as keys are stored; `None` for one without a key.
+fn asked(layout: KeyLayout, lower: &Bytes, upper: &Bytes) -> Option<KeyRange> {
+    KeyRange::new(layout.bound(lower), bound(layout.bound(upper))).ok()
 }
 
-impl Range {
-    fn new(layout: KeyLayout, lower: &Bytes, upper: &Bytes) -> Self {
-        Range { lower: layout.bound(lower), upper: layout.bound(upper) }
-    }
+/// An iterator over the part of a range that lies in the region; `None` where none does.
+fn iter_within(range: &KeyRange, view: &RegionSnapshot, cf: Cf) -> Option<KvIter> {
+    let part = range.intersection(&view.descriptor.range)?;
+    let (start, end) = bounds(&part);
+    Some(view.kv.iter(cf, start, end))
+}
 
-    fn is_empty(&self) -> bool {
-        !self.upper.is_empty() && self.lower >= self.upper
+/// Whether a scan upwards begins in the region.
+fn begins_in(range: &KeyRange, region: &Region) -> Result<(), RawError> {
+    match region.contains(range.start()) {
+        true => Ok(()),
+        false => Err(elsewhere(region, range.start())),
     }
+}
 
-    /// The part of the range that lies in the region.
-    fn within(&self, region: &Region) -> Range {
-        let upper = match (self.upper.is_empty(), region.end_key.is_empty()) {
-            (true, _) => &region.end_key,
-            (false, true) => &self.upper,
-            (false, false) => (&self.upper).min(&region.end_key),
-        };
-        Range { lower: (&self.lower).max(&region.start_key).clone(), upper: upper.clone() }
+/// Whether a scan downwards begins in the region.
+fn ends_in(range: &KeyRange, region: &Region) -> Result<(), RawError> {
+    let ends_above = match (range.end(), region.range.end()) {
+        (_, None) => false,
+        (None, Some(_)) => !holds_the_last_key(region),
+        (Some(upper), Some(end)) => upper > end,
+    };
+    if ends_above {
+        // Not a region error: the client knows the region as it is, and would only repeat.
+        return Err(RawError::Refused(format!(
+            "a reverse scan from above region {}, which ends at {}: such a scan begins in the \
+             region that holds its upper bound; where the client cannot do that, keep to \
+             ranges within one region, or scan forward",
+            region.id,
+            display_key(&end_key(&region.range))
+        )));
     }
-
-    fn iter(&self, view: &RegionSnapshot, cf: Cf) -> KvIter {
-        view.kv.iter(cf, &self.lower, (!self.upper.is_empty()).then_some(&self.upper[..]))
-    }
-
-    /// Whether a scan upwards begins in the region.
-    fn begins_in(&self, region: &Region) -> Result<(), RawError> {
-        match region.contains_key(&self.lower) {
-            true => Ok(()),
-            false => Err(elsewhere(region, &self.lower)),
-        }
-    }
-
-    /// Whether a scan downwards does.
-    fn ends_in(&self, region: &Region) -> Result<(), RawError> {
-        let ends_above = match (self.upper.is_empty(), region.end_key.is_empty()) {
-            (_, true) => false,
-            (true, false) => !holds_the_last_key(region),
-            (false, false) => self.upper > region.end_key,
-        };
-        if ends_above {
-            // Not a region error: the client knows the region as it is, and would only repeat.
-            return Err(RawError::Refused(format!(
-                "a reverse scan from above region {}, which ends at {}: such a scan begins in the \
-                 region that holds its upper bound; where the client cannot do that, keep to \
-                 ranges within one region, or scan forward",
-                region.region_id(),
-                display_key(&region.end_key)
-            )));
-        }
-        match !self.upper.is_empty() && self.upper <= region.start_key {
-            true => Err(elsewhere(region, &self.upper)),
-            false => Ok(()),
-        }
+    match range.end() {
+        Some(upper) if upper <= region.range.start() => Err(elsewhere(region, upper)),
+        _ => Ok(()),
     }
 }
 
 /// Whether no key can be in any later region.
 fn holds_the_last_key(region: &Region) -> bool {
-    region.end_key.is_empty() || *region.end_key == KEYS_TOP
+    region.range.end().is_none_or(|end| **end == KEYS_TOP)
 }
 
 /// The client's idea of the region is older than this region.
 fn elsewhere(region: &Region, key: &Bytes) -> RawError {
     RequestError::KeyNotInRegion {
-        region: region.region_id(),
+        region: region.id,
         key: key.clone(),
-        start: region.start_key.clone(),
-        end: region.end_key.clone(),
+        range: region.range.clone(),
     }
     .into()
 }
@@ -116,10 +99,9 @@ pub fn scan(
     budget: &mut Budget,
 ) -> Result<Vec<KvPair>, RawError> {
     let (lower, upper) = if shape.reverse { (end, start) } else { (start, end) };
-    let range = Range::new(shape.layout, lower, upper);
-    if range.is_empty() || shape.limit == 0 {
+    let Some(range) = asked(shape.layout, lower, upper).filter(|_| shape.limit != 0) else {
         return Ok(Vec::new());
-    }
+    };
     if shape.limit > MAX_SCAN_LIMIT {
         let asked = shape.limit;
         return Err(RawError::Refused(format!(
@@ -128,11 +110,13 @@ pub fn scan(
     }
     let region = &view.descriptor;
     if shape.reverse {
-        range.ends_in(region)?
+        ends_in(&range, region)?
     } else {
-        range.begins_in(region)?
+        begins_in(&range, region)?
     }
-    let mut iter = range.within(region).iter(view, cf);
+    let Some(mut iter) = iter_within(&range, view, cf) else {
+        return Ok(Vec::new());
+    };
     if shape.reverse {
         iter.seek_to_last();
     } else {
@@ -174,7 +158,7 @@ fn collect(
 pub fn batch_scan(
     view: &RegionSnapshot,
     cf: Cf,
-    ranges: &[KeyRange],
+    ranges: &[kvrpcpb::KeyRange],
     shape: ScanShape,
 ) -> Result<Vec<KvPair>, RawError> {
     let mut pairs = Vec::new();
@@ -198,19 +182,19 @@ pub fn check_habit(
     if habit != ScanHabit::StopsOrWraps || found >= shape.limit as usize {
         return Ok(());
     }
-    let id = region.region_id();
+    let id = region.id;
     if !has_upper_bound && !holds_the_last_key(region) {
         return Err(RawError::Refused(format!(
             "this client ends a scan without an upper bound at the end of its first region, and \
              region {id} ends at {}: give the scan an upper bound (docs/clients.md)",
-            display_key(&region.end_key)
+            display_key(&end_key(&region.range))
         )));
     }
-    if has_upper_bound && region.end_key.is_empty() {
+    if has_upper_bound && region.range.end().is_none() {
         return Err(RawError::Refused(format!(
             "this client goes on at the first key where region {id} has no end: give the scan an \
              upper bound of at most {} bytes (docs/clients.md)",
-            esker_raftstore::config::MAX_KEY_BYTES
+            MAX_KEY_BYTES
         )));
     }
     Ok(())
@@ -233,7 +217,7 @@ pub fn checksum(
     view: &RegionSnapshot,
     cf: Cf,
     algorithm: i32,
-    ranges: &[KeyRange],
+    ranges: &[kvrpcpb::KeyRange],
     layout: KeyLayout,
 ) -> Result<Checksum, RawError> {
     if algorithm != i32::from(ChecksumAlgorithm::Crc64Xor) {
@@ -244,14 +228,11 @@ pub fn checksum(
     let now = now_seconds();
     let mut sum = Checksum::default();
     for range in ranges {
-        let range = Range::new(layout, &range.start_key, &range.end_key);
-        if range.is_empty() {
-            continue;
-        }
-        range.begins_in(&view.descriptor)?;
-        let Range { lower, upper } = range.within(&view.descriptor);
-        let upper = (!upper.is_empty()).then_some(&upper[..]);
-        let mut iter = view.kv.iter_uncached(cf, &lower, upper);
+        let Some(range) = asked(layout, &range.start_key, &range.end_key) else { continue };
+        begins_in(&range, &view.descriptor)?;
+        let Some(part) = range.intersection(&view.descriptor.range) else { continue };
+        let (start, end) = bounds(&part);
+        let mut iter = view.kv.iter_uncached(cf, start, end);
         iter.seek_to_first();
         while iter.valid()? {
             let value = decode(Bytes::copy_from_slice(iter.value()), iter.key())?;

@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use esker_engine::Cf;
-use esker_raftstore::{RegionId, SnapshotReceiver, StoreHandle, StoreId};
+use esker_model::{RegionId, StoreId};
+use esker_raftstore::door::announced_range;
+use esker_raftstore::{SnapshotReceiver, StoreHandle};
 use esker_rpc::proto::esker::{RaftMessage, SnapshotHead, SnapshotTail};
 use esker_rpc::transport::{RaftHandler, SnapshotError, SnapshotSink};
 use parking_lot::RwLock;
@@ -68,7 +70,7 @@ impl RaftHandler for Traffic {
             .ok_or_else(|| format!("store {} is not on this node", head.to_store))?;
         let message = head.message.ok_or("the snapshot names no region")?;
         let region = RegionId(message.region_id);
-        if local.handle.is_taken(region, &message.start_key, &message.end_key) {
+        if local.handle.is_taken(region, &announced_range(&message)?) {
             // Before the data is on its way, not after.
             return Err(
                 format!("another region of store {} has part of its range", head.to_store).into()

@@ -1,5 +1,5 @@
-"""The published Python clients, as they are, against a cluster: what they are told equals what a
-dictionary would say, or is an error.
+"""The published Python clients, as they are, against a cluster: their results equal those of a
+dictionary, or are an error.
 
     python.py ESKER            starts `ESKER playground`, and stops it
 
@@ -20,7 +20,7 @@ MAX_KEY = 8 << 10
 SEED = 42
 OPERATIONS = 300
 
-# At both ends of the key space, of all lengths, in several scripts.
+# Keys at both ends of the key space, of all lengths, in several scripts.
 EDGES = [
     b"\0",
     b"\0\0",
@@ -30,7 +30,7 @@ EDGES = [
     b"\xff" * (MAX_KEY - 1),
     b"\xff" * MAX_KEY,
 ]
-# Where key spaces begin and end, in the form in which regions have it.
+# The bounds of key spaces, in the form that regions have.
 KEY_SPACES = [b"r\0\0\0", b"r\0\0\1", b"x\0\0\0", b"x\0\0\1"]
 
 
@@ -212,7 +212,8 @@ async def outdated(cluster):
     try:
         found = await client.scan(b"o/", b"o0", 100)
     except Exception as error:
-        # It does not look the region up again for a scan; it does for anything else.
+        # The client does not look the region up again for a scan, but for anything
+        # else.
         print("  tikv-client said of a scan over a region that was split:", str(error)[:200])
         assert await client.get(b"o/4") == b"v" and await client.get(b"o/5") == b"v"
         found = await client.scan(b"o/", b"o0", 100)

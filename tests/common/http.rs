@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::process::PATIENCE;
 
-/// A page with its head, or why there is none.
+/// A page with its head, or the error if there is none.
 pub async fn try_page(address: &str, path: &str) -> Result<String> {
     let asked = async {
         let mut stream = TcpStream::connect(address).await?;
@@ -22,12 +22,12 @@ pub async fn try_page(address: &str, path: &str) -> Result<String> {
     timeout(PATIENCE, asked).await?
 }
 
-/// The same of a node that must answer.
+/// A page of a node that must answer.
 pub async fn page(address: &str, path: &str) -> String {
     try_page(address, path).await.expect("the node answers")
 }
 
-/// The value of a metric without labels; none before it is first counted.
+/// The value of a metric without labels; `None` before it is first counted.
 pub async fn metric(address: &str, name: &str) -> Option<f64> {
     let page = page(address, "/metrics").await;
     let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok();

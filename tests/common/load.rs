@@ -16,10 +16,10 @@ use super::process::PATIENCE;
 /// Keys of one writer: few, so that most writes replace a value.
 const KEYS_PER_WRITER: u64 = 24;
 
-/// A writer that nobody stops ends by itself.
+/// A writer that is not stopped ends after this many writes.
 const MAX_WRITES_PER_WRITER: u64 = 50_000;
 
-/// What makes a value larger than its number.
+/// Text that makes a value larger than its number.
 const PADDING: &str = "abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmn";
 
 /// The versions of a key: the last one that was acknowledged, and the last one that was
@@ -73,7 +73,7 @@ impl Load {
         Load { stop, ledger, writers }
     }
 
-    /// Waits until so many more writes have been acknowledged.
+    /// Waits until `more` further writes have been acknowledged.
     pub async fn acknowledges(&self, more: u64) {
         let wanted = self.ledger.lock().acknowledged + more;
         eventually("the load goes on", PATIENCE, async || {
@@ -86,7 +86,7 @@ impl Load {
         .await;
     }
 
-    /// The writers finish what they are doing.
+    /// Stops the writers after their current writes.
     pub async fn stop(mut self) -> Outcome {
         self.stop.store(true, Ordering::Relaxed);
         for writer in self.writers.drain(..) {
@@ -95,7 +95,8 @@ impl Load {
         self.outcome()
     }
 
-    /// The writers drop what they are doing: for when nobody is left to answer them.
+    /// Stops the writers in the middle of their writes, for a cluster that is no longer there to
+    /// answer.
     pub async fn abandon(mut self) -> Outcome {
         for writer in self.writers.drain(..) {
             writer.abort();
@@ -115,7 +116,7 @@ impl Load {
     }
 }
 
-/// What was promised to the writers.
+/// The writes that were acknowledged, and how the load went.
 pub struct Outcome {
     keys: BTreeMap<Bytes, Versions>,
     pub acknowledged: u64,
@@ -125,8 +126,8 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Reads every key: it holds the last value that was acknowledged, or a later one
-    /// that was under way.
+    /// Reads every key. It must hold the last value that was acknowledged, or a later one that was
+    /// under way.
     pub async fn assert_kept(&self, client: &KvClient) {
         assert!(self.acknowledged > 0, "there was no load");
         for (key, versions) in &self.keys {
@@ -139,7 +140,7 @@ impl Outcome {
         }
     }
 
-    /// How many keys there are that must exist.
+    /// How many keys must exist.
     pub fn kept_keys(&self) -> u64 {
         self.keys.values().filter(|versions| versions.acknowledged > 0).count() as u64
     }

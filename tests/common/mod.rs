@@ -1,5 +1,5 @@
-//! What the whole-system tests share: nodes as processes of their own, an operator who
-//! looks at a cluster and changes it, and a load that remembers what was acknowledged.
+//! Helpers of the whole-system tests: nodes as processes of their own, an operator that inspects
+//! and changes a cluster, and a load that remembers what was acknowledged.
 
 // Each test file is a program of its own, and uses a part of this.
 #![allow(dead_code)]
@@ -11,19 +11,19 @@ pub mod process;
 
 use std::time::{Duration, Instant};
 
-/// Between two looks at something that is about to become true.
+/// The time between two checks of something that is about to become true.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
-/// Held by a test whose cluster wants the machine for itself: clients in the field give up
-/// after a second and a half without a leader, which the clusters of two tests at once can
-/// make of each other on a small machine.
+/// Held by a test with a cluster that needs the machine for itself. Published clients give up after
+/// a second and a half without a leader. On a small machine, the clusters of two tests at once can
+/// delay each other that much.
 pub async fn alone() -> tokio::sync::MutexGuard<'static, ()> {
     static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
     ALONE.lock().await
 }
 
-/// Looks until `look` finds what it is looking for, and fails the test with the last
-/// reason why not when that takes longer than `within`.
+/// Calls `look` until it succeeds. Fails the test with its last error when that takes longer than
+/// `within`.
 pub async fn eventually<T>(
     what: &str,
     within: Duration,

@@ -1,13 +1,13 @@
-//! Someone who looks at every replica of a cluster, and splits and moves its regions.
+//! An operator, which inspects every replica of a cluster, and splits and moves its regions.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use bytes::Bytes;
 use esker_client::{KvClient, PlacementClient, RegionInfo};
+use esker_model::{KeyRange, Peer, Role};
 use esker_rpc::proto::esker as wire;
 use esker_rpc::proto::esker::admin_client::AdminClient;
-use esker_rpc::proto::metapb;
 use parking_lot::Mutex;
 use tonic::transport::{Channel, Endpoint};
 
@@ -41,13 +41,12 @@ impl Operator {
     }
 
     pub async fn regions(&self) -> Vec<RegionInfo> {
-        self.regions_between(b"", b"").await
+        self.regions_in(&KeyRange::all()).await
     }
 
-    /// In the order of their keys; an empty `end` is above all keys.
-    pub async fn regions_between(&self, start: &[u8], end: &[u8]) -> Vec<RegionInfo> {
-        let (start, end) = (Bytes::copy_from_slice(start), Bytes::copy_from_slice(end));
-        self.placement.scan_regions(start, end, 0).await.expect("placement answers")
+    /// The regions that hold keys of a range, in the order of their keys.
+    pub async fn regions_in(&self, range: &KeyRange) -> Vec<RegionInfo> {
+        self.placement.scan_regions(range, 0).await.expect("placement answers")
     }
 
     /// The store that listens at an address.
@@ -76,7 +75,7 @@ impl Operator {
         Ok(AdminClient::new(channel.clone()))
     }
 
-    /// What one store says of its replica.
+    /// The state of one store's replica, as that store reports it.
     pub async fn replica(
         &self,
         region: u64,
@@ -92,16 +91,16 @@ impl Operator {
         }
     }
 
-    /// Asks a region's leader to hand over to the replica on another store. Whether it
-    /// does shows in the region's leader; a refusal is an answer like any other.
+    /// Asks a region's leader to hand over to the replica on another store. Whether that happens
+    /// shows in the region's leader. A refusal is returned as an error.
     pub async fn transfer_leader(&self, region: &RegionInfo, to: u64) -> Result<(), String> {
         let leader = region.leader.ok_or_else(|| "no leader is known".to_owned())?;
         let request = wire::TransferLeaderRequest {
-            region_id: region.region.id,
-            region_epoch: region.region.region_epoch,
+            region_id: region.region.id.0,
+            region_epoch: Some(region.region.epoch.into()),
             to_store: to,
         };
-        let answer = self.admin(leader.store_id).await?.transfer_leader(request).await;
+        let answer = self.admin(leader.store.0).await?.transfer_leader(request).await;
         match answer.map_err(|status| status.to_string())?.into_inner().region_error {
             None => Ok(()),
             Some(error) => Err(error.message),
@@ -114,17 +113,18 @@ impl Operator {
         eventually("every region has all its replicas", within, async || {
             let regions = self
                 .placement
-                .scan_regions(Bytes::new(), Bytes::new(), 0)
+                .scan_regions(&KeyRange::all(), 0)
                 .await
                 .map_err(|error| error.to_string())?;
             let mut covered = Some(Bytes::new());
             for region in &regions {
-                if covered.as_ref() != Some(&region.region.start_key) || !is_whole(region, replicas)
+                if covered.as_ref() != Some(region.region.range.start())
+                    || !is_whole(region, replicas)
                 {
                     return Err(format!("{covered:?}, then {region:?}"));
                 }
                 // No region follows the one that has no end.
-                covered = Some(region.region.end_key.clone()).filter(|end| !end.is_empty());
+                covered = region.region.range.end().cloned();
             }
             if covered.is_some() {
                 return Err(format!("nobody speaks for what follows {covered:?}"));
@@ -134,18 +134,18 @@ impl Operator {
         .await
     }
 
-    /// Waits until all replicas of every region hold the same data: the same checksum at
-    /// the same applied index. To be called when nobody writes. Answers how many pairs
-    /// one replica of each region holds, all together.
+    /// Waits until all replicas of every region hold the same data: the same checksum at the same
+    /// applied index. To be called when there are no writes. Returns the number of pairs that one
+    /// replica of each region holds, all together.
     pub async fn replicas_are_equal(&self, replicas: usize, within: Duration) -> u64 {
         let mut pairs = 0;
         for region in self.whole(replicas, within).await {
-            let id = region.region.id;
+            let id = region.region.id.0;
             pairs +=
                 eventually(&format!("region {id} is the same everywhere"), within, async || {
                     let mut seen = Vec::new();
                     for peer in &region.region.peers {
-                        let detail = self.replica(id, peer.store_id, true).await?;
+                        let detail = self.replica(id, peer.store.0, true).await?;
                         seen.push(detail.checksum.ok_or("no checksum")?);
                     }
                     match seen.iter().all(|checksum| *checksum == seen[0]) {
@@ -160,10 +160,10 @@ impl Operator {
 }
 
 fn is_whole(region: &RegionInfo, replicas: usize) -> bool {
-    let voter = |peer: &&metapb::Peer| peer.role == metapb::PeerRole::Voter as i32;
+    let voter = |peer: &&Peer| peer.role == Role::Voter;
     region.leader.is_some()
-        && region.pending_peers.is_empty()
-        && region.down_peers.is_empty()
+        && region.pending.is_empty()
+        && region.down.is_empty()
         && region.region.peers.len() == replicas
         && region.region.peers.iter().filter(voter).count() == replicas
 }

@@ -15,11 +15,11 @@ use tokio::time::timeout;
 /// How long a command, or the start of a server, may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a server's log may take in memory; the rest is read and forgotten.
+/// The bytes of a server's log that are kept in memory. The rest is read and dropped.
 const MAX_LOG_BYTES: usize = 1 << 20;
 
-/// An address of loopback that nobody listens on. Another process could take it before
-/// it is used; the system hands out ports in turn, so that this does not happen soon.
+/// A loopback address that no process listens on. Another process could take it before it is used.
+/// But the system hands out ports in turn, so that does not happen soon.
 pub fn free_address() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
     listener.local_addr().expect("it is bound").to_string()
@@ -49,7 +49,7 @@ impl Process {
         Process::started(&mut command(arguments))
     }
 
-    /// The same with limits of open files, as `ulimit` takes them.
+    /// Like `spawn`, with limits of open files, as `ulimit` takes them.
     pub fn spawn_limited(ulimit: &str, arguments: &[&str]) -> Self {
         let script = format!("ulimit {ulimit} && exec \"$0\" \"$@\"");
         let program = env!("CARGO_BIN_EXE_esker");
@@ -58,7 +58,7 @@ impl Process {
     }
 
     fn started(command: &mut Command) -> Self {
-        // What an operator sees, whatever the variable is here.
+        // The log is the one that an operator sees, whatever `ESKER_LOG` is here.
         let mut child = command
             .env("ESKER_LOG", "info")
             .spawn()
@@ -70,12 +70,12 @@ impl Process {
         Process { child, output: BufReader::new(output).lines(), log, reader }
     }
 
-    /// `esker start`, one member of `join` or one that follows them.
+    /// `esker start`, as one of the members in `join` or as another node.
     pub fn node(data_dir: &Path, listen: &str, join: &[String]) -> Self {
         Process::node_with(data_dir, listen, join, &[])
     }
 
-    /// The same with more arguments.
+    /// Like `node`, with more arguments.
     pub fn node_with(data_dir: &Path, listen: &str, join: &[String], more: &[&str]) -> Self {
         let data_dir = data_dir.to_str().expect("a temporary directory has a plain name");
         let join = join.join(",");
@@ -85,8 +85,8 @@ impl Process {
         Process::spawn(&arguments)
     }
 
-    /// `esker playground`, once it says that it is ready: the process, and where its
-    /// placement driver listens.
+    /// Starts `esker playground` and waits until it is ready. Returns the process and the address
+    /// of its placement driver.
     pub async fn playground(data_dir: &Path) -> (Self, String) {
         let data_dir = data_dir.to_str().expect("a temporary directory has a plain name");
         let mut process = Process::spawn(&["playground", "--data-dir", data_dir, "--port", "0"]);
@@ -94,7 +94,7 @@ impl Process {
         (process, placement)
     }
 
-    /// The rest of the first line of standard output that begins so.
+    /// The rest of the first line of standard output that begins with `prefix`.
     pub async fn line_after(&mut self, prefix: &str) -> String {
         let found = async {
             while let Some(line) = self.output.next_line().await.expect("the output is text") {
@@ -111,12 +111,12 @@ impl Process {
         }
     }
 
-    /// What it wrote to standard error so far.
+    /// The process's standard error so far.
     pub fn log(&self) -> String {
         self.log.lock().clone()
     }
 
-    /// SIGKILL: nothing is flushed, closed or said good-bye to.
+    /// Sends SIGKILL: nothing is flushed or closed.
     pub async fn kill(mut self) {
         self.child.start_kill().expect("it is still running");
         timeout(PATIENCE, self.child.wait())
@@ -126,7 +126,7 @@ impl Process {
         self.reader.abort();
     }
 
-    /// Waits until it ends by itself; how, and what it wrote to standard error.
+    /// Waits until the process ends by itself. Returns its exit status and its standard error.
     pub async fn ended(mut self) -> (ExitStatus, String) {
         let ended = timeout(PATIENCE, self.child.wait()).await;
         let status = ended.unwrap_or_else(|_| panic!("it goes on: {}", self.log()));
@@ -135,20 +135,20 @@ impl Process {
         (status.expect("it is our child"), self.log())
     }
 
-    /// SIGTERM, and waits until it has ended well.
+    /// Sends SIGTERM, and waits until the process has ended with success.
     pub async fn terminate(self) {
         let log = Arc::clone(&self.log);
         let status = self.end_by("TERM").await;
         assert_eq!(status, Some(0), "{}", log.lock());
     }
 
-    /// SIGSTOP: it does nothing from now on, but its sockets stay open, and the system
-    /// accepts connections for it.
+    /// Sends SIGSTOP. The process does nothing from now on, but its sockets stay open, and the
+    /// system accepts connections for it.
     pub async fn freeze(&self) {
         self.signal("STOP").await;
     }
 
-    /// SIGCONT: it goes on as if nothing had happened.
+    /// Sends SIGCONT. The process goes on as if nothing had happened.
     pub async fn thaw(&self) {
         self.signal("CONT").await;
     }
@@ -159,8 +159,8 @@ impl Process {
         assert!(sent.expect("there is a `kill`").success(), "{signal} was not sent to {id}");
     }
 
-    /// Sends it a signal by name, and waits until it ends: its exit status, or none where it was
-    /// the signal that ended it.
+    /// Sends a signal by name, and waits until the process ends. Returns its exit status, or `None`
+    /// if the signal ended it.
     pub async fn end_by(mut self, signal: &str) -> Option<i32> {
         self.signal(signal).await;
         let status = timeout(PATIENCE, self.child.wait()).await;
@@ -168,7 +168,7 @@ impl Process {
         status.expect("it is our child").code()
     }
 
-    /// Whether it still runs.
+    /// Whether the process still runs.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("it is our child").is_none()
     }
@@ -185,7 +185,7 @@ async fn keep_reading(errors: impl AsyncRead + Unpin, log: Arc<Mutex<String>>) {
     }
 }
 
-/// What a command left behind.
+/// The result of a command.
 #[derive(Debug)]
 pub struct Finished {
     pub status: ExitStatus,
@@ -198,10 +198,10 @@ pub async fn run(arguments: &[&str]) -> Finished {
     run_with(arguments, &[]).await
 }
 
-/// The same with variables of the environment.
+/// Like `run`, with environment variables.
 pub async fn run_with(arguments: &[&str], variables: &[(&str, &str)]) -> Finished {
     let mut child = command(arguments)
-        // The message at the end is under test, not the log on the way there.
+        // The message at the end is under test, not the log before it.
         .env("ESKER_LOG", "off")
         .envs(variables.iter().copied())
         .spawn()

@@ -1,11 +1,11 @@
-//! Where clients are misled: clusters that are fresh or empty, ranges without an end, keys at
-//! both ends of the key space, and answers that are refused.
+//! Cases in which clients go wrong: clusters that are fresh or empty, ranges without an end, keys
+//! at both ends of the key space, and requests that are refused.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use esker::Cluster;
-use esker_raftstore::config::{KEYS_TOP, MAX_KEY_BYTES};
+use esker_model::limits::{KEYS_TOP, MAX_KEY_BYTES};
 use tikv_client::{Config, Error, KvPair, RawClient, Result};
 
 use crate::Layout;
@@ -20,7 +20,7 @@ async fn start(stores: u32) -> (Cluster, Operator) {
     (cluster, operator)
 }
 
-/// The keys that came back, of an answer that comes at all.
+/// The keys of an answer, which must come.
 async fn keys(answer: impl Future<Output = Result<Vec<KvPair>>>) -> Vec<Vec<u8>> {
     let found = soon(answer).await.expect("an answer");
     found.into_iter().map(|pair| pair.into_key().into()).collect()
@@ -30,7 +30,7 @@ async fn soon<T>(answer: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, answer).await.expect("the client comes to an end")
 }
 
-/// What a refused scan says to the client's caller.
+/// The error that the client's caller gets from a refused scan.
 async fn refusal<T: std::fmt::Debug>(answer: impl Future<Output = Result<T>>) -> String {
     match soon(answer).await.expect_err("it is refused") {
         Error::GrpcAPI(status) => status.message().to_owned(),
@@ -70,7 +70,7 @@ async fn scans_of_a_fresh_cluster_find_what_is_in_their_range_and_come_to_an_end
         let ranges = ["a".to_owned().."b".to_owned(), "y".to_owned().."z".to_owned()];
         assert_eq!(keys(client.batch_scan(ranges, 10)).await, [&b"apple"[..], b"y1"]);
     }
-    // Others' keys are in the way of the plain client now; Esker's own tools are not misled.
+    // The plain client now meets the keys of others. Esker's own tools are right.
     let found = operator.kv().scan("", "", 100).await.expect("a scan");
     assert_eq!(found.len(), 8, "{found:?}");
     cluster.stop().await;
@@ -82,7 +82,11 @@ async fn the_bounds_of_key_spaces_are_cut_for_those_who_use_one_and_only_then() 
     let (cluster, operator) = start(3).await;
     let bounds = async || {
         let regions = operator.whole(3, PATIENCE).await;
-        regions.into_iter().skip(1).map(|region| region.region.start_key).collect::<Vec<_>>()
+        regions
+            .into_iter()
+            .skip(1)
+            .map(|region| region.region.range.start().clone())
+            .collect::<Vec<_>>()
     };
     let top = Bytes::from_static(&KEYS_TOP);
     let plain = Layout::Plain.client(&cluster).await;
@@ -96,7 +100,7 @@ async fn the_bounds_of_key_spaces_are_cut_for_those_who_use_one_and_only_then() 
     assert!(!matches!(pending, Ok(Ok(_))), "a key space that does not exist was loaded");
     assert_eq!(bounds().await, std::slice::from_ref(&top));
 
-    // Several at once, of which each finds its key space as it should be.
+    // Several clients at once. Each finds its key space as it should be.
     let clients =
         futures_util::future::join_all((0..4).map(|_| Layout::Keyspace.client(&cluster))).await;
     let mut expected: Vec<Bytes> = [&b"r\0\0\0"[..], b"r\0\0\x01", b"x\0\0\0", b"x\0\0\x01"]
@@ -112,8 +116,8 @@ async fn the_bounds_of_key_spaces_are_cut_for_those_who_use_one_and_only_then() 
         assert_eq!(keys(client.scan(Vec::<u8>::new().., 100)).await, [b"a", b"b", b"c", b"d"]);
         assert_eq!(keys(client.scan_reverse(Vec::<u8>::new().., 1)).await, [b"d"]);
     }
-    // The keys that were there are where they were. A scan without an end is one that the
-    // client would leave half done.
+    // The old keys are still there. A scan without an end is refused, because the client would stop
+    // halfway.
     let everything = "a".to_owned()..=format!("{}", char::MAX);
     let found = keys(plain.scan(everything, 100)).await;
     assert_eq!(found.len(), 7, "{found:?}");
@@ -142,13 +146,13 @@ async fn a_reverse_scan_over_several_regions_is_refused_where_the_client_begins_
     }
     let said = refusal(client.scan_reverse(b"p/".to_vec().., 3)).await;
     assert!(said.contains("reverse scan"), "{said}");
-    // Within one region, to its very end, and forward over all of them.
+    // Within one region, to its very end, and forward over all regions.
     let found = keys(client.scan_reverse(b"p/d".to_vec()..b"p/f".to_vec(), 10)).await;
     assert_eq!(found, [b"p/e", b"p/d"]);
     let found = keys(client.scan_reverse(b"p/f".to_vec().., 2)).await;
     assert_eq!(found, [b"p/h", b"p/g"]);
     assert_eq!(keys(client.scan(prefix(), 100)).await, letters);
-    // A client that begins where it should.
+    // A client that begins a reverse scan in the right region.
     let found = operator.kv().reverse_scan("p0", "p/", 3).await.expect("a reverse scan");
     let found: Vec<_> = found.into_iter().map(|(key, _)| key).collect();
     assert_eq!(found, ["p/h", "p/g", "p/f"]);

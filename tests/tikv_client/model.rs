@@ -1,5 +1,4 @@
-//! One client with a part of the key space of its own, and a map that says what it must
-//! be told.
+//! One client with a part of the key space of its own, and a map with the expected results.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -14,20 +13,20 @@ pub const KEYS: usize = 240;
 /// The most keys of a batch.
 const BATCH: usize = 20;
 
-/// More than there are.
+/// A limit above the number of keys.
 const NO_LIMIT: u32 = 1_000;
 
-/// Of gRPC: what is refused for what it asks.
+/// gRPC's code for a request that is refused because of its content.
 const INVALID_ARGUMENT: i32 = 3;
 
-/// In seconds: longer than any test runs.
+/// A time to live in seconds, longer than any test runs.
 const LONG_TTL: u64 = 100_000;
 
 pub fn start(worker: usize) -> Vec<u8> {
     format!("k{worker}/").into()
 }
 
-/// Above all keys of a worker.
+/// A key above all keys of a worker.
 pub fn end(worker: usize) -> Vec<u8> {
     format!("k{worker}0").into()
 }
@@ -88,7 +87,7 @@ impl Operation {
 }
 
 pub struct Subject {
-    /// Whether one region holds all keys of the worker: the client does more right then.
+    /// Whether one region holds all keys of the worker. Then the client makes fewer errors.
     in_one_region: bool,
     client: RawClient,
     atomic: RawClient,
@@ -113,7 +112,7 @@ impl Subject {
         }
     }
 
-    /// One operation, chosen by chance.
+    /// Performs one random operation.
     pub async fn step(&mut self) {
         let operation = Operation::ALL[self.random.random_range(0..Operation::ALL.len())];
         self.used.insert(operation);
@@ -145,7 +144,7 @@ impl Subject {
         assert!(missing.is_empty(), "{missing:?} were not used");
     }
 
-    /// Everything at once.
+    /// Checks everything at once.
     pub async fn check_all(&mut self) {
         let range = start(self.worker)..end(self.worker);
         let found = self.client.scan(range.clone(), NO_LIMIT).await.expect("a scan");
@@ -198,7 +197,7 @@ impl Subject {
 
     async fn batch_put(&mut self, with_ttl: bool) {
         let pairs: Vec<_> = self.some_keys().into_iter().map(|key| (key, self.a_value())).collect();
-        // Some of them expire, some of them never do.
+        // Some pairs expire, others never do.
         let expires = |number: usize| with_ttl && number.is_multiple_of(2);
         let written = if with_ttl {
             let ttls = (0..pairs.len()).map(|number| if expires(number) { LONG_TTL } else { 0 });
@@ -236,8 +235,8 @@ impl Subject {
         assert_eq!(keys(found), expected);
     }
 
-    /// The client begins in the region of the lower bound, whose keys are not the ones that it
-    /// asks for: then it is told so, and is never given others.
+    /// The client begins in the region of the lower bound, where the wanted keys may not be. Then
+    /// it gets an error, and never other keys.
     async fn reverse_scan(&mut self) {
         let (range, limit) = (self.a_range(), self.a_limit());
         let found = self.client.scan_reverse(range.clone(), limit).await;
@@ -247,7 +246,7 @@ impl Subject {
             expected.truncate(limit as usize);
             assert_eq!(plain(found), expected);
         }
-        // Between a key and the next one there is no bound of a region.
+        // No region has a bound between a key and the next one.
         let key = self.a_key();
         let found = self.client.scan_reverse(key.clone()..=key.clone(), 1).await.expect("a scan");
         assert_eq!(plain(found), self.expected(key.clone()..next(&key)));
@@ -264,7 +263,7 @@ impl Subject {
         }
     }
 
-    /// The client stops at the end of the first region: it is told so, unless it has what it
+    /// The client stops at the end of the first region. It gets an error, unless it has all that it
     /// wants.
     async fn unbounded_scan(&mut self) {
         let from = self.a_key();
@@ -276,7 +275,7 @@ impl Subject {
         }
     }
 
-    /// Nothing for an error that says that this client cannot do that over several regions.
+    /// Returns `None` for the error that this client cannot scan several regions in that way.
     fn unless_refused<T>(&self, answer: tikv_client::Result<T>) -> Option<T> {
         match answer {
             Ok(found) => Some(found),
@@ -329,7 +328,7 @@ impl Subject {
             assert_eq!((previous, swapped), (held, false), "{key:?}");
             return;
         }
-        // The client repeats what it has no answer to: then it finds its own value.
+        // The client repeats a request without an answer. Then it finds its own value.
         let repeated = previous.as_ref() == Some(&value) && !swapped;
         assert!(repeated || (swapped && previous == held), "{key:?}: {previous:?}, not {held:?}");
         self.model.insert(key, Held { value, expires: false });
@@ -339,14 +338,14 @@ impl Subject {
         key(self.worker, self.random.random_range(0..KEYS))
     }
 
-    /// Different ones, in order.
+    /// Different keys, in order.
     fn some_keys(&mut self) -> Vec<Vec<u8>> {
         let count = self.random.random_range(1..=BATCH);
         let keys: BTreeSet<_> = (0..count).map(|_| self.a_key()).collect();
         keys.into_iter().collect()
     }
 
-    /// One that was never used before.
+    /// A value that was never used before.
     fn a_value(&mut self) -> Vec<u8> {
         self.values += 1;
         let length = self.random.random_range(0..200);
@@ -374,7 +373,7 @@ impl Subject {
         key(self.worker, first)..key(self.worker, first + length)
     }
 
-    /// That do not overlap, in order.
+    /// Ranges that do not overlap, in order.
     fn some_ranges(&mut self) -> Vec<Range<Vec<u8>>> {
         let bounds = self.some_keys();
         let ranges: Vec<_> =

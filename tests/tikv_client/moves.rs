@@ -1,4 +1,4 @@
-//! Changes to the regions under the clients' feet.
+//! Changes to the regions while clients work.
 
 use std::time::Duration;
 
@@ -11,15 +11,15 @@ use crate::common::operator::Operator;
 use crate::common::process::PATIENCE;
 use crate::model;
 
-/// Between two changes: a client repeats a request ten times and no more, so that a
-/// region whose leader never stays would be an error of its own.
+/// The time between two changes. A client repeats a request at most ten times, so a region that
+/// keeps changing its leader would cause errors.
 const PACE: Duration = Duration::from_millis(50);
 
 /// How long a transfer may take before another one is tried.
 const TRANSFER: Duration = Duration::from_secs(2);
 
-/// Splits regions at random keys of the workers, and moves leaders between stores, until
-/// there have been so many of each.
+/// Splits regions at random keys of the workers, and moves leaders between stores, until there have
+/// been `splits` of one and `transfers` of the other.
 pub async fn split_and_transfer(
     operator: &Operator,
     workers: usize,
@@ -44,21 +44,21 @@ pub async fn split_and_transfer(
                 .expect("a region splits");
             split += usize::from(!made.is_empty());
         }
-        let (start, end) = (layout.bound(b"k"), layout.bound(b"l"));
-        let regions = operator.regions_between(&start, &end).await;
+        let range = layout.range(b"k", b"l");
+        let regions = operator.regions_in(&range).await;
         let region = &regions[random.random_range(0..regions.len())];
         let Some(leader) = region.leader else { continue };
         let others: Vec<_> =
             region.region.peers.iter().filter(|peer| peer.id != leader.id).collect();
-        let to = others[random.random_range(0..others.len())].store_id;
-        // A region that has changed since is not moved; there are others.
+        let to = others[random.random_range(0..others.len())].store.0;
+        // A region that has changed since is not moved, but there are others.
         if operator.transfer_leader(region, to).await.is_ok() {
-            moved += usize::from(leads(operator, region.region.id, to).await);
+            moved += usize::from(leads(operator, region.region.id.0, to).await);
         }
     }
 }
 
-/// Whether the replica on a store comes to lead.
+/// Waits until the replica on a store leads. Returns whether it does.
 async fn leads(operator: &Operator, region: u64, store: u64) -> bool {
     use esker_rpc::proto::esker::Role;
     let looking = eventually("the leader moves", PATIENCE, async || {

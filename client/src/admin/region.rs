@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use esker_rpc::proto::metapb::{Peer, Region};
+use esker_model::{Region, StoreId};
+use esker_rpc::convert::end_key;
 use esker_rpc::proto::{errorpb, esker as wire};
 use tokio::time::{Instant, sleep};
 
 use super::AdminClient;
 use crate::error::ClientError;
-use crate::placement::RegionInfo;
 
 /// How often a change is sent to the leader that the placement driver names, when the
 /// store answers that it does not lead, or that the region has changed since.
@@ -49,19 +49,23 @@ impl AdminClient {
         for _ in 0..CHANGE_ATTEMPTS {
             let found = self.region(region).await?;
             check_split_keys(&found.region, keys)?;
-            let Some(leader) = leader_of(&found) else {
+            let Some(leader) = found.leader else {
                 sleep(LOOK_AGAIN).await;
                 continue;
             };
             let request = wire::SplitRegionRequest {
                 region_id: region,
-                region_epoch: Some(found.region.region_epoch.unwrap_or_default()),
+                region_epoch: Some(found.region.epoch.into()),
                 parts,
                 keys: keys.to_vec(),
             };
-            let answer = self.store(leader.store_id).await?.split_region(request).await?;
+            let answer = self.store(leader.store.0).await?.split_region(request).await?;
             match answer.region_error {
-                None => return Ok(answer.regions),
+                // A part that cannot be read is one that the answer leaves out.
+                None => {
+                    let parts = answer.regions.into_iter();
+                    return Ok(parts.filter_map(|part| part.try_into().ok()).collect());
+                }
                 Some(error) => look_again_or_refuse(region, error).await?,
             }
         }
@@ -85,19 +89,19 @@ impl AdminClient {
         while Instant::now() < deadline {
             let found = self.region(region).await?;
             self.check_replica(&found.region, to).await?;
-            let Some(leader) = leader_of(&found) else {
+            let Some(leader) = found.leader else {
                 sleep(LOOK_AGAIN).await;
                 continue;
             };
-            if leader.store_id == to {
+            if leader.store == StoreId(to) {
                 return Ok(());
             }
             let request = wire::TransferLeaderRequest {
                 region_id: region,
-                region_epoch: Some(found.region.region_epoch.unwrap_or_default()),
+                region_epoch: Some(found.region.epoch.into()),
                 to_store: to,
             };
-            let answer = self.store(leader.store_id).await?.transfer_leader(request).await?;
+            let answer = self.store(leader.store.0).await?.transfer_leader(request).await?;
             match answer.region_error {
                 None => sleep(LOOK_AGAIN).await,
                 Some(error) => look_again_or_refuse(region, error).await?,
@@ -107,19 +111,14 @@ impl AdminClient {
     }
 
     async fn check_replica(&self, region: &Region, store: u64) -> Result<(), ClientError> {
-        let mut replicas: Vec<_> = region.peers.iter().map(|peer| peer.store_id).collect();
+        let mut replicas: Vec<_> = region.peers.iter().map(|peer| peer.store.0).collect();
         if replicas.contains(&store) {
             return Ok(());
         }
         self.address(store).await?;
         replicas.sort_unstable();
-        Err(ClientError::NoReplica { region: region.id, store, replicas })
+        Err(ClientError::NoReplica { region: region.id.0, store, replicas })
     }
-}
-
-/// The leader, if there is one: the placement driver names no leader with a peer of id 0.
-fn leader_of(found: &RegionInfo) -> Option<Peer> {
-    found.leader.filter(|peer| peer.id != 0)
 }
 
 /// A key outside is the caller's mistake only as long as the region is what it was.
@@ -127,18 +126,17 @@ fn check_split_keys(region: &Region, keys: &[Bytes]) -> Result<(), ClientError> 
     match keys.iter().find(|key| !is_split_by(region, key)) {
         None => Ok(()),
         Some(key) => Err(ClientError::KeyOutside {
-            region: region.id,
+            region: region.id.0,
             key: key.clone(),
-            start: region.start_key.clone(),
-            end: region.end_key.clone(),
+            start: region.range.start().clone(),
+            end: end_key(&region.range),
         }),
     }
 }
 
 /// Whether a split at `key` leaves something on both sides.
 fn is_split_by(region: &Region, key: &Bytes) -> bool {
-    let (start, end) = (&region.start_key, &region.end_key);
-    key > start && (end.is_empty() || key < end)
+    region.contains(key) && key != region.range.start()
 }
 
 /// Waits where the placement driver's view was only old; gives up on anything else.
@@ -160,11 +158,15 @@ fn is_outdated_view(error: &errorpb::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use esker_model::{KeyRange, RegionId};
+
     use super::*;
 
     #[test]
     fn only_a_key_strictly_inside_splits_a_region() {
-        let region = Region { end_key: Bytes::from_static(b"m\x00"), ..Region::default() };
+        let range = KeyRange::new(Bytes::new(), Some(Bytes::from_static(b"m\x00")));
+        let region =
+            Region { range: range.expect("a range"), ..Region::uninitialized(RegionId(1)) };
         let splits = |key: &'static [u8]| is_split_by(&region, &Bytes::from_static(key));
         assert!(splits(b"a") && splits(b"m"));
         assert!(!splits(b"") && !splits(b"m\x00") && !splits(b"z"));

@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use esker_model::Region;
+use esker_rpc::convert::optional_peer;
 use esker_rpc::display_key;
 use esker_rpc::proto::errorpb;
 use esker_rpc::proto::kvrpcpb::{ApiVersion, Context};
-use esker_rpc::proto::metapb::Region;
 use esker_rpc::service::StoreService;
 use tokio::time::Instant;
 
@@ -86,7 +87,7 @@ impl KvClient {
             bound.clone()
         };
         let mut found = self.shared.placement.region_by_key(key.clone()).await?;
-        if found.as_ref().is_some_and(|found| found.region.start_key == key) {
+        if found.as_ref().is_some_and(|found| *found.region.range.start() == key) {
             found = self.shared.placement.previous_region(key.clone()).await?;
         }
         let route = self.remember(found, &key)?;
@@ -122,7 +123,7 @@ impl KvClient {
         fence: &mut Fence,
     ) -> Result<R::Response, Failure> {
         let until = Instant::now() + timeout;
-        let (region, store) = (route.region.id, route.leader.store_id);
+        let (region, store) = (route.region.id.0, route.leader.store.0);
         let refused = |message: String| {
             let key = display_key(key);
             Failure::Final(ClientError::Refused { call: R::CALL, key, region, store, message })
@@ -153,8 +154,8 @@ impl KvClient {
         }
         let context = Context {
             region_id: region,
-            region_epoch: route.region.region_epoch,
-            peer: Some(route.leader),
+            region_epoch: Some(route.region.epoch.into()),
+            peer: Some(route.leader.into()),
             api_version: ApiVersion::V1.into(),
             cluster_id: self.shared.placement.cluster_id(),
             write_tag: tag,
@@ -242,7 +243,7 @@ impl KvClient {
     /// Corrects what is believed about a region, and says how to go on.
     fn judge(&self, call: &'static str, route: &Arc<Route>, error: errorpb::Error) -> Failure {
         let cache = &self.shared.cache;
-        let region = route.region.id;
+        let region = route.region.id.0;
         metrics::counter!("esker_client_region_errors_total").increment(1);
         let again = |wait, reason: String| {
             let reason = format!("region {region}: {reason}");
@@ -256,9 +257,11 @@ impl KvClient {
             });
         }
         if let Some(not_leader) = error.not_leader {
-            return match not_leader.leader {
+            // A peer that cannot be is no hint.
+            let hint = optional_peer(not_leader.leader).ok().flatten();
+            return match hint {
                 Some(leader) if leader.id != route.leader.id => {
-                    let reason = format!("store {} leads it now", leader.store_id);
+                    let reason = format!("store {} leads it now", leader.store);
                     cache.set_leader(route, leader);
                     again(Wait::None, reason)
                 }
@@ -272,12 +275,13 @@ impl KvClient {
         if let Some(mismatch) = error.epoch_not_match {
             cache.remove(route);
             let mut newer = false;
-            for current in mismatch.current_regions {
+            // A region that cannot be is no help, as one that the store left out.
+            let current = mismatch.current_regions.into_iter();
+            for current in current.filter_map(|current| Region::try_from(current).ok()) {
                 // The store that answered most likely still leads the parts; if not, it says so.
-                let store = route.leader.store_id;
-                let leader = current.peers.iter().find(|peer| peer.store_id == store).copied();
+                let leader = current.peer_on(route.leader.store).copied();
                 // A store that lags behind what we know is no help: placement is asked then.
-                let ahead = current.id != region || is_newer(&current, &route.region);
+                let ahead = current.id != route.region.id || is_newer(&current, &route.region);
                 if let Some(leader) = leader.filter(|_| ahead) {
                     newer = true;
                     cache.insert(Route { region: current, leader, failures: 0 });
@@ -288,7 +292,7 @@ impl KvClient {
         }
         if let Some(busy) = error.server_is_busy {
             let asked = Duration::from_millis(busy.backoff_ms);
-            let reason = format!("store {} is busy: {}", route.leader.store_id, busy.reason);
+            let reason = format!("store {} is busy: {}", route.leader.store, busy.reason);
             return again(Wait::AtLeast(asked), reason);
         }
         let stays = error.read_index_not_ready.is_some()
@@ -356,7 +360,7 @@ impl Door<'_> {
 }
 
 fn is_newer(a: &Region, b: &Region) -> bool {
-    let (a, b) = (a.region_epoch.unwrap_or_default(), b.region_epoch.unwrap_or_default());
+    let (a, b) = (a.epoch, b.epoch);
     a.version > b.version || a.conf_ver > b.conf_ver
 }
 

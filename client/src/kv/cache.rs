@@ -5,7 +5,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use esker_rpc::proto::metapb::{Peer, Region, RegionEpoch};
+use esker_model::{KeyRange, Peer, Region};
 use parking_lot::RwLock;
 
 /// Regions that are remembered.
@@ -22,24 +22,12 @@ pub(super) struct Route {
 
 impl Route {
     pub(super) fn contains(&self, key: &[u8]) -> bool {
-        key >= self.region.start_key.as_ref() && self.is_below_end(key)
+        self.region.contains(key)
     }
 
     /// Whether keys just below `bound` belong to the region; an empty bound is above all keys.
     pub(super) fn contains_below(&self, bound: &[u8]) -> bool {
-        let end = &self.region.end_key;
-        if bound.is_empty() {
-            return end.is_empty();
-        }
-        bound > self.region.start_key.as_ref() && (end.is_empty() || bound <= end.as_ref())
-    }
-
-    fn is_below_end(&self, key: &[u8]) -> bool {
-        self.region.end_key.is_empty() || key < self.region.end_key.as_ref()
-    }
-
-    fn epoch(&self) -> RegionEpoch {
-        self.region.region_epoch.unwrap_or_default()
+        self.region.range.contains_below((!bound.is_empty()).then_some(bound))
     }
 }
 
@@ -74,12 +62,12 @@ impl RegionCache {
     pub(super) fn insert(&self, route: Route) -> Arc<Route> {
         let route = Arc::new(route);
         let mut routes = self.routes.write();
-        let overlapping = overlapping(&routes, &route.region);
+        let overlapping = overlapping(&routes, &route.region.range);
         let stale = overlapping.iter().any(|start| {
             let known = &routes[start];
             known.region.id == route.region.id
-                && (known.epoch().version > route.epoch().version
-                    || known.epoch().conf_ver > route.epoch().conf_ver)
+                && (known.region.epoch.version > route.region.epoch.version
+                    || known.region.epoch.conf_ver > route.region.epoch.conf_ver)
         });
         if stale {
             return route;
@@ -91,14 +79,14 @@ impl RegionCache {
             // Any will do, as long as it is cheap to find: what is needed comes back.
             routes.pop_first();
         }
-        routes.insert(route.region.start_key.clone(), Arc::clone(&route));
+        routes.insert(route.region.range.start().clone(), Arc::clone(&route));
         route
     }
 
     /// Forgets a route, unless something newer has taken its place.
     pub(super) fn remove(&self, route: &Arc<Route>) {
         let mut routes = self.routes.write();
-        let start = &route.region.start_key;
+        let start = route.region.range.start();
         if routes.get(start).is_some_and(|known| Arc::ptr_eq(known, route)) {
             routes.remove(start);
         }
@@ -125,7 +113,7 @@ impl RegionCache {
 
     fn redirect(&self, route: &Arc<Route>, leader: Peer, failures: usize) {
         let mut routes = self.routes.write();
-        if let Some(known) = routes.get_mut(&route.region.start_key)
+        if let Some(known) = routes.get_mut(route.region.range.start())
             && Arc::ptr_eq(known, route)
         {
             let region = route.region.clone();
@@ -135,44 +123,39 @@ impl RegionCache {
 }
 
 /// The start keys of all known regions that share a key with this one.
-fn overlapping(routes: &BTreeMap<Bytes, Arc<Route>>, region: &Region) -> Vec<Bytes> {
-    let end = if region.end_key.is_empty() {
-        Bound::Unbounded
-    } else {
-        Bound::Excluded(region.end_key.as_ref())
-    };
+fn overlapping(routes: &BTreeMap<Bytes, Arc<Route>>, range: &KeyRange) -> Vec<Bytes> {
+    let end = range.end().map_or(Bound::Unbounded, |end| Bound::Excluded(end.as_ref()));
     routes
         .range::<[u8], _>((Bound::Unbounded, end))
         .rev()
         // Going down from the end: the first that lies wholly below the region is the last.
-        .take_while(|(_, known)| {
-            let end = &known.region.end_key;
-            end.is_empty() || end > &region.start_key
-        })
+        .take_while(|(_, known)| known.region.range.is_above(range.start()))
         .map(|(start, _)| start.clone())
         .collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use esker_model::{Epoch, PeerId, RegionId, StoreId};
+    use esker_rpc::convert::bound;
+
     use super::*;
 
     fn route(id: u64, start: &'static str, end: &'static str, version: u64) -> Route {
         Route {
             region: Region {
-                id,
-                start_key: Bytes::from(start),
-                end_key: Bytes::from(end),
-                region_epoch: Some(RegionEpoch { conf_ver: 1, version }),
-                ..Default::default()
+                id: RegionId(id),
+                range: KeyRange::new(Bytes::from(start), bound(Bytes::from(end))).expect("a range"),
+                epoch: Epoch { conf_ver: 1, version },
+                peers: Vec::new(),
             },
-            leader: Peer { id: id * 10, store_id: 1, ..Default::default() },
+            leader: Peer::voter(PeerId(id * 10), StoreId(1)),
             failures: 0,
         }
     }
 
     fn id(route: Option<Arc<Route>>) -> Option<u64> {
-        route.map(|route| route.region.id)
+        route.map(|route| route.region.id.0)
     }
 
     #[test]
@@ -222,7 +205,7 @@ mod tests {
         cache.insert(route(1, "", "", 4));
         assert_eq!(id(cache.get(b"x")), None);
         let known = cache.get(b"a").expect("known");
-        assert_eq!(known.epoch().version, 5);
+        assert_eq!(known.region.epoch.version, 5);
     }
 
     #[test]
@@ -231,8 +214,8 @@ mod tests {
         let old = cache.insert(route(1, "", "", 1));
         cache.insert(route(1, "", "", 2));
         cache.remove(&old);
-        cache.set_leader(&old, Peer { id: 99, ..Default::default() });
+        cache.set_leader(&old, Peer::voter(PeerId(99), StoreId(1)));
         let known = cache.get(b"a").expect("still known");
-        assert_eq!((known.epoch().version, known.leader.id), (2, 10));
+        assert_eq!((known.region.epoch.version, known.leader.id), (2, PeerId(10)));
     }
 }

@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use esker_model::Region;
+use esker_rpc::convert::end_key;
 use esker_rpc::proto::kvrpcpb::*;
-use esker_rpc::proto::metapb::Region;
 use futures_util::{StreamExt, stream};
 
 use super::attempt::At;
@@ -182,7 +183,7 @@ impl KvClient {
             let wanted = (limit - pairs.len() as u32).min(MAX_SCAN_BATCH);
             let request = |route: &Route| RawScanRequest {
                 start_key: cursor.clone(),
-                end_key: lower_end(&end, &route.region.end_key),
+                end_key: lower_end(&end, &end_key(&route.region.range)),
                 limit: wanted,
                 ..Default::default()
             };
@@ -192,8 +193,10 @@ impl KvClient {
             let last = answer.kvs.last().map(|pair| pair.key.clone());
             pairs.extend(answer.kvs.into_iter().map(|pair| (pair.key, pair.value)));
             cursor = match last {
-                _ if region_done && route.region.end_key.is_empty() => break,
-                _ if region_done => route.region.end_key.clone(),
+                _ if region_done => match route.region.range.end() {
+                    Some(end) => end.clone(),
+                    None => break,
+                },
                 Some(last) => after(&last),
                 None => break,
             };
@@ -216,7 +219,7 @@ impl KvClient {
             let wanted = (limit - pairs.len() as u32).min(MAX_SCAN_BATCH);
             let request = |route: &Route| RawScanRequest {
                 start_key: cursor.clone(),
-                end_key: end.clone().max(route.region.start_key.clone()),
+                end_key: end.clone().max(route.region.range.start().clone()),
                 limit: wanted,
                 reverse: true,
                 ..Default::default()
@@ -226,7 +229,7 @@ impl KvClient {
             let last = answer.kvs.last().map(|pair| pair.key.clone());
             pairs.extend(answer.kvs.into_iter().map(|pair| (pair.key, pair.value)));
             cursor = match last {
-                _ if region_done => route.region.start_key.clone(),
+                _ if region_done => route.region.range.start().clone(),
                 Some(last) => last,
                 None => break,
             };
@@ -251,7 +254,7 @@ impl KvClient {
         while end.is_empty() || cursor < end {
             let request = |route: &Route| RawDeleteRangeRequest {
                 start_key: cursor.clone(),
-                end_key: lower_end(&end, &route.region.end_key),
+                end_key: lower_end(&end, &end_key(&route.region.range)),
                 ..Default::default()
             };
             let (route, _) =
@@ -259,11 +262,9 @@ impl KvClient {
                     true => unknown(RawDeleteRangeRequest::CALL, &cursor, error),
                     false => error,
                 })?;
-            if route.region.end_key.is_empty() {
-                break;
-            }
+            let Some(reached) = route.region.range.end() else { break };
             begun = true;
-            cursor = route.region.end_key.clone();
+            cursor = reached.clone();
         }
         Ok(())
     }
@@ -290,18 +291,20 @@ impl KvClient {
                 let inside = left.iter().take_while(|key| route.contains(key)).count();
                 let split_keys: Vec<Bytes> = left[..inside]
                     .iter()
-                    .filter(|key| **key != route.region.start_key)
+                    .filter(|key| *key != route.region.range.start())
                     .cloned()
                     .collect();
                 if split_keys.is_empty() {
-                    return Ok((inside, Vec::new()));
+                    return Ok((inside, Vec::<Region>::new()));
                 }
                 let request =
                     SplitRegionRequest { split_keys, is_raw_kv: true, ..Default::default() };
                 let timeout = attempts.timeout();
                 let answer = self.attempt(&route, &key, request, timeout, &mut fence).await?;
                 self.shared.cache.remove(&route);
-                Ok::<_, Failure>((inside, answer.regions))
+                // A part that cannot be read is one that the answer leaves out.
+                let made = answer.regions.into_iter().filter_map(|made| made.try_into().ok());
+                Ok::<_, Failure>((inside, made.collect()))
             };
             let ended = match asked.await {
                 Ok((inside, made)) => {

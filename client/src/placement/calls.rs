@@ -3,13 +3,15 @@
 use std::ops::Range;
 
 use bytes::Bytes;
+use esker_model::{DownPeer, KeyRange, NewRegion, Peer, PeerId, Region, Timestamp};
+use esker_rpc::convert::{down_peers, end_key, optional_peer};
 use esker_rpc::proto::esker::placement_admin_client::PlacementAdminClient;
 use esker_rpc::proto::esker::{StoreState, StoreStatesRequest, StoreStatesResponse};
 use esker_rpc::proto::keyspacepb::keyspace_client::KeyspaceClient;
 use esker_rpc::proto::keyspacepb::{KeyspaceMeta, LoadKeyspaceRequest, LoadKeyspaceResponse};
-use esker_rpc::proto::metapb::{Peer, Region, Store};
+use esker_rpc::proto::metapb::{self, Store};
 use esker_rpc::proto::pdpb::pd_client::PdClient;
-use esker_rpc::proto::pdpb::*;
+use esker_rpc::proto::pdpb::{self, *};
 use esker_rpc::server::MAX_MESSAGE_BYTES;
 
 use super::{Answered, PlacementClient};
@@ -20,12 +22,12 @@ use crate::error::ClientError;
 pub struct RegionInfo {
     /// Its range, epoch and peers.
     pub region: Region,
-    /// The peer that leads. A placement driver may also name none by a peer with the id 0.
+    /// The peer that leads, where placement knows it.
     pub leader: Option<Peer>,
-    /// The peers that the leader has not heard from, and for how many seconds.
-    pub down_peers: Vec<PeerStats>,
+    /// The peers that the leader has not heard from.
+    pub down: Vec<DownPeer>,
     /// The peers that still have to catch up with the leader's log.
-    pub pending_peers: Vec<Peer>,
+    pub pending: Vec<PeerId>,
 }
 
 macro_rules! answered {
@@ -91,8 +93,8 @@ impl PlacementClient {
 
     /// Makes the cluster: its first store, and the region that covers everything. Refused with
     /// `AlreadyBootstrapped` if another store, or an earlier attempt of ours, was first.
-    pub async fn bootstrap(&self, store: Store, region: Region) -> Result<(), ClientError> {
-        let (store, region) = (Some(store), Some(region));
+    pub async fn bootstrap(&self, store: Store, region: &Region) -> Result<(), ClientError> {
+        let (store, region) = (Some(store), Some(metapb::Region::from(region)));
         call!(self, PdClient::bootstrap, BootstrapRequest { store: store, region: region }).await?;
         Ok(())
     }
@@ -104,7 +106,7 @@ impl PlacementClient {
         let end = answer.id + 1;
         let first = end.checked_sub(u64::from(count)).filter(|first| *first > 0);
         let problem = "ids from before the first";
-        let start = first.ok_or(ClientError::PlacementAnswer { call: "alloc_id", problem })?;
+        let start = first.ok_or(wrong("alloc_id", problem))?;
         Ok(start..end)
     }
 
@@ -119,8 +121,8 @@ impl PlacementClient {
     /// A timestamp no newer than any that will be handed out.
     pub async fn min_ts(&self) -> Result<Timestamp, ClientError> {
         let answer = call!(self, PdClient::get_min_ts, GetMinTsRequest {}).await?;
-        let problem = "no timestamp";
-        answer.timestamp.ok_or(ClientError::PlacementAnswer { call: "get_min_ts", problem })
+        let timestamp = answer.timestamp.ok_or_else(|| wrong("get_min_ts", "no timestamp"))?;
+        Timestamp::try_from(timestamp).map_err(|error| wrong("get_min_ts", error))
     }
 
     /// Adds a store or updates what is known of it.
@@ -181,14 +183,14 @@ impl PlacementClient {
     pub async fn region_by_key(&self, key: Bytes) -> Result<Option<RegionInfo>, ClientError> {
         let answer =
             call!(self, PdClient::get_region, GetRegionRequest { region_key: key }).await?;
-        Ok(RegionInfo::from_response(answer))
+        RegionInfo::from_response("get_region", answer)
     }
 
     /// The region before the one that holds a key; `None` for the first.
     pub async fn previous_region(&self, key: Bytes) -> Result<Option<RegionInfo>, ClientError> {
         let answer =
             call!(self, PdClient::get_prev_region, GetRegionRequest { region_key: key }).await?;
-        Ok(RegionInfo::from_response(answer))
+        RegionInfo::from_response("get_prev_region", answer)
     }
 
     /// The region with an id; `None` if its leader has not reported one.
@@ -196,39 +198,44 @@ impl PlacementClient {
         let answer =
             call!(self, PdClient::get_region_by_id, GetRegionByIdRequest { region_id: id }).await;
         match answer {
-            Ok(answer) => Ok(RegionInfo::from_response(answer)),
+            Ok(answer) => RegionInfo::from_response("get_region_by_id", answer),
             // Nobody has reported a region of that id.
             Err(ClientError::PlacementRefused { kind: ErrorType::RegionNotFound, .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// Regions in key order from the one that holds `start`, up to `end` (exclusive; empty means
-    /// the last) and at most `limit` (0 means all).
+    /// The regions that hold keys of `range`, in key order, and at most `limit` of them (0 means
+    /// all).
     pub async fn scan_regions(
         &self,
-        start: Bytes,
-        end: Bytes,
+        range: &KeyRange,
         limit: u32,
     ) -> Result<Vec<RegionInfo>, ClientError> {
         let limit = i32::try_from(limit).unwrap_or(i32::MAX);
+        let (start, end) = (range.start().clone(), end_key(range));
         let answer = call!(
             self,
             PdClient::scan_regions,
             ScanRegionsRequest { start_key: start, end_key: end, limit: limit }
         )
         .await?;
-        Ok(answer.regions.into_iter().filter_map(RegionInfo::from_region).collect())
+        let found = answer.regions.into_iter().filter_map(|found| {
+            let pdpb::Region { region, leader, down_peers, pending_peers } = found;
+            let region = region?;
+            Some(RegionInfo::read("scan_regions", region, leader, down_peers, &pending_peers))
+        });
+        found.collect()
     }
 
     /// Ids for a region's split into `count` more.
     pub async fn ask_batch_split(
         &self,
-        region: Region,
+        region: &Region,
         count: u32,
         reason: SplitReason,
-    ) -> Result<Vec<SplitId>, ClientError> {
-        let (region, reason) = (Some(region), i32::from(reason));
+    ) -> Result<Vec<NewRegion>, ClientError> {
+        let (region, reason) = (Some(metapb::Region::from(region)), i32::from(reason));
         let answer = call!(
             self,
             PdClient::ask_batch_split,
@@ -237,13 +244,15 @@ impl PlacementClient {
         .await?;
         if answer.ids.len() != count as usize {
             let problem = "another number of ids than was asked for";
-            return Err(ClientError::PlacementAnswer { call: "ask_batch_split", problem });
+            return Err(wrong("ask_batch_split", problem));
         }
-        Ok(answer.ids)
+        let ids = answer.ids.into_iter().map(NewRegion::try_from);
+        ids.collect::<Result<_, _>>().map_err(|error| wrong("ask_batch_split", error))
     }
 
     /// Tells what came of a split.
-    pub async fn report_batch_split(&self, regions: Vec<Region>) -> Result<(), ClientError> {
+    pub async fn report_batch_split(&self, regions: &[Region]) -> Result<(), ClientError> {
+        let regions: Vec<metapb::Region> = regions.iter().map(Into::into).collect();
         call!(self, PdClient::report_batch_split, ReportBatchSplitRequest { regions: regions })
             .await?;
         Ok(())
@@ -289,22 +298,34 @@ impl PlacementClient {
     }
 }
 
+/// An answer that makes no sense.
+pub(super) fn wrong(call: &'static str, problem: impl ToString) -> ClientError {
+    ClientError::PlacementAnswer { call, problem: problem.to_string() }
+}
+
 impl RegionInfo {
-    fn from_response(answer: GetRegionResponse) -> Option<Self> {
-        Some(RegionInfo {
-            region: answer.region?,
-            leader: answer.leader,
-            down_peers: answer.down_peers,
-            pending_peers: answer.pending_peers,
-        })
+    fn from_response(
+        call: &'static str,
+        answer: GetRegionResponse,
+    ) -> Result<Option<Self>, ClientError> {
+        let GetRegionResponse { region, leader, down_peers, pending_peers, .. } = answer;
+        let found =
+            region.map(|region| RegionInfo::read(call, region, leader, down_peers, &pending_peers));
+        found.transpose()
     }
 
-    fn from_region(found: esker_rpc::proto::pdpb::Region) -> Option<Self> {
-        Some(RegionInfo {
-            region: found.region?,
-            leader: found.leader,
-            down_peers: found.down_peers,
-            pending_peers: found.pending_peers,
+    fn read(
+        call: &'static str,
+        region: metapb::Region,
+        leader: Option<metapb::Peer>,
+        down: Vec<PeerStats>,
+        pending: &[metapb::Peer],
+    ) -> Result<Self, ClientError> {
+        Ok(RegionInfo {
+            region: region.try_into().map_err(|error| wrong(call, error))?,
+            leader: optional_peer(leader).map_err(|error| wrong(call, error))?,
+            down: down_peers(down),
+            pending: pending.iter().map(|peer| PeerId(peer.id)).collect(),
         })
     }
 }

@@ -7,11 +7,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use esker_model::{Order, RegionReport};
 use esker_rpc::backoff::Backoff;
 use esker_rpc::channel;
+use esker_rpc::convert;
 use esker_rpc::members::BEAT_INTERVAL;
+use esker_rpc::proto::pdpb::RegionHeartbeatRequest;
 use esker_rpc::proto::pdpb::pd_client::PdClient;
-use esker_rpc::proto::pdpb::{RegionHeartbeatRequest, RegionHeartbeatResponse};
 use esker_rpc::repeat::Repeated;
 use futures_util::StreamExt;
 use parking_lot::Mutex;
@@ -44,9 +46,9 @@ impl PlacementClient {
     /// when either channel is closed.
     pub fn region_heartbeats(
         &self,
-        outgoing: mpsc::Receiver<RegionHeartbeatRequest>,
+        outgoing: mpsc::Receiver<RegionReport>,
         opened: impl Fn() + Send + Sync + 'static,
-    ) -> mpsc::Receiver<RegionHeartbeatResponse> {
+    ) -> mpsc::Receiver<Order> {
         let (steps, incoming) = mpsc::channel(MAX_WAITING_STEPS);
         tokio::spawn(run(Arc::clone(&self.shared), outgoing, steps, opened));
         incoming
@@ -62,8 +64,8 @@ enum End {
 
 async fn run(
     shared: Arc<Shared>,
-    mut outgoing: mpsc::Receiver<RegionHeartbeatRequest>,
-    steps: mpsc::Sender<RegionHeartbeatResponse>,
+    mut outgoing: mpsc::Receiver<RegionReport>,
+    steps: mpsc::Sender<Order>,
     opened: impl Fn() + Send + Sync + 'static,
 ) {
     let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
@@ -130,22 +132,17 @@ async fn silence(shared: &Shared, current: &Current, heard: &Mutex<Instant>) -> 
     }
 }
 
-/// A leader's word that it is there.
-fn is_beat(response: &RegionHeartbeatResponse) -> bool {
-    response.region_id == 0
-}
-
 async fn converse(
     shared: &Shared,
     channel: tonic::transport::Channel,
-    outgoing: &mut mpsc::Receiver<RegionHeartbeatRequest>,
-    steps: &mpsc::Sender<RegionHeartbeatResponse>,
+    outgoing: &mut mpsc::Receiver<RegionReport>,
+    steps: &mpsc::Sender<Order>,
     opened: &(impl Fn() + Send + Sync),
     mut judged: impl FnMut(Result<(), (u64, ClientError)>),
 ) -> End {
-    let stamp = |mut heartbeat: RegionHeartbeatRequest| {
-        heartbeat.header = Some(shared.header());
-        heartbeat
+    let stamp = |report: RegionReport| RegionHeartbeatRequest {
+        header: Some(shared.header()),
+        ..report.into()
     };
     let (requests, stream) = mpsc::channel(HEARTBEATS_AHEAD);
     let mut client = PdClient::new(channel);
@@ -179,11 +176,15 @@ async fn converse(
                     continue;
                 }
             }
-            if is_beat(&response) {
-                continue;
-            }
-            if steps.send(response).await.is_err() {
-                return End::Done;
+            match convert::order(response) {
+                Ok(Some(order)) => {
+                    if steps.send(order).await.is_err() {
+                        return End::Done;
+                    }
+                }
+                // A leader's word that it is there.
+                Ok(None) => {}
+                Err(error) => tracing::debug!(%error, "an order that no store carries out"),
             }
         }
     };

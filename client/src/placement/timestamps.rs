@@ -3,15 +3,17 @@
 use std::sync::Weak;
 use std::time::Instant;
 
+use esker_model::Timestamp;
 use esker_rpc::backoff::Backoff;
 use esker_rpc::channel;
 use esker_rpc::proto::pdpb::pd_client::PdClient;
-use esker_rpc::proto::pdpb::{Timestamp, TsoRequest, TsoResponse};
+use esker_rpc::proto::pdpb::{TsoRequest, TsoResponse};
 use futures_util::StreamExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
+use super::calls::wrong;
 use super::{Attempt, FIRST_RETRY, LONGEST_RETRY, Shared};
 use crate::error::ClientError;
 
@@ -84,11 +86,12 @@ async fn serve(shared: &Shared, open: &mut Option<Open>, count: u32, batch: Vec<
     match request(shared, open, count).await {
         Ok(last) => {
             // The batch is dealt out from its first timestamp on, each caller's last one given.
-            let mut logical = last.logical - i64::from(count);
+            let mut logical = last.logical() - (u64::from(count) - 1);
             for wanted in batch {
-                logical += i64::from(wanted.count);
+                let own = Timestamp::new(last.physical(), logical + u64::from(wanted.count) - 1);
+                logical += u64::from(wanted.count);
                 // A caller that has given up does not mind.
-                let _ = wanted.answer.send(Ok(Timestamp { logical, ..last }));
+                let _ = wanted.answer.send(Ok(own));
             }
         }
         Err(error) => {
@@ -150,10 +153,11 @@ async fn ask(shared: &Shared, stream: &mut Open, count: u32) -> Result<Timestamp
         None => return Err(ended()),
     };
     shared.judge("tso", response.header.as_ref())?;
-    let wrong = |problem| Attempt::Final(ClientError::PlacementAnswer { call: "tso", problem });
-    let last = response.timestamp.ok_or_else(|| wrong("no timestamp"))?;
-    if response.count != count || last.logical + 1 < i64::from(count) {
-        return Err(wrong("another number of timestamps than was asked for"));
+    let wrong = |problem: String| Attempt::Final(wrong("tso", problem));
+    let last = response.timestamp.ok_or_else(|| wrong("no timestamp".into()))?;
+    let last = Timestamp::try_from(last).map_err(|error| wrong(error.to_string()))?;
+    if response.count != count || last.logical() + 1 < u64::from(count) {
+        return Err(wrong("another number of timestamps than was asked for".into()));
     }
     Ok(last)
 }

@@ -8,7 +8,6 @@ use bytes::Bytes;
 use esker_client::ClientError;
 use esker_client::admin::{MemberState, SplitAt};
 use esker_rpc::proto::{errorpb, esker as wire};
-
 use fake::{Script, peer, region, serve};
 
 /// Longer than a transfer takes here.
@@ -41,7 +40,7 @@ async fn more_regions_than_one_page_are_listed_once_and_in_order() {
         .collect();
     let (admin, script) = serve(Script { regions, ..Script::default() }).await;
     let listed = admin.regions().await.expect("the cluster answers");
-    assert!(listed.iter().map(|found| found.region.id).eq(1..=2_500));
+    assert!(listed.iter().map(|found| found.region.id.0).eq(1..=2_500));
     assert_eq!(script.lock().scans, 3);
 }
 
@@ -49,7 +48,7 @@ async fn more_regions_than_one_page_are_listed_once_and_in_order() {
 async fn a_split_at_keys_answers_the_regions_that_came_of_it() {
     let (admin, _) = serve(one_region()).await;
     let parts = admin.split_region(2, &keys(&["m", "t"])).await.expect("the leader agrees");
-    let starts: Vec<_> = parts.into_iter().map(|region| region.start_key).collect();
+    let starts: Vec<_> = parts.into_iter().map(|region| region.range.start().clone()).collect();
     assert_eq!(starts, ["g", "m", "t"]);
 }
 
@@ -129,5 +128,5 @@ async fn members_and_timestamps_come_from_the_cluster() {
     assert!(members.len() == 1 && members[0].leads, "{members:?}");
     assert_eq!(members[0].state, MemberState::Silent, "it does not say how it is");
     let timestamp = admin.placement().tso(1).await.expect("the cluster answers");
-    assert_eq!((timestamp.physical, timestamp.logical), (1_000, 9));
+    assert_eq!((timestamp.physical(), timestamp.logical()), (1_000, 9));
 }

@@ -149,7 +149,7 @@ async fn regions_are_split_at_the_keys_given_and_at_none_twice() {
     let cluster = Cluster::start().await;
     let keys = vec!["b".into(), "c".into(), "d".into(), "x".into(), "".into()];
     let regions = cluster.client.split_region(keys.clone()).await.expect("split");
-    let starts: Vec<Bytes> = regions.iter().map(|region| region.start_key.clone()).collect();
+    let starts: Vec<Bytes> = regions.iter().map(|region| region.range.start().clone()).collect();
     assert_eq!(starts, ["", "b", "c", "t", "x"]);
     assert_eq!(cluster.client.split_region(keys).await.expect("nothing to do"), []);
     cluster.client.batch_put(six()).await.expect("written in the new regions");

@@ -8,8 +8,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use esker_client::placement::NOT_LEADER;
 use esker_client::{ClientError, PlacementClient};
+use esker_model::{
+    Epoch, KeyRange, Peer, PeerId, Region, RegionId, RegionReport, StoreId, Traffic,
+};
 use esker_rpc::members::BEAT_INTERVAL;
-use esker_rpc::proto::metapb::{Region, Store};
+use esker_rpc::proto::metapb::Store;
 use esker_rpc::proto::pdpb::pd_server::{Pd, PdServer};
 use esker_rpc::proto::pdpb::{self, *};
 use esker_rpc::server::MAX_MESSAGE_BYTES;
@@ -29,6 +32,26 @@ pub const CLUSTER: u64 = 4242;
 
 /// How long anything may take while a member is silent and another one leads.
 const WITHIN: Duration = Duration::from_secs(3);
+
+/// A report of this region by its only peer.
+fn report(region: u64) -> RegionReport {
+    let leader = Peer::voter(PeerId(region + 1), StoreId(1));
+    RegionReport {
+        region: Region {
+            id: RegionId(region),
+            range: KeyRange::all(),
+            epoch: Epoch::FIRST,
+            peers: vec![leader],
+        },
+        leader,
+        term: None,
+        down: Vec::new(),
+        pending: Vec::new(),
+        traffic: Traffic::default(),
+        approximate_size: 0,
+        approximate_keys: 0,
+    }
+}
 
 /// What the members of one placement driver agree on.
 pub struct Members {
@@ -256,10 +279,19 @@ impl Pd for FakeMember {
                     let _ = responses.send(Err(status)).await;
                     return;
                 }
-                let region_id = request.region.map_or(0, |region| region.id);
-                let _ = member.members.heartbeats.send((member.index, region_id));
-                let header = member.header();
-                let step = RegionHeartbeatResponse { header, region_id, ..Default::default() };
+                let region = request.region.unwrap_or_default();
+                let _ = member.members.heartbeats.send((member.index, region.id));
+                let step = RegionHeartbeatResponse {
+                    header: member.header(),
+                    region_id: region.id,
+                    region_epoch: region.region_epoch,
+                    target_peer: request.leader,
+                    transfer_leader: Some(pdpb::TransferLeader {
+                        peer: request.leader,
+                        peers: Vec::new(),
+                    }),
+                    ..Default::default()
+                };
                 if responses.send(Ok(step)).await.is_err() {
                     return;
                 }
@@ -359,7 +391,7 @@ async fn calls_follow_the_leader_when_it_changes_and_when_it_dies() {
 async fn a_refusal_is_told_with_its_kind_and_not_repeated() {
     let placement = Placement::start(&World::new(1), 1).await;
     let client = placement.connect().await;
-    let refused = client.bootstrap(Store::default(), Region::default()).await;
+    let refused = client.bootstrap(Store::default(), &report(1).region).await;
     match refused.expect_err("refused") {
         ClientError::PlacementRefused { kind, message, .. } => {
             assert_eq!(kind, ErrorType::AlreadyBootstrapped);
@@ -378,20 +410,20 @@ async fn timestamps_are_unique_and_grow_though_callers_share_requests() {
     let client = placement.connect().await;
     let ask = |count: u32| {
         let client = client.clone();
-        async move { (count, client.tso(count).await.expect("a timestamp").logical) }
+        async move { (count, client.tso(count).await.expect("a timestamp").logical()) }
     };
     let calls = (0..CALLERS).map(|caller| ask(1 + (caller % 3) as u32));
     let mut answers = futures_util::future::join_all(calls).await;
     answers.sort_by_key(|(_, last)| *last);
     let mut before = 0;
     for (count, last) in answers {
-        assert!(last - i64::from(count) >= before, "{last} overlaps with {before}");
+        assert!(last + 1 - u64::from(count) > before, "{last} overlaps with {before}");
         before = last;
     }
     let requests = *placement.members.tso_requests.lock();
     assert!(requests < CALLERS / 2, "{requests} requests for {CALLERS} callers");
     placement.elect(1);
-    assert!(client.tso(1).await.expect("from the next leader").logical > before);
+    assert!(client.tso(1).await.expect("from the next leader").logical() > before);
 }
 
 #[tokio::test]
@@ -403,12 +435,8 @@ async fn heartbeats_go_on_to_the_next_leader_and_bring_back_its_steps() {
     let mut steps = client.region_heartbeats(outgoing, move || {
         let _ = opened.send(());
     });
-    let heartbeat = |id| RegionHeartbeatRequest {
-        region: Some(Region { id, ..Default::default() }),
-        ..Default::default()
-    };
-    heartbeats.send(heartbeat(7)).await.expect("open");
-    assert_eq!(soon("a step", steps.recv()).await.map(|step| step.region_id), Some(7));
+    heartbeats.send(report(7)).await.expect("open");
+    assert_eq!(soon("a step", steps.recv()).await.map(|step| step.region.0), Some(7));
     assert_eq!(placement.heartbeats.recv().await, Some((0, 7)));
     assert_eq!(opens.recv().await, Some(()), "the first stream is told of");
     placement.elect(1);
@@ -419,8 +447,8 @@ async fn heartbeats_go_on_to_the_next_leader_and_bring_back_its_steps() {
     let reaching = async {
         loop {
             tokio::select! {
-                step = steps.recv() => return step.map(|step| step.region_id),
-                _ = again.tick() => heartbeats.send(heartbeat(8)).await.expect("open"),
+                step = steps.recv() => return step.map(|step| step.region.0),
+                _ = again.tick() => heartbeats.send(report(8)).await.expect("open"),
             }
         }
     };
@@ -439,13 +467,14 @@ async fn regions_are_found_by_key_by_what_is_before_and_in_order() {
     let placement = Placement::start(&world, 1).await;
     let client = placement.connect().await;
     let found = client.region_by_key(Bytes::from("h")).await.expect("answered").expect("found");
-    assert_eq!(found.region.start_key, "g");
-    assert_eq!(found.leader.map(|leader| leader.store_id), Some(2));
+    assert_eq!(found.region.range.start(), "g");
+    assert_eq!(found.leader.map(|leader| leader.store.0), Some(2));
     let before = client.previous_region(Bytes::from("h")).await.expect("answered").expect("found");
-    assert_eq!(before.region.end_key, "g");
+    assert_eq!(before.region.range.end(), Some(&Bytes::from("g")));
     assert_eq!(client.previous_region(Bytes::from("a")).await.expect("answered"), None);
-    let all = client.scan_regions(Bytes::new(), Bytes::new(), 0).await.expect("answered");
-    let starts: Vec<Bytes> = all.into_iter().map(|info| info.region.start_key).collect();
+    let all = client.scan_regions(&KeyRange::all(), 0).await.expect("answered");
+    let starts: Vec<Bytes> =
+        all.into_iter().map(|info| info.region.range.start().clone()).collect();
     assert_eq!(starts, ["", "g", "p"]);
     let missing = client.get_store(9).await.expect_err("no such store");
     assert!(matches!(missing, ClientError::NoStore { store: 9 }), "{missing}");
@@ -526,11 +555,10 @@ async fn everything_leaves_a_leader_that_is_silent_for_the_one_that_took_its_pla
     let _steps = client.region_heartbeats(outgoing, move || {
         let _ = opened.send(());
     });
-    let region = Some(Region { id: 7, ..Default::default() });
-    heartbeats.send(RegionHeartbeatRequest { region, ..Default::default() }).await.expect("open");
+    heartbeats.send(report(7)).await.expect("open");
     assert_eq!(placement.heartbeats.recv().await, Some((0, 7)));
     assert_eq!(opens.recv().await, Some(()));
-    assert!(client.tso(1).await.expect("a timestamp").logical > 0);
+    assert!(client.tso(1).await.expect("a timestamp").logical() > 0);
 
     placement.freeze(0);
     let asked = async {
@@ -547,7 +575,7 @@ async fn everything_leaves_a_leader_that_is_silent_for_the_one_that_took_its_pla
     };
     let (ids, timestamp) = in_time("calls are answered", asked).await;
     assert_eq!(ids.expect("of the next leader"), 101..102);
-    assert!(timestamp.expect("of the next leader").logical > 1);
+    assert!(timestamp.expect("of the next leader").logical() > 1);
     assert_eq!(client.leader_address(), placement.endpoint(1));
     in_time("the next leader is to hear of all regions", opens.recv()).await;
 
@@ -568,12 +596,8 @@ async fn a_leader_that_was_silent_for_a_moment_keeps_its_clients() {
     let mut steps = client.region_heartbeats(outgoing, move || {
         let _ = opened.send(());
     });
-    let heartbeat = || RegionHeartbeatRequest {
-        region: Some(Region { id: 7, ..Default::default() }),
-        ..Default::default()
-    };
-    heartbeats.send(heartbeat()).await.expect("open");
-    assert_eq!(soon("a step", steps.recv()).await.map(|step| step.region_id), Some(7));
+    heartbeats.send(report(7)).await.expect("open");
+    assert_eq!(soon("a step", steps.recv()).await.map(|step| step.region.0), Some(7));
     placement.freeze(0);
     // Long enough that others are asked who leads.
     let waiting = async {
@@ -585,8 +609,8 @@ async fn a_leader_that_was_silent_for_a_moment_keeps_its_clients() {
         tokio::join!(answered, thawing).0
     };
     assert_eq!(in_time("it answers late", waiting).await.expect("ids"), 101..102);
-    heartbeats.send(heartbeat()).await.expect("open");
-    assert_eq!(soon("a step", steps.recv()).await.map(|step| step.region_id), Some(7));
+    heartbeats.send(report(7)).await.expect("open");
+    assert_eq!(soon("a step", steps.recv()).await.map(|step| step.region.0), Some(7));
     assert_eq!(opens.recv().await, Some(()));
     assert!(opens.try_recv().is_err(), "the stream is the same");
 }
@@ -641,8 +665,7 @@ async fn a_connection_that_is_dead_at_one_end_is_replaced() {
     let _steps = client.region_heartbeats(outgoing, move || {
         let _ = opened.send(());
     });
-    let region = Some(Region { id: 7, ..Default::default() });
-    heartbeats.send(RegionHeartbeatRequest { region, ..Default::default() }).await.expect("open");
+    heartbeats.send(report(7)).await.expect("open");
     assert_eq!(opens.recv().await, Some(()));
     assert_eq!(client.alloc_id(1).await.expect("ids"), 101..102);
     relay.hang();

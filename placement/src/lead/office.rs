@@ -125,7 +125,7 @@ async fn take_office(shared: &Shared, term: u64) -> Result<Lead, OfficeError> {
     windows.are_durable(&mut counters);
     shared.set_cluster_id(cluster_id);
 
-    let now = shared.clock.now();
+    let now = shared.clock.awake();
     let mut stores = StoreMap::default();
     let newest_ms = durable.stores.iter().map(convert::last_heartbeat_ms).max().unwrap_or_default();
     for store in durable.stores {
@@ -244,7 +244,7 @@ async fn schedule(shared: &Shared, lead: &Lead) {
         if !lead.is_bootstrapped() || !lead.is_current() {
             continue;
         }
-        let orders = lead.cluster.write().tick(lead.clock.now(), &mut || lead.fresh_peer());
+        let orders = lead.cluster.write().tick(lead.clock.awake(), &mut || lead.fresh_peer());
         lead.tell(orders);
         let cluster = lead.cluster.read();
         metrics::gauge!("esker_placement_regions").set(cluster.regions.len() as f64);

@@ -17,24 +17,12 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use esker_model::{Epoch, KeyRange, RegionId, RegionReport, StoreId, Time, may_follow};
 use thiserror::Error;
-
-use crate::types::{Epoch, Moment, Region, RegionId, RegionReport, StoreId};
 
 /// How long a report holds its range against others without being repeated: three
 /// times what leaders take to say the same again.
 pub const CLAIM_MS: u64 = 30_000;
-/// How far a region's epoch may be ahead of what is known: so often does nothing
-/// change between two reports.
-pub const MAX_EPOCH_LEAP: u64 = 1 << 32;
-
-/// A half-open range of keys; an empty end means no upper bound.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeyRange {
-    pub start: Bytes,
-    pub end: Bytes,
-}
-
 /// A report that is older than what the map knows.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error(
@@ -61,27 +49,6 @@ pub enum RefusedReport {
     Impossible { region: RegionId, reported: Epoch, known_region: RegionId, known: Epoch },
 }
 
-/// Whether `newer` can be what became of a part of `known`.
-///
-/// Regions are split and never joined, so that whatever comes later lies inside of
-/// what was there before: a region keeps its range until its version rises, and is
-/// smaller then; another region that has a part of the range came out of it, with a
-/// higher version. Whoever makes regions grow extends this rule.
-pub fn may_follow(known: &Region, newer: &Region) -> bool {
-    let leap = |old: u64, new: u64| new.saturating_sub(old) <= MAX_EPOCH_LEAP;
-    let is_inside = newer.start >= known.start
-        && (known.end.is_empty() || (!newer.end.is_empty() && newer.end <= known.end));
-    if !is_inside || !leap(known.epoch.version, newer.epoch.version) {
-        return false;
-    }
-    if newer.id != known.id {
-        return newer.epoch.version > known.epoch.version;
-    }
-    let is_same = newer.start == known.start && newer.end == known.end;
-    let is_of_same_version = newer.epoch.version == known.epoch.version;
-    is_same == is_of_same_version && leap(known.epoch.conf_ver, newer.epoch.conf_ver)
-}
-
 /// A part of an asked range that no known region covers.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("no region is known for the keys from {}", esker_rpc::display_key(from))]
@@ -105,19 +72,19 @@ pub struct RegionMap {
     by_start: BTreeMap<Bytes, RegionId>,
     loads: BTreeMap<StoreId, StoreLoad>,
     /// When each region was last reported.
-    heard: HashMap<RegionId, Moment>,
-    now: Moment,
+    heard: HashMap<RegionId, Time>,
+    now: Time,
 }
 
 impl RegionMap {
     /// The moment at which the next reports come.
-    pub fn advance(&mut self, now: Moment) {
+    pub fn advance(&mut self, now: Time) {
         self.now = self.now.max(now);
     }
 
     /// Whether a region was reported so lately that its report counts against others.
     fn holds(&self, id: RegionId) -> bool {
-        self.heard.get(&id).is_some_and(|heard| self.now.since(*heard) < CLAIM_MS)
+        self.heard.get(&id).is_some_and(|heard| self.now.millis_since(*heard) < CLAIM_MS)
     }
 
     /// Takes in what a leader reports; answers the regions that it displaced.
@@ -128,7 +95,7 @@ impl RegionMap {
             let is_older = new.version < old.version || new.conf_ver < old.conf_ver;
             // At one epoch only the term tells a deposed leader from its successor.
             let is_deposed =
-                new == old && report.term != 0 && known.term != 0 && report.term < known.term;
+                new == old && report.term.zip(known.term).is_some_and(|(new, old)| new < old);
             if is_older || is_deposed {
                 return Err(self.stale(&report, region.id).into());
             }
@@ -136,7 +103,7 @@ impl RegionMap {
                 return Err(self.impossible(&report, region.id));
             }
         }
-        let overlapping = self.overlapping(&region.start, &region.end);
+        let overlapping = self.overlapping(&region.range);
         for id in overlapping.iter().filter(|id| **id != region.id && self.holds(**id)) {
             let known = &self.by_id[id].region;
             if known.epoch.version > region.epoch.version {
@@ -184,7 +151,7 @@ impl RegionMap {
             load.size = load.size.saturating_add(report.approximate_size);
         }
         self.loads.entry(report.leader.store).or_default().leaders.insert(id);
-        self.by_start.insert(report.region.start.clone(), id);
+        self.by_start.insert(report.region.range.start().clone(), id);
         self.by_id.insert(id, Arc::new(report));
     }
 
@@ -193,7 +160,7 @@ impl RegionMap {
             return;
         };
         self.heard.remove(&id);
-        self.by_start.remove(&known.region.start);
+        self.by_start.remove(known.region.range.start());
         for peer in &known.region.peers {
             if let Some(load) = self.loads.get_mut(&peer.store) {
                 load.replicas.remove(&id);
@@ -205,10 +172,10 @@ impl RegionMap {
         }
     }
 
-    /// Ids of the regions that share a key with `[start, end)`, in key order.
-    fn overlapping(&self, start: &[u8], end: &[u8]) -> Vec<RegionId> {
-        self.starting_at(start)
-            .take_while(|report| end.is_empty() || report.region.start.as_ref() < end)
+    /// Ids of the regions that share a key with `range`, in key order.
+    fn overlapping(&self, range: &KeyRange) -> Vec<RegionId> {
+        self.starting_at(range.start())
+            .take_while(|report| range.is_above(report.region.range.start()))
             .map(|report| report.region.id)
             .collect()
     }
@@ -217,8 +184,9 @@ impl RegionMap {
     /// next one.
     fn starting_at<'a>(&'a self, key: &'a [u8]) -> impl Iterator<Item = &'a Arc<RegionReport>> {
         let holder = self.by_key(key);
-        let after = holder
-            .map_or(Bound::Included(key), |holder| Bound::Excluded(holder.region.start.as_ref()));
+        let after = holder.map_or(Bound::Included(key), |holder| {
+            Bound::Excluded(holder.region.range.start().as_ref())
+        });
         holder.into_iter().chain(
             self.by_start
                 .range::<[u8], _>((after, Bound::Unbounded))
@@ -246,17 +214,20 @@ impl RegionMap {
         let holder = self.by_key(key)?;
         let (_, id) = self
             .by_start
-            .range::<[u8], _>((Bound::Unbounded, Bound::Excluded(holder.region.start.as_ref())))
+            .range::<[u8], _>((
+                Bound::Unbounded,
+                Bound::Excluded(holder.region.range.start().as_ref()),
+            ))
             .next_back()?;
         let previous = &self.by_id[id];
-        (previous.region.end == holder.region.start).then_some(previous)
+        (previous.region.range.end() == Some(holder.region.range.start())).then_some(previous)
     }
 
     /// Up to `limit` regions that share a key with `range`, in key order. Gaps
     /// are stepped over.
     pub fn scan(&self, range: &KeyRange, limit: usize) -> Vec<Arc<RegionReport>> {
-        self.starting_at(&range.start)
-            .take_while(|report| range.end.is_empty() || report.region.start < range.end)
+        self.starting_at(range.start())
+            .take_while(|report| range.is_above(report.region.range.start()))
             .take(limit)
             .cloned()
             .collect()
@@ -324,37 +295,31 @@ impl RegionMap {
 
 /// Whether `found`, which was cut at `limit`, covers `range` up to the cut.
 fn covers(range: &KeyRange, found: &[Arc<RegionReport>], limit: usize) -> Result<(), Gap> {
-    let mut reached = range.start.clone();
+    let mut reached = range.start();
     for (index, report) in found.iter().enumerate() {
-        if report.region.start > reached {
-            return Err(Gap { from: reached });
+        if report.region.range.start() > reached {
+            return Err(Gap { from: reached.clone() });
         }
-        if report.region.end.is_empty() || index + 1 >= limit {
-            return Ok(());
+        match report.region.range.end() {
+            Some(end) if index + 1 < limit => reached = end,
+            _ => return Ok(()),
         }
-        reached = report.region.end.clone();
     }
-    if range.end.is_empty() || reached < range.end {
-        return Err(Gap { from: reached });
+    match range.is_above(reached) {
+        true => Err(Gap { from: reached.clone() }),
+        false => Ok(()),
     }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::report;
+    use crate::testing::{range, report};
+    use esker_model::limits::MAX_EPOCH_LEAP;
     use proptest::prelude::*;
 
     fn ids(found: &[Arc<RegionReport>]) -> Vec<u64> {
         found.iter().map(|report| report.region.id.0).collect()
-    }
-
-    fn range(start: &'static str, end: &'static str) -> KeyRange {
-        KeyRange {
-            start: Bytes::from_static(start.as_bytes()),
-            end: Bytes::from_static(end.as_bytes()),
-        }
     }
 
     /// `1: ..d`, `2: d..h`, a gap `h..m`, `3: m..`.
@@ -481,15 +446,15 @@ mod tests {
         // It may be so, and is not.
         map.report(report(2, "e", "f").version(1_000).term(9).build()).unwrap();
         let truth = || report(2, "d", "h").term(5).build();
-        map.advance(Moment(CLAIM_MS - 1));
+        map.advance(Time::from_millis(CLAIM_MS - 1));
         assert!(map.report(truth()).is_err());
-        map.advance(Moment(CLAIM_MS));
+        map.advance(Time::from_millis(CLAIM_MS));
         map.report(truth()).unwrap();
         assert_eq!(map.by_key(b"d").unwrap().region.id, RegionId(2));
         // What is repeated holds.
-        map.advance(Moment(2 * CLAIM_MS - 1));
+        map.advance(Time::from_millis(2 * CLAIM_MS - 1));
         map.report(truth()).unwrap();
-        map.advance(Moment(3 * CLAIM_MS - 2));
+        map.advance(Time::from_millis(3 * CLAIM_MS - 2));
         assert!(map.report(report(2, "", "z").term(5).build()).is_err());
     }
 
@@ -523,7 +488,12 @@ mod tests {
     const LETTERS: u8 = 8;
 
     fn letter(n: u8) -> Bytes {
-        if n == 0 || n >= LETTERS { Bytes::new() } else { Bytes::from(vec![b'a' + n]) }
+        if n == 0 { Bytes::new() } else { Bytes::from(vec![b'a' + n]) }
+    }
+
+    fn letters(start: u8, end: u8) -> KeyRange {
+        let end = (end < LETTERS).then(|| letter(end));
+        KeyRange::new(letter(start), end).expect("a range")
     }
 
     proptest! {
@@ -539,7 +509,7 @@ mod tests {
             for (id, start, length, version, conf_ver, leader, pause) in reports {
                 let end = (start + length).min(LETTERS);
                 now += pause;
-                map.advance(Moment(now));
+                map.advance(Time::from_millis(now));
                 let refused = model.iter().any(|known| {
                     let overlaps = known.1 < end && start < known.2;
                     let inside = known.1 <= start && end <= known.2;
@@ -558,12 +528,11 @@ mod tests {
                 }
                 let mut sent = report(id, "", "").version(version).conf_ver(conf_ver)
                     .voters(&[1, 2, 3]).leader(leader).build();
-                sent.region.start = letter(start);
-                sent.region.end = letter(end);
+                sent.region.range = letters(start, end);
                 prop_assert_eq!(map.report(sent).is_err(), refused);
 
                 model.sort_by_key(|known| known.1);
-                let everything = KeyRange { start: Bytes::new(), end: Bytes::new() };
+                let everything = KeyRange::all();
                 let expected: Vec<u64> = model.iter().map(|known| known.0).collect();
                 prop_assert_eq!(ids(&map.scan(&everything, usize::MAX)), expected);
                 for key in 0..LETTERS {
@@ -579,7 +548,7 @@ mod tests {
                         previous.map(|at| model[at - 1].0)
                     );
                     for until in key + 1..=LETTERS {
-                        let asked = KeyRange { start: letter(key), end: letter(until) };
+                        let asked = letters(key, until);
                         let inside: Vec<_> = model.iter()
                             .filter(|known| known.1 < until && key < known.2).collect();
                         let expected: Vec<u64> = inside.iter().map(|known| known.0).collect();

@@ -3,9 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use esker_model::{StoreId, Time};
 use thiserror::Error;
-
-use crate::types::{Moment, StoreId};
 
 /// What an operator wants of a store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -157,7 +156,7 @@ pub struct Store {
     pub descriptor: StoreDescriptor,
     pub stats: StoreStats,
     /// The last sign of life, or when this leader learned of the store.
-    pub last_seen: Moment,
+    pub last_seen: Time,
     /// For how long, in milliseconds, it had been silent then, at the least; as an earlier
     /// leader wrote it down.
     silent_before_ms: u64,
@@ -166,14 +165,14 @@ pub struct Store {
     /// Whether this leader has heard of it itself.
     is_heard: bool,
     /// When this leader last made its descriptor durable.
-    saved: Option<Moment>,
+    saved: Option<Time>,
 }
 
 impl Store {
     /// For how long the store has been silent, in milliseconds. Of a silence that began under an
     /// earlier leader, up to a minute may be missing.
-    pub fn silent_ms(&self, now: Moment) -> u64 {
-        self.silent_before_ms.saturating_add(now.since(self.last_seen))
+    pub fn silent_ms(&self, now: Time) -> u64 {
+        self.silent_before_ms.saturating_add(now.millis_since(self.last_seen))
     }
 }
 
@@ -277,7 +276,7 @@ impl StoreMap {
     pub fn check_replace(
         &self,
         descriptor: &StoreDescriptor,
-        now: Moment,
+        now: Time,
     ) -> Result<Option<StoreDescriptor>, PutStoreError> {
         // Only a newcomer takes a place: a store that is known has one of its own.
         if self.stores.contains_key(&descriptor.id) {
@@ -289,7 +288,7 @@ impl StoreMap {
             let (address, holder) = (descriptor.address.clone(), holder.descriptor.id);
             return Err(PutStoreError::OnlyStore { address, holder });
         }
-        let silent_ms = now.since(holder.last_seen);
+        let silent_ms = now.millis_since(holder.last_seen);
         // A leader that has just begun has not heard of anybody yet.
         if silent_ms < REPLACED_AFTER_MS {
             let (address, holder) = (descriptor.address.clone(), holder.descriptor.id);
@@ -306,7 +305,7 @@ impl StoreMap {
         descriptor: StoreDescriptor,
         heartbeat_ms: u64,
         newest_ms: u64,
-        now: Moment,
+        now: Time,
     ) {
         let id = descriptor.id;
         self.put(descriptor, now);
@@ -322,7 +321,7 @@ impl StoreMap {
     }
 
     /// Takes in a durable descriptor.
-    pub fn put(&mut self, descriptor: StoreDescriptor, now: Moment) {
+    pub fn put(&mut self, descriptor: StoreDescriptor, now: Time) {
         match self.stores.get_mut(&descriptor.id) {
             Some(known) => {
                 // A tombstone is no sign of life.
@@ -370,7 +369,7 @@ impl StoreMap {
         &mut self,
         id: StoreId,
         stats: StoreStats,
-        now: Moment,
+        now: Time,
         wall_ms: u64,
     ) -> Option<&Store> {
         let store = self.stores.get_mut(&id)?;
@@ -386,9 +385,9 @@ impl StoreMap {
 
     /// Whether it is time to make durable how far a store's memory has come; once for
     /// each time.
-    pub fn take_unsaved(&mut self, id: StoreId, now: Moment) -> bool {
+    pub fn take_unsaved(&mut self, id: StoreId, now: Time) -> bool {
         let due = |store: &&mut Store| {
-            store.saved.is_none_or(|saved| now.since(saved) >= SAVE_MEMORY_EVERY_MS)
+            store.saved.is_none_or(|saved| now.millis_since(saved) >= SAVE_MEMORY_EVERY_MS)
         };
         match self.stores.get_mut(&id).filter(due) {
             Some(store) => {
@@ -412,9 +411,9 @@ impl StoreMap {
     /// Whether this store has been heard from. A leader that has just begun takes another's
     /// word, and clock, for a silence, but replaces no replicas for that alone: the store gets
     /// its time to speak.
-    pub fn liveness(store: &Store, config: &StoreConfig, now: Moment) -> Liveness {
+    pub fn liveness(store: &Store, config: &StoreConfig, now: Time) -> Liveness {
         let silent = store.silent_ms(now);
-        let had_time = now.since(store.last_seen) >= config.disconnected_after_ms;
+        let had_time = now.millis_since(store.last_seen) >= config.disconnected_after_ms;
         if silent >= config.down_after_ms && had_time {
             Liveness::Down
         } else if silent >= config.disconnected_after_ms {
@@ -425,7 +424,7 @@ impl StoreMap {
     }
 
     /// What a replica on store `id` is worth.
-    pub fn health(&self, id: StoreId, config: &StoreConfig, now: Moment) -> StoreHealth {
+    pub fn health(&self, id: StoreId, config: &StoreConfig, now: Time) -> StoreHealth {
         let Some(store) = self.stores.get(&id) else {
             return StoreHealth::Gone;
         };
@@ -458,14 +457,14 @@ mod tests {
     #[test]
     fn an_address_belongs_to_one_store_until_that_is_a_tombstone() {
         let mut stores = StoreMap::default();
-        stores.put(descriptor(1, "a:1"), Moment(0));
+        stores.put(descriptor(1, "a:1"), Time::from_millis(0));
         let refused = stores.check_put(descriptor(2, "a:1"));
         assert!(matches!(refused, Err(PutStoreError::DuplicateAddress { holder: StoreId(1), .. })));
         // The same store comes back, also at another address.
         assert!(stores.check_put(descriptor(1, "a:1")).is_ok());
         assert!(stores.check_put(descriptor(1, "b:1")).is_ok());
         let tombstone = StoreDescriptor { state: StoreState::Tombstone, ..descriptor(1, "a:1") };
-        stores.put(tombstone, Moment(0));
+        stores.put(tombstone, Time::from_millis(0));
         assert!(stores.check_put(descriptor(2, "a:1")).is_ok());
         assert_eq!(
             stores.check_put(descriptor(1, "c:1")),
@@ -477,7 +476,7 @@ mod tests {
     fn a_restart_does_not_undo_that_a_store_is_being_emptied() {
         let mut stores = StoreMap::default();
         let offline = StoreDescriptor { state: StoreState::Offline, ..descriptor(1, "a:1") };
-        stores.put(offline, Moment(0));
+        stores.put(offline, Time::from_millis(0));
         let again = stores.check_put(descriptor(1, "a:1")).unwrap();
         assert_eq!(again.state, StoreState::Offline);
     }
@@ -492,9 +491,9 @@ mod tests {
         };
         let store = |memory| StoreDescriptor { memory, ..descriptor(1, "a:1") };
         let mut stores = StoreMap::default();
-        stores.put(store(memory(4, 77, 100)), Moment(0));
+        stores.put(store(memory(4, 77, 100)), Time::from_millis(0));
         let stats = StoreStats { log_sequence: 500, ..StoreStats::default() };
-        stores.heartbeat(StoreId(1), stats, Moment(1), 1).unwrap();
+        stores.heartbeat(StoreId(1), stats, Time::from_millis(1), 1).unwrap();
         assert!(stores.check_put(store(memory(5, 78, 500))).is_ok());
         assert!(stores.check_put(store(memory(4, 77, 500))).is_ok(), "told twice");
         let heartbeat = |generation, start| {
@@ -521,26 +520,27 @@ mod tests {
     #[test]
     fn a_store_that_lost_its_memory_is_replaced_when_it_is_silent_and_by_a_newcomer_only() {
         let mut stores = StoreMap::default();
-        stores.put(descriptor(1, "a:1"), Moment(0));
-        stores.put(descriptor(2, "b:1"), Moment(0));
+        stores.put(descriptor(1, "a:1"), Time::from_millis(0));
+        stores.put(descriptor(2, "b:1"), Time::from_millis(0));
         let newcomer = descriptor(7, "a:1");
-        let early = stores.check_replace(&newcomer, Moment(REPLACED_AFTER_MS - 1));
+        let early = stores.check_replace(&newcomer, Time::from_millis(REPLACED_AFTER_MS - 1));
         assert!(matches!(early, Err(PutStoreError::StillAlive { .. })));
-        let replaced = stores.check_replace(&newcomer, Moment(REPLACED_AFTER_MS)).unwrap().unwrap();
+        let replaced =
+            stores.check_replace(&newcomer, Time::from_millis(REPLACED_AFTER_MS)).unwrap().unwrap();
         assert_eq!((replaced.id, replaced.state), (StoreId(1), StoreState::Tombstone));
         // A store that is known has a place of its own; an address that is free needs nobody.
         let known = descriptor(2, "a:1");
-        assert_eq!(stores.check_replace(&known, Moment(u64::MAX)), Ok(None));
-        assert_eq!(stores.check_replace(&descriptor(7, "c:1"), Moment(u64::MAX)), Ok(None));
+        assert_eq!(stores.check_replace(&known, Time(u64::MAX)), Ok(None));
+        assert_eq!(stores.check_replace(&descriptor(7, "c:1"), Time(u64::MAX)), Ok(None));
     }
 
     #[test]
     fn the_only_store_is_not_replaced() {
         let mut stores = StoreMap::default();
-        stores.put(descriptor(1, "a:1"), Moment(0));
+        stores.put(descriptor(1, "a:1"), Time::from_millis(0));
         let gone = StoreDescriptor { state: StoreState::Tombstone, ..descriptor(2, "b:1") };
-        stores.put(gone, Moment(0));
-        let refused = stores.check_replace(&descriptor(7, "a:1"), Moment(u64::MAX));
+        stores.put(gone, Time::from_millis(0));
+        let refused = stores.check_replace(&descriptor(7, "a:1"), Time(u64::MAX));
         assert!(matches!(refused, Err(PutStoreError::OnlyStore { holder: StoreId(1), .. })));
     }
 
@@ -549,9 +549,9 @@ mod tests {
         let config = StoreConfig { disconnected_after_ms: 20_000, down_after_ms: 1_800_000 };
         let liveness = |heartbeat_ms: u64, newest_ms: u64, after: u64| {
             let mut stores = StoreMap::default();
-            stores.resume(descriptor(1, "a:1"), heartbeat_ms, newest_ms, Moment(5));
+            stores.resume(descriptor(1, "a:1"), heartbeat_ms, newest_ms, Time::from_millis(5));
             let store = stores.get(StoreId(1)).unwrap();
-            StoreMap::liveness(store, &config, Moment(5 + after))
+            StoreMap::liveness(store, &config, Time::from_millis(5 + after))
         };
         const DAY_MS: u64 = 86_400_000;
         // Its next heartbeat may not have been made durable any more.
@@ -565,22 +565,25 @@ mod tests {
         // One that never spoke.
         assert_eq!(liveness(0, DAY_MS, 19_999), Liveness::Alive);
         let mut stores = StoreMap::default();
-        stores.resume(descriptor(1, "a:1"), DAY_MS, 2 * DAY_MS, Moment(5));
-        assert!(stores.take_unsaved(StoreId(1), Moment(5)), "a new leader writes it down at once");
+        stores.resume(descriptor(1, "a:1"), DAY_MS, 2 * DAY_MS, Time::from_millis(5));
+        assert!(
+            stores.take_unsaved(StoreId(1), Time::from_millis(5)),
+            "a new leader writes it down at once"
+        );
         // Nothing is placed on it before it has spoken to this leader.
-        assert_eq!(stores.health(StoreId(1), &config, Moment(5)), StoreHealth::Silent);
-        stores.heartbeat(StoreId(1), StoreStats::default(), Moment(6), 2 * DAY_MS);
-        assert_eq!(stores.get(StoreId(1)).unwrap().silent_ms(Moment(7)), 1);
-        assert_eq!(stores.health(StoreId(1), &config, Moment(7)), StoreHealth::Good);
+        assert_eq!(stores.health(StoreId(1), &config, Time::from_millis(5)), StoreHealth::Silent);
+        stores.heartbeat(StoreId(1), StoreStats::default(), Time::from_millis(6), 2 * DAY_MS);
+        assert_eq!(stores.get(StoreId(1)).unwrap().silent_ms(Time::from_millis(7)), 1);
+        assert_eq!(stores.health(StoreId(1), &config, Time::from_millis(7)), StoreHealth::Good);
     }
 
     #[test]
     fn a_damaged_store_is_left_at_once() {
         let mut stores = StoreMap::default();
-        stores.put(descriptor(1, "a:1"), Moment(0));
+        stores.put(descriptor(1, "a:1"), Time::from_millis(0));
         let stats = StoreStats { damage: "000012.sst".to_owned(), ..StoreStats::default() };
-        stores.heartbeat(StoreId(1), stats, Moment(1), 1).unwrap();
-        let health = stores.health(StoreId(1), &StoreConfig::default(), Moment(2));
+        stores.heartbeat(StoreId(1), stats, Time::from_millis(1), 1).unwrap();
+        let health = stores.health(StoreId(1), &StoreConfig::default(), Time::from_millis(2));
         assert!(health.must_be_left() && !health.is_live());
     }
 
@@ -588,13 +591,14 @@ mod tests {
     fn a_silent_store_is_first_disconnected_then_down() {
         let config = StoreConfig { disconnected_after_ms: 100, down_after_ms: 1_000 };
         let mut stores = StoreMap::default();
-        stores.put(descriptor(1, "a:1"), Moment(50));
-        let at = |stores: &StoreMap, now| stores.health(StoreId(1), &config, Moment(now));
+        stores.put(descriptor(1, "a:1"), Time::from_millis(50));
+        let at =
+            |stores: &StoreMap, now| stores.health(StoreId(1), &config, Time::from_millis(now));
         assert_eq!(at(&stores, 149), StoreHealth::Good);
         assert_eq!(at(&stores, 150), StoreHealth::Silent);
         assert_eq!(at(&stores, 1_050), StoreHealth::Down);
-        stores.heartbeat(StoreId(1), StoreStats::default(), Moment(1_100), 7);
+        stores.heartbeat(StoreId(1), StoreStats::default(), Time::from_millis(1_100), 7);
         assert_eq!(at(&stores, 1_101), StoreHealth::Good);
-        assert_eq!(stores.health(StoreId(2), &config, Moment(0)), StoreHealth::Gone);
+        assert_eq!(stores.health(StoreId(2), &config, Time::from_millis(0)), StoreHealth::Gone);
     }
 }

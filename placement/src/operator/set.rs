@@ -3,10 +3,10 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
+use esker_model::{Order, RegionId, RegionReport, StoreId, Time};
 use thiserror::Error;
 
 use super::{Advance, Operator, OperatorKind, Status, Step};
-use crate::types::{Epoch, Moment, Peer, RegionId, RegionReport, StoreId};
 
 /// Ended operators that are remembered, for who asks how one ended.
 const MAX_FINISHED: usize = 1_024;
@@ -46,27 +46,18 @@ pub enum Admission {
     StoreLimit { store: StoreId, limit: usize, kind: OperatorKind },
 }
 
-/// A step for a region's leader, made for the epoch that it last reported.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Order {
-    pub region: RegionId,
-    pub epoch: Epoch,
-    pub leader: Peer,
-    pub step: Step,
-}
-
 /// An operator that ended.
 #[derive(Clone, Debug)]
 pub struct Finished {
     pub operator: Operator,
     pub status: Status,
-    pub at: Moment,
+    pub at: Time,
 }
 
 struct Running {
     operator: Operator,
     /// What was told last and when; only to hold back repetitions.
-    told: Option<(Step, Moment)>,
+    told: Option<(Step, Time)>,
 }
 
 /// All operators, at most one for each region.
@@ -163,7 +154,7 @@ impl OperatorSet {
 
     /// Judges a region's operator by its leader's report; answers what the
     /// leader should be told now.
-    pub fn on_report(&mut self, report: &RegionReport, now: Moment) -> Option<Order> {
+    pub fn on_report(&mut self, report: &RegionReport, now: Time) -> Option<Order> {
         let running = self.running.get_mut(&report.region.id)?;
         match running.operator.advance(report, now) {
             Advance::Wait => None,
@@ -172,10 +163,9 @@ impl OperatorSet {
                 None
             }
             Advance::Send(step) => {
-                let is_repetition = running
-                    .told
-                    .as_ref()
-                    .is_some_and(|(told, at)| *told == step && now.since(*at) < RESEND_AFTER_MS);
+                let is_repetition = running.told.as_ref().is_some_and(|(told, at)| {
+                    *told == step && now.millis_since(*at) < RESEND_AFTER_MS
+                });
                 if is_repetition {
                     return None;
                 }
@@ -184,14 +174,14 @@ impl OperatorSet {
                     region: report.region.id,
                     epoch: report.region.epoch,
                     leader: report.leader,
-                    step,
+                    action: step.action(),
                 })
             }
         }
     }
 
     /// Ends what took too long, also where no report comes any more.
-    pub fn expire(&mut self, now: Moment) {
+    pub fn expire(&mut self, now: Time) {
         let late: Vec<_> = self
             .running
             .values()
@@ -204,11 +194,11 @@ impl OperatorSet {
     }
 
     /// Ends a region's operator without success; false when it has none.
-    pub fn cancel(&mut self, region: RegionId, why: &str, now: Moment) -> bool {
+    pub fn cancel(&mut self, region: RegionId, why: &str, now: Time) -> bool {
         self.end(region, Status::Cancelled(why.to_owned()), now)
     }
 
-    fn end(&mut self, region: RegionId, status: Status, now: Moment) -> bool {
+    fn end(&mut self, region: RegionId, status: Status, now: Time) -> bool {
         let Some(Running { operator, .. }) = self.running.remove(&region) else {
             return false;
         };
@@ -231,10 +221,12 @@ impl OperatorSet {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Progress, Seat};
+    use esker_model::{Action, Seat};
+
+    use super::super::Progress;
     use super::*;
     use crate::testing::{peer_id, report};
-    use crate::types::Role;
+    use esker_model::Role;
 
     fn seat(region: u64, store: u64) -> Seat {
         Seat { peer: peer_id(region, store), store: StoreId(store) }
@@ -250,12 +242,12 @@ mod tests {
             OperatorKind::Replica,
             "one replica of two".to_owned(),
             vec![Step::AddLearner(seat(region, store)), Step::Promote(seat(region, store))],
-            Moment(0),
+            Time::from_millis(0),
         )
     }
 
-    fn step_of(order: Option<Order>) -> Option<Step> {
-        order.map(|order| order.step)
+    fn action_of(order: Option<Order>) -> Option<Action> {
+        order.map(|order| order.action)
     }
 
     #[test]
@@ -263,21 +255,24 @@ mod tests {
         let mut set = set();
         set.admit(add_replica(1, 2)).unwrap();
         let empty = report(1, "", "").build();
-        assert_eq!(step_of(set.on_report(&empty, Moment(1))), Some(Step::AddLearner(seat(1, 2))));
-        assert_eq!(set.on_report(&empty, Moment(2)), None, "told just now");
         assert_eq!(
-            step_of(set.on_report(&empty, Moment(1 + RESEND_AFTER_MS))),
-            Some(Step::AddLearner(seat(1, 2))),
+            action_of(set.on_report(&empty, Time::from_millis(1))),
+            Some(Step::AddLearner(seat(1, 2)).action())
+        );
+        assert_eq!(set.on_report(&empty, Time::from_millis(2)), None, "told just now");
+        assert_eq!(
+            action_of(set.on_report(&empty, Time::from_millis(1 + RESEND_AFTER_MS))),
+            Some(Step::AddLearner(seat(1, 2)).action()),
             "told again, for the message may be lost"
         );
         let catching_up = report(1, "", "").with(2, Role::Learner).conf_ver(2).pending(2);
-        assert_eq!(set.on_report(&catching_up.build(), Moment(3_000)), None);
+        assert_eq!(set.on_report(&catching_up.build(), Time::from_millis(3_000)), None);
         let caught_up = report(1, "", "").with(2, Role::Learner).conf_ver(2).build();
-        let order = set.on_report(&caught_up, Moment(4_000)).unwrap();
-        assert_eq!(order.step, Step::Promote(seat(1, 2)));
+        let order = set.on_report(&caught_up, Time::from_millis(4_000)).unwrap();
+        assert_eq!(order.action, Step::Promote(seat(1, 2)).action());
         assert_eq!(order.epoch.conf_ver, 2);
         let done = report(1, "", "").voters(&[1, 2]).conf_ver(3).build();
-        assert_eq!(set.on_report(&done, Moment(5_000)), None);
+        assert_eq!(set.on_report(&done, Time::from_millis(5_000)), None);
         assert!(set.get(RegionId(1)).is_none());
         assert_eq!(set.last_finished(RegionId(1)).unwrap().status, Status::Success);
     }
@@ -298,8 +293,8 @@ mod tests {
         ));
         set.admit(add_replica(3, 3)).unwrap();
         assert_eq!(set.admit(add_replica(4, 4)), Err(Admission::Full { limit: 3 }));
-        assert!(set.cancel(RegionId(1), "asked for", Moment(1)));
-        assert!(!set.cancel(RegionId(1), "asked for", Moment(1)));
+        assert!(set.cancel(RegionId(1), "asked for", Time::from_millis(1)));
+        assert!(!set.cancel(RegionId(1), "asked for", Time::from_millis(1)));
         set.admit(add_replica(4, 2)).unwrap();
     }
 
@@ -308,7 +303,7 @@ mod tests {
         let mut set = set();
         set.admit(add_replica(1, 2)).unwrap();
         let split = report(1, "", "m").version(2).build();
-        assert_eq!(set.on_report(&split, Moment(1)), None);
+        assert_eq!(set.on_report(&split, Time::from_millis(1)), None);
         assert!(matches!(set.last_finished(RegionId(1)).unwrap().status, Status::Cancelled(_)));
     }
 
@@ -316,8 +311,8 @@ mod tests {
     fn an_operator_without_progress_ends_at_its_timeout() {
         let mut set = set();
         set.admit(add_replica(1, 2)).unwrap();
-        let late = Moment(OperatorKind::Replica.timeout_ms());
-        set.expire(Moment(late.0 - 1));
+        let late = Time::from_millis(OperatorKind::Replica.timeout_ms());
+        set.expire(Time(late.0 - 1));
         assert!(set.get(RegionId(1)).is_some());
         set.expire(late);
         assert!(set.get(RegionId(1)).is_none());

@@ -3,20 +3,7 @@
 
 use std::fmt;
 
-use crate::types::{PeerId, RegionReport, Role, StoreId};
-
-/// A replica's identity and place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seat {
-    pub peer: PeerId,
-    pub store: StoreId,
-}
-
-impl fmt::Display for Seat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} on store {}", self.peer, self.store)
-    }
-}
+use esker_model::{Action, PeerChange, RegionReport, Role, Seat, StoreId};
 
 /// One instruction for a region's leader.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +36,21 @@ pub enum Progress {
 }
 
 impl Step {
+    /// What the region's leader is ordered to do.
+    pub fn action(&self) -> Action {
+        match self {
+            Self::AddLearner(seat) => Action::ChangePeers(vec![PeerChange::AddLearner(*seat)]),
+            Self::Promote(seat) => Action::ChangePeers(vec![PeerChange::AddVoter(*seat)]),
+            Self::Swap { promote, demote } => Action::ChangePeers(vec![
+                PeerChange::AddVoter(*promote),
+                PeerChange::AddLearner(*demote),
+            ]),
+            Self::LeaveJoint => Action::ChangePeers(Vec::new()),
+            Self::Remove(seat) => Action::ChangePeers(vec![PeerChange::Remove(*seat)]),
+            Self::TransferLeader { to, .. } => Action::TransferLeader(*to),
+        }
+    }
+
     /// Stores that the step burdens.
     pub(crate) fn stores(&self) -> Vec<StoreId> {
         match self {

@@ -6,12 +6,12 @@
 
 use std::collections::BTreeMap;
 
+use esker_model::{Peer, RegionId, RegionReport, Role, Seat, StoreId};
 use thiserror::Error;
 
 use super::View;
 use crate::map::StoreHealth;
-use crate::operator::{Operator, OperatorKind, Seat, Step};
-use crate::types::{Peer, RegionId, RegionReport, Role, StoreId};
+use crate::operator::{Operator, OperatorKind, Step};
 
 /// Leaders of each store as they will be when what runs has succeeded. Only
 /// stores that can lead more are candidates to receive.
@@ -143,7 +143,7 @@ fn may_move(view: &View<'_>, region: RegionId) -> bool {
     }
     view.operators.last_finished(region).is_none_or(|finished| {
         finished.operator.kind == OperatorKind::Replica
-            || view.now.since(finished.at) >= view.config.leader_rest_ms
+            || view.now.millis_since(finished.at) >= view.config.leader_rest_ms
     })
 }
 
@@ -212,16 +212,16 @@ mod tests {
     use crate::operator::{OperatorLimits, OperatorSet};
     use crate::schedule::ScheduleConfig;
     use crate::testing::{ReportBuilder, report, stores};
-    use crate::types::Moment;
+    use esker_model::Time;
 
-    const NOW: Moment = Moment(10_000_000);
+    const NOW: Time = Time::from_millis(10_000_000);
 
     struct Scene {
         stores: StoreMap,
         regions: RegionMap,
         operators: OperatorSet,
         config: ScheduleConfig,
-        now: Moment,
+        now: Time,
     }
 
     impl Scene {
@@ -286,7 +286,7 @@ mod tests {
         let mut scene = Scene::new([20, 1, 0]);
         for _ in 0..10 {
             scene.balance_and_obey();
-            scene.now = scene.now.after(scene.config.leader_rest_ms);
+            scene.now = scene.now.plus_millis(scene.config.leader_rest_ms);
             scene.stores = stores(3, scene.now);
         }
         assert_eq!(scene.led(), [7, 7, 7]);
@@ -318,7 +318,7 @@ mod tests {
         let other = balance(&scene.view());
         assert_eq!(other.len(), 1);
         assert_ne!(other[0].region, moved);
-        scene.now = scene.now.after(scene.config.leader_rest_ms);
+        scene.now = scene.now.plus_millis(scene.config.leader_rest_ms);
         scene.stores = stores(3, scene.now);
         assert_eq!(balance(&scene.view())[0].region, moved);
     }
@@ -334,7 +334,7 @@ mod tests {
             balance(&scene.view()).iter().filter_map(Operator::moves_leader_to).collect();
         assert_eq!(to, [StoreId(3), StoreId(3)]);
         // And store 3 falls silent.
-        scene.now = scene.now.after(scene.config.stores.disconnected_after_ms);
+        scene.now = scene.now.plus_millis(scene.config.stores.disconnected_after_ms);
         scene.stores.heartbeat(StoreId(1), Default::default(), scene.now, 0);
         scene.stores.heartbeat(StoreId(2), Default::default(), scene.now, 0);
         assert!(balance(&scene.view()).is_empty());
@@ -343,7 +343,7 @@ mod tests {
     #[test]
     fn a_store_that_does_not_answer_is_not_asked_to_give_leaders() {
         let mut scene = Scene::new([6, 0, 0]);
-        scene.now = scene.now.after(scene.config.stores.disconnected_after_ms);
+        scene.now = scene.now.plus_millis(scene.config.stores.disconnected_after_ms);
         for store in [2, 3] {
             scene.stores.heartbeat(StoreId(store), Default::default(), scene.now, 0);
         }

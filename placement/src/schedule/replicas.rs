@@ -10,10 +10,11 @@
 //! caught-up one gets it; and the leader is moved away before its replica is
 //! touched.
 
+use esker_model::{Peer, PeerId, RegionReport, Role, Seat, StoreId};
+
 use super::View;
 use crate::map::StoreHealth;
-use crate::operator::{Operator, OperatorKind, Seat, Step};
-use crate::types::{Peer, PeerId, RegionReport, Role, StoreId};
+use crate::operator::{Operator, OperatorKind, Step};
 
 /// Below this fraction of free disk (one in so many), a store takes no replica.
 const MIN_FREE_ONE_IN: u64 = 20;
@@ -271,9 +272,9 @@ mod tests {
     use crate::operator::{OperatorLimits, OperatorSet};
     use crate::schedule::ScheduleConfig;
     use crate::testing::{ReportBuilder, report, stores};
-    use crate::types::Moment;
+    use esker_model::{Action, PeerChange, Time};
 
-    const NOW: Moment = Moment(10_000_000);
+    const NOW: Time = Time::from_millis(10_000_000);
     const NEW_PEER: PeerId = PeerId(7_777);
 
     /// Five stores; every one not named in `marks` is up and alive.
@@ -304,7 +305,7 @@ mod tests {
 
     #[test]
     fn a_learner_whose_store_went_away_before_it_was_filled_is_not_waited_for() {
-        let mut stores = stores(5, Moment(NOW.0 - 60_000));
+        let mut stores = stores(5, Time(NOW.0 - Time::from_millis(60_000).0));
         for id in [1, 2, 4, 5] {
             stores.heartbeat(StoreId(id), StoreStats::default(), NOW, 1);
         }
@@ -432,7 +433,7 @@ mod tests {
         let mut next_peer = 1_000;
         let mut live_voters = 2;
         for round in 0..20 {
-            let now = NOW.after(round);
+            let now = NOW.plus_millis(round);
             let mut regions = RegionMap::default();
             regions.report(region.clone()).unwrap();
             let view = View {
@@ -453,7 +454,7 @@ mod tests {
                 }
             }
             if let Some(order) = operators.on_report(&region, now) {
-                obey(&mut region, &order.step);
+                obey(&mut region, &order.action);
             }
             let live = region
                 .region
@@ -471,39 +472,42 @@ mod tests {
         assert!(region.region.peers.iter().all(|peer| peer.role == Role::Voter));
     }
 
-    /// What a region's leader does with a step.
-    fn obey(report: &mut RegionReport, step: &Step) {
-        let peers = &mut report.region.peers;
-        report.region.epoch.conf_ver += 1;
-        let set = |peers: &mut Vec<Peer>, seat: &Seat, role| {
-            for peer in peers.iter_mut().filter(|peer| peer.id == seat.peer) {
-                peer.role = role;
+    /// What a region's leader does with an order.
+    fn obey(report: &mut RegionReport, action: &Action) {
+        let region = &mut report.region;
+        let changes = match action {
+            Action::TransferLeader(to) => {
+                report.leader = *region.peer(to.peer).expect("the target is a peer");
+                return;
             }
+            Action::ChangePeers(changes) => changes,
+            Action::Split(_) => unreachable!("no scheduler splits"),
         };
-        match step {
-            Step::AddLearner(seat) => peers.push(Peer {
-                id: seat.peer,
-                store: seat.store,
-                role: Role::Learner,
-                witness: false,
-            }),
-            Step::Promote(seat) => set(peers, seat, Role::Voter),
-            Step::Swap { promote, demote } => {
-                set(peers, promote, Role::IncomingVoter);
-                set(peers, demote, Role::DemotingVoter);
+        region.epoch.conf_ver += 1;
+        if changes.is_empty() {
+            for peer in &mut region.peers {
+                peer.role = match peer.role {
+                    Role::IncomingVoter => Role::Voter,
+                    Role::DemotingVoter => Role::Learner,
+                    role => role,
+                };
             }
-            Step::LeaveJoint => {
-                for peer in peers.iter_mut() {
-                    peer.role = match peer.role {
-                        Role::IncomingVoter => Role::Voter,
-                        Role::DemotingVoter => Role::Learner,
-                        role => role,
-                    };
+        }
+        let joint = changes.len() > 1;
+        for change in changes {
+            let seat = change.seat();
+            let (role, joint_role) = match change {
+                PeerChange::AddVoter(_) => (Role::Voter, Role::IncomingVoter),
+                PeerChange::AddLearner(_) => (Role::Learner, Role::DemotingVoter),
+                PeerChange::Remove(_) => {
+                    region.peers.retain(|peer| peer.id != seat.peer);
+                    continue;
                 }
-            }
-            Step::Remove(seat) => peers.retain(|peer| peer.id != seat.peer),
-            Step::TransferLeader { to, .. } => {
-                report.leader = *report.region.peer(to.peer).expect("the target is a peer");
+            };
+            let role = if joint { joint_role } else { role };
+            match region.peers.iter_mut().find(|peer| peer.id == seat.peer) {
+                Some(peer) => peer.role = role,
+                None => region.peers.push(seat.with(role)),
             }
         }
     }

@@ -37,7 +37,7 @@ async fn store_states(
     lead: Arc<Lead>,
     _: wire::StoreStatesRequest,
 ) -> Result<wire::StoreStatesResponse, Refusal> {
-    let now = lead.clock.now();
+    let now = lead.clock.awake();
     let cluster = lead.cluster.read();
     let stores = cluster.stores.iter().map(|store| wire::StoreState {
         store: Some(convert::store_message(store)),

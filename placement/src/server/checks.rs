@@ -9,6 +9,7 @@
 
 use std::time::Instant;
 
+use esker_model::{DownPeer, PeerId, Region, RegionReport, StoreId, Timestamp, Traffic};
 use esker_rpc::repeat::Repeated;
 use parking_lot::Mutex;
 
@@ -16,17 +17,7 @@ use super::convert::Malformed;
 use crate::cluster::Cluster;
 use crate::lead::Lead;
 use crate::map::{StoreDescriptor, StoreState, StoreStats};
-use crate::timestamp::Timestamp;
-use crate::types::{DownPeer, PeerId, Region, RegionReport, StoreId, Traffic};
 
-/// Peers of one region: what its Raft group can have.
-pub const MAX_PEERS: usize = 64;
-/// A bound of a region, in bytes: more than the longest key in any layout.
-pub const MAX_KEY_BYTES: usize = 16 << 10;
-/// The highest version, or count of changes of members, of a region.
-pub const MAX_EPOCH: u64 = 1 << 48;
-/// The highest term of a region's Raft group.
-pub const MAX_TERM: u64 = u64::MAX >> 1;
 /// Bytes, keys and seconds that one report may speak of.
 pub const MAX_REPORTED: u64 = 1 << 50;
 /// Bytes of a store's disk.
@@ -43,17 +34,11 @@ pub const MAX_AHEAD_MS: u64 = 24 * 60 * 60 * 1_000;
 /// Regions that one split leaves.
 pub const MAX_PARTS: usize = 1_025;
 
-/// Whether a region is one that there can be.
+/// Whether a region, which is well formed, is one that there can be.
 pub fn region(region: &Region) -> Result<(), Malformed> {
     let wrong = |what| Err(Malformed::Region { region: region.id.0, what });
-    if region.start.len() > MAX_KEY_BYTES || region.end.len() > MAX_KEY_BYTES {
-        return wrong("a bound longer than any key");
-    }
-    if region.epoch.version > MAX_EPOCH || region.epoch.conf_ver > MAX_EPOCH {
-        return wrong("an epoch that nothing can have reached");
-    }
-    if region.peers.is_empty() || region.peers.len() > MAX_PEERS {
-        return wrong("no peers, or more than a group can have");
+    if region.peers.is_empty() {
+        return wrong("no peers");
     }
     Ok(())
 }
@@ -62,9 +47,6 @@ pub fn region(region: &Region) -> Result<(), Malformed> {
 pub fn report(report: &mut RegionReport) -> Result<(), Malformed> {
     region(&report.region)?;
     let wrong = |what| Err(Malformed::Region { region: report.region.id.0, what });
-    if report.term > MAX_TERM {
-        return wrong("a term that no election can have reached");
-    }
     let Traffic { bytes_written, bytes_read, keys_written, keys_read } = report.traffic;
     let numbers = [
         bytes_written,

@@ -1,23 +1,19 @@
 //! Between the wire's messages and the words of this crate. What a peer sends is
 //! checked here, once.
 
-use bytes::Bytes;
-use esker_rpc::proto::{eraftpb, metapb, pdpb};
+use esker_model::{Order, Region, RegionReport, StoreId};
+use esker_rpc::convert;
+use esker_rpc::proto::{metapb, pdpb};
 use thiserror::Error;
 
 use super::checks;
 use crate::map::{Label, Store, StoreDescriptor, StoreMemory, StoreState, StoreStats};
-use crate::operator::{Order, Seat, Step};
-use crate::timestamp::Timestamp;
-use crate::types::{
-    DownPeer, Epoch, Peer, PeerId, Region, RegionId, RegionReport, Role, StoreId, Traffic,
-};
 
 /// What a message lacks or contradicts itself in.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Malformed {
-    #[error("the message has no {0}")]
-    Missing(&'static str),
+    #[error(transparent)]
+    Wire(#[from] convert::Malformed),
     #[error("region {region}: {what}")]
     Region { region: u64, what: &'static str },
     #[error("store {store}: {what}")]
@@ -26,88 +22,14 @@ pub enum Malformed {
     Future { physical: u64, wall_ms: u64 },
 }
 
-pub fn region(message: metapb::Region) -> Result<Region, Malformed> {
-    let id = message.id;
-    let wrong = |what| Malformed::Region { region: id, what };
-    if id == 0 {
-        return Err(wrong("zero is not an id"));
-    }
-    let epoch = message.region_epoch.ok_or_else(|| wrong("no epoch"))?;
-    if !message.end_key.is_empty() && message.start_key >= message.end_key {
-        return Err(wrong("its range is empty"));
-    }
-    if message.peers.len() > checks::MAX_PEERS {
-        return Err(wrong("more peers than a group can have"));
-    }
-    let peers = message
-        .peers
-        .iter()
-        .map(|message| {
-            peer(message).ok_or_else(|| wrong("a peer without ids or with an unknown role"))
-        })
-        .collect::<Result<Vec<_>, _>>()?;
-    let is_twice = |peer: &Peer| {
-        let same = |other: &&Peer| other.store == peer.store || other.id == peer.id;
-        peers.iter().filter(same).count() > 1
-    };
-    if peers.iter().any(is_twice) {
-        return Err(wrong("two of its peers share a store or an id"));
-    }
-    let region = Region {
-        id: RegionId(id),
-        start: message.start_key,
-        end: message.end_key,
-        epoch: Epoch { conf_ver: epoch.conf_ver, version: epoch.version },
-        peers,
-    };
+pub fn region(message: Option<metapb::Region>) -> Result<Region, Malformed> {
+    let region = convert::region(message)?;
     checks::region(&region)?;
     Ok(region)
 }
 
-fn peer(message: &metapb::Peer) -> Option<Peer> {
-    let role = match metapb::PeerRole::try_from(message.role).ok()? {
-        metapb::PeerRole::Voter => Role::Voter,
-        metapb::PeerRole::Learner => Role::Learner,
-        metapb::PeerRole::IncomingVoter => Role::IncomingVoter,
-        metapb::PeerRole::DemotingVoter => Role::DemotingVoter,
-    };
-    (message.id != 0 && message.store_id != 0).then_some(Peer {
-        id: PeerId(message.id),
-        store: StoreId(message.store_id),
-        role,
-        witness: message.is_witness,
-    })
-}
-
 pub fn report(message: pdpb::RegionHeartbeatRequest) -> Result<RegionReport, Malformed> {
-    let region = region(message.region.ok_or(Malformed::Missing("region"))?)?;
-    let wrong = |what| Malformed::Region { region: region.id.0, what };
-    let leader = message.leader.ok_or_else(|| wrong("no leader"))?;
-    let leader = *region
-        .peer(PeerId(leader.id))
-        .ok_or_else(|| wrong("its leader is not one of its peers"))?;
-    let mut report = RegionReport {
-        leader,
-        region,
-        term: message.term,
-        down: message
-            .down_peers
-            .iter()
-            .filter_map(|down| {
-                let peer = PeerId(down.peer.as_ref()?.id);
-                Some(DownPeer { peer, seconds: down.down_seconds })
-            })
-            .collect(),
-        pending: message.pending_peers.iter().map(|peer| PeerId(peer.id)).collect(),
-        traffic: Traffic {
-            bytes_written: message.bytes_written,
-            bytes_read: message.bytes_read,
-            keys_written: message.keys_written,
-            keys_read: message.keys_read,
-        },
-        approximate_size: message.approximate_size,
-        approximate_keys: message.approximate_keys,
-    };
+    let mut report = RegionReport::try_from(message)?;
     checks::report(&mut report)?;
     Ok(report)
 }
@@ -249,131 +171,20 @@ pub fn stats_message(store: &Store) -> pdpb::StoreStats {
     }
 }
 
-pub fn peer_message(peer: &Peer) -> metapb::Peer {
-    let role = match peer.role {
-        Role::Voter => metapb::PeerRole::Voter,
-        Role::Learner => metapb::PeerRole::Learner,
-        Role::IncomingVoter => metapb::PeerRole::IncomingVoter,
-        Role::DemotingVoter => metapb::PeerRole::DemotingVoter,
-    };
-    metapb::Peer {
-        id: peer.id.0,
-        store_id: peer.store.0,
-        role: role.into(),
-        is_witness: peer.witness,
-    }
-}
-
-fn epoch_message(epoch: Epoch) -> metapb::RegionEpoch {
-    metapb::RegionEpoch { conf_ver: epoch.conf_ver, version: epoch.version }
-}
-
-pub fn region_message(region: &Region) -> metapb::Region {
-    metapb::Region {
-        id: region.id.0,
-        start_key: region.start.clone(),
-        end_key: region.end.clone(),
-        region_epoch: Some(epoch_message(region.epoch)),
-        peers: region.peers.iter().map(peer_message).collect(),
-    }
-}
-
-pub fn down_messages(report: &RegionReport) -> Vec<pdpb::PeerStats> {
-    report
-        .down
-        .iter()
-        .filter_map(|down| {
-            Some(pdpb::PeerStats {
-                peer: Some(peer_message(report.region.peer(down.peer)?)),
-                down_seconds: down.seconds,
-            })
-        })
-        .collect()
-}
-
-pub fn pending_messages(report: &RegionReport) -> Vec<metapb::Peer> {
-    report.pending.iter().filter_map(|id| report.region.peer(*id).map(peer_message)).collect()
-}
-
 pub fn report_message(report: &RegionReport) -> pdpb::Region {
+    let RegionReport { region, leader, down, pending, .. } = report;
     pdpb::Region {
-        region: Some(region_message(&report.region)),
-        leader: Some(peer_message(&report.leader)),
-        down_peers: down_messages(report),
-        pending_peers: pending_messages(report),
-    }
-}
-
-pub fn timestamp_message(timestamp: Timestamp) -> pdpb::Timestamp {
-    pdpb::Timestamp {
-        // Both parts are far below 63 bits.
-        physical: timestamp.physical().cast_signed(),
-        logical: timestamp.logical().cast_signed(),
-        suffix_bits: 0,
+        region: Some(region.into()),
+        leader: Some(leader.into()),
+        down_peers: convert::down_messages(region, down),
+        pending_peers: convert::pending_messages(region, pending),
     }
 }
 
 /// What a region's leader is told.
 pub fn order(cluster_id: u64, order: &Order) -> pdpb::RegionHeartbeatResponse {
-    use eraftpb::ConfChangeType::{AddLearnerNode, AddNode, RemoveNode};
-    let change =
-        |seat: &Seat, kind: eraftpb::ConfChangeType, role: metapb::PeerRole| pdpb::ChangePeer {
-            peer: Some(metapb::Peer {
-                id: seat.peer.0,
-                store_id: seat.store.0,
-                role: role.into(),
-                is_witness: false,
-            }),
-            change_type: kind.into(),
-        };
-    let voter = |seat| change(seat, AddNode, metapb::PeerRole::Voter);
-    let learner = |seat| change(seat, AddLearnerNode, metapb::PeerRole::Learner);
-    let changes = match &order.step {
-        Step::AddLearner(seat) => Some(vec![learner(seat)]),
-        Step::Promote(seat) => Some(vec![voter(seat)]),
-        Step::Swap { promote, demote } => Some(vec![voter(promote), learner(demote)]),
-        Step::LeaveJoint => Some(Vec::new()),
-        Step::Remove(seat) => Some(vec![change(seat, RemoveNode, metapb::PeerRole::Voter)]),
-        Step::TransferLeader { .. } => None,
-    };
-    let transfer_leader = match &order.step {
-        Step::TransferLeader { to, .. } => {
-            let peer = metapb::Peer { id: to.peer.0, store_id: to.store.0, ..Default::default() };
-            Some(pdpb::TransferLeader { peer: Some(peer), peers: vec![peer] })
-        }
-        _ => None,
-    };
     pdpb::RegionHeartbeatResponse {
         header: Some(pdpb::ResponseHeader { cluster_id, error: None }),
-        transfer_leader,
-        region_id: order.region.0,
-        region_epoch: Some(epoch_message(order.epoch)),
-        target_peer: Some(peer_message(&order.leader)),
-        change_peer_v2: changes.map(|changes| pdpb::ChangePeerV2 { changes }),
-        ..Default::default()
+        ..order.into()
     }
-}
-
-/// What a region's leader is told to cut it at keys inside of it.
-pub fn split_order(
-    cluster_id: u64,
-    report: &RegionReport,
-    keys: Vec<Bytes>,
-) -> pdpb::RegionHeartbeatResponse {
-    pdpb::RegionHeartbeatResponse {
-        header: Some(pdpb::ResponseHeader { cluster_id, error: None }),
-        region_id: report.region.id.0,
-        region_epoch: Some(epoch_message(report.region.epoch)),
-        target_peer: Some(peer_message(&report.leader)),
-        split_region: Some(pdpb::SplitRegion { policy: pdpb::CheckPolicy::Usekey.into(), keys }),
-        ..Default::default()
-    }
-}
-
-/// A range as it was asked for. An empty one is an error: nobody means it.
-pub fn key_range(start: Bytes, end: Bytes) -> Result<crate::map::KeyRange, Malformed> {
-    if !end.is_empty() && start >= end {
-        return Err(Malformed::Missing("key between its start and its end"));
-    }
-    Ok(crate::map::KeyRange { start, end })
 }

@@ -9,6 +9,8 @@ use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use esker_model::{Peer, RegionReport, Role};
+use esker_rpc::convert::end_key;
 use esker_rpc::proto::metapb;
 use serde_json::{Value, json};
 
@@ -17,7 +19,6 @@ use crate::cluster::Cluster;
 use crate::lead::Lead;
 use crate::map::{Store, StoreState};
 use crate::state::MemberInfo;
-use crate::types::{Peer, RegionReport, Role};
 
 const GIB: f64 = (1u64 << 30) as f64;
 const MIB: u64 = 1 << 20;
@@ -80,8 +81,8 @@ fn region_json(report: &RegionReport) -> Value {
     let size = report.approximate_size.div_ceil(MIB);
     let mut json = json!({
         "id": region.id.0,
-        "start_key": hex(&region.start),
-        "end_key": hex(&region.end),
+        "start_key": hex(region.range.start()),
+        "end_key": hex(&end_key(&region.range)),
         "epoch": { "conf_ver": region.epoch.conf_ver, "version": region.epoch.version },
         "peers": region.peers.iter().map(peer_json).collect::<Vec<_>>(),
         "leader": peer_json(&report.leader),
@@ -134,7 +135,7 @@ fn gib(bytes: u64) -> String {
 fn store_json(lead: &Lead, cluster: &Cluster, store: &Store) -> Value {
     use crate::map::{Liveness, StoreMap};
     let descriptor = &store.descriptor;
-    let now = lead.clock.now();
+    let now = lead.clock.awake();
     let liveness = StoreMap::liveness(store, &cluster.config.stores, now);
     let (state, name) = match (descriptor.state, liveness) {
         (StoreState::Up, Liveness::Alive) => (metapb::StoreState::Up, "Up"),

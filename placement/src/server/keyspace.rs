@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use esker_model::RegionReport;
 use esker_rpc::proto::keyspacepb::keyspace_server::Keyspace;
 use esker_rpc::proto::{keyspacepb, pdpb};
 use futures_util::{StreamExt, stream};
@@ -22,7 +23,6 @@ use tonic::{Request, Response, Status};
 use super::{Refusal, Shared, pd, stores};
 use crate::cluster::Cluster;
 use crate::lead::{Lead, PATIENCE};
-use crate::types::RegionReport;
 
 /// The key space that always exists.
 const DEFAULT_NAME: &str = "DEFAULT";
@@ -79,7 +79,7 @@ fn uncut(cluster: &Cluster) -> Option<Uncut> {
     let mut regions = BTreeMap::new();
     for bound in BOUNDS {
         let Some(holder) = cluster.regions.by_key(bound) else { return Some(Uncut::Unknown) };
-        if *holder.region.start != *bound {
+        if **holder.region.range.start() != *bound {
             let (_, keys) =
                 regions.entry(holder.region.id).or_insert_with(|| (Arc::clone(holder), Vec::new()));
             keys.push(Bytes::from_static(bound));

@@ -8,14 +8,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use esker_model::{KeyRange, Region, RegionId, RegionReport};
+use esker_rpc::convert::{bound, down_messages, pending_messages};
 use esker_rpc::proto::pdpb;
 
 use super::{Refusal, checks, convert, stores};
 use crate::cluster::Cluster;
 use crate::lead::{Lead, PATIENCE};
-use crate::map::KeyRange;
 use crate::operator::Status;
-use crate::types::{Region, RegionId, RegionReport};
 
 /// How long an unknown region id is waited for: unlike a key, it may well not
 /// exist at all.
@@ -66,10 +66,10 @@ fn not_found(what: &str) -> Refusal {
 
 fn found(report: &RegionReport) -> pdpb::GetRegionResponse {
     pdpb::GetRegionResponse {
-        region: Some(convert::region_message(&report.region)),
-        leader: Some(convert::peer_message(&report.leader)),
-        down_peers: convert::down_messages(report),
-        pending_peers: convert::pending_messages(report),
+        region: Some((&report.region).into()),
+        leader: Some(report.leader.into()),
+        down_peers: down_messages(&report.region, &report.down),
+        pending_peers: pending_messages(&report.region, &report.pending),
         ..Default::default()
     }
 }
@@ -95,7 +95,7 @@ pub async fn get_prev_region(
     let key = request.region_key;
     let report = look_until(&lead, PATIENCE, |cluster| {
         let holder = cluster.regions.by_key(&key)?;
-        if holder.region.start.is_empty() {
+        if holder.region.range.start().is_empty() {
             return Some(None);
         }
         cluster.regions.previous(&key).cloned().map(Some)
@@ -141,17 +141,14 @@ pub async fn scan_regions(
     request: pdpb::ScanRegionsRequest,
 ) -> Result<pdpb::ScanRegionsResponse, Refusal> {
     bootstrapped(&lead)?;
-    let Ok(range) = convert::key_range(request.start_key, request.end_key) else {
+    let Ok(range) = KeyRange::new(request.start_key, bound(request.end_key)) else {
         // An empty range holds no region, and clients do ask for one.
         return Ok(pdpb::ScanRegionsResponse::default());
     };
     let reports = scan(&lead, &[range], limit_of(request.limit)).await;
     Ok(pdpb::ScanRegionsResponse {
-        region_metas: reports
-            .iter()
-            .map(|report| convert::region_message(&report.region))
-            .collect(),
-        leaders: reports.iter().map(|report| convert::peer_message(&report.leader)).collect(),
+        region_metas: reports.iter().map(|report| (&report.region).into()).collect(),
+        leaders: reports.iter().map(|report| report.leader.into()).collect(),
         regions: reports.iter().map(|report| convert::report_message(report)).collect(),
         ..Default::default()
     })
@@ -171,11 +168,10 @@ pub async fn batch_scan_regions(
     let ranges = request
         .ranges
         .into_iter()
-        .map(|range| convert::key_range(range.start_key, range.end_key))
+        .map(|range| KeyRange::new(range.start_key, bound(range.end_key)))
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| Refusal::invalid(error.to_string()))?;
-    let is_in_order =
-        ranges.windows(2).all(|pair| !pair[0].end.is_empty() && pair[0].end <= pair[1].start);
+    let is_in_order = ranges.windows(2).all(|pair| !pair[0].is_above(pair[1].start()));
     if !is_in_order {
         return Err(Refusal::invalid("the ranges overlap or are not in key order"));
     }
@@ -202,7 +198,6 @@ fn may_split(
     region: Option<esker_rpc::proto::metapb::Region>,
 ) -> Result<Region, Refusal> {
     bootstrapped(lead)?;
-    let region = region.ok_or_else(|| Refusal::invalid("the request has no region"))?;
     let region = convert::region(region).map_err(|error| Refusal::invalid(error.to_string()))?;
     // One that is not known yet, after a change of leader here, may split: its
     // epoch guards it, and ids cost nothing.
@@ -283,12 +278,12 @@ pub async fn report_batch_split(
             checks::MAX_PARTS
         )));
     }
-    let regions =
-        request.regions.into_iter().map(convert::region).collect::<Result<Vec<_>, _>>()?;
+    let regions = request.regions.into_iter().map(|region| convert::region(Some(region)));
+    let regions = regions.collect::<Result<Vec<_>, _>>()?;
     for region in &regions {
         checks::belongs(&lead, &lead.cluster.read(), region)?;
     }
-    let now = lead.clock.now();
+    let now = lead.clock.awake();
     lead.cluster.write().split_happened(regions, now);
     lead.map_changed();
     Ok(pdpb::ReportBatchSplitResponse::default())
@@ -312,7 +307,7 @@ pub async fn scatter_region(
             ids.len()
         )));
     }
-    let now = lead.clock.now();
+    let now = lead.clock.awake();
     let mut orders = Vec::new();
     let mut failed = Vec::new();
     let mut reasons = Vec::new();

@@ -22,6 +22,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use esker_model::MemberId;
 use esker_rpc::members::MemberClient;
 use esker_rpc::proto::esker::members_server::Members;
 use esker_rpc::proto::esker::{MemberStatusRequest, MemberStatusResponse};
@@ -33,7 +34,6 @@ use tracing::debug;
 
 use super::Shared;
 use crate::state::MemberInfo;
-use crate::types::MemberId;
 
 /// How long a roll call waits for somebody who leads: longer than an election
 /// takes, two in a row included.

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
+use esker_model::{KeyRange, StoreId};
 use esker_rpc::proto::pdpb;
 
 use super::{Refusal, checks, convert};
 use crate::lead::Lead;
 use crate::map::{PutStoreError, StoreDescriptor, StoreState};
 use crate::state::{Fact, ServiceSafePoint};
-use crate::types::StoreId;
 
 /// Replicas that a cluster may be set to have.
 const MAX_REPLICAS: std::ops::RangeInclusive<u32> = 1..=9;
@@ -40,15 +40,15 @@ pub async fn bootstrap(
     }
     let store = named_store(&lead, request.store)?;
     let store = lead.cluster.read().stores.check_put(store)?;
-    let region = request.region.ok_or_else(|| Refusal::invalid("the request has no region"))?;
-    let region = convert::region(region).map_err(|error| Refusal::invalid(error.to_string()))?;
+    let region =
+        convert::region(request.region).map_err(|error| Refusal::invalid(error.to_string()))?;
     let ids = region.peers.iter().map(|peer| peer.id.0).chain([region.id.0]);
     if let Some(id) = ids.into_iter().find(|id| !lead.may_have_given(*id)) {
         return Err(Refusal::invalid(format!(
             "id {id} was never handed out by this cluster: ask for one with AllocID"
         )));
     }
-    if !region.start.is_empty() || !region.end.is_empty() {
+    if region.range != KeyRange::all() {
         return Err(Refusal::invalid(format!(
             "the first region, {}, must hold all keys",
             region.id
@@ -64,7 +64,7 @@ pub async fn bootstrap(
     let facts =
         vec![Fact::Store(Box::new(convert::descriptor_message(&store))), Fact::Bootstrapped];
     lead.commit(facts).await?;
-    let now = lead.clock.now();
+    let now = lead.clock.awake();
     lead.cluster.write().stores.put(store, now);
     lead.set_bootstrapped();
     Ok(pdpb::BootstrapResponse::default())
@@ -127,7 +127,7 @@ pub async fn put_store(
     }
     let _one_at_a_time = lead.facts.lock().await;
     let store = named_store(&lead, request.store)?;
-    let now = lead.clock.now();
+    let now = lead.clock.awake();
     let replaced = match request.esker_replace {
         true => lead.cluster.read().stores.check_replace(&store, now)?,
         false => None,
@@ -198,7 +198,7 @@ pub async fn store_heartbeat(
     let stats = request.stats.ok_or_else(|| Refusal::invalid("the heartbeat has no stats"))?;
     let id = StoreId(stats.store_id);
     let stats = convert::stats(&stats)?;
-    let (now, wall_ms) = (lead.clock.now(), lead.clock.wall_ms());
+    let (now, wall_ms) = (lead.clock.awake(), lead.clock.wall_ms());
     let (state, unsaved) = {
         let mut cluster = lead.cluster.write();
         cluster.stores.check_start(id, &stats)?;
@@ -360,7 +360,7 @@ pub async fn get_min_ts(
     _: pdpb::GetMinTsRequest,
 ) -> Result<pdpb::GetMinTsResponse, Refusal> {
     Ok(pdpb::GetMinTsResponse {
-        timestamp: Some(convert::timestamp_message(lead.timestamps(1).await?)),
+        timestamp: Some(lead.timestamps(1).await?.into()),
         ..Default::default()
     })
 }

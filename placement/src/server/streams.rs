@@ -6,6 +6,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use esker_model::{RegionId, RegionReport, StoreId};
+use esker_rpc::convert::{down_messages, pending_messages};
 use esker_rpc::members::BEAT_INTERVAL;
 use esker_rpc::proto::pdpb;
 use futures_util::stream;
@@ -21,7 +23,6 @@ use super::headers::ResponseWithHeader;
 use super::{MIN_STREAM_LIFE, Refusal, Shared, checks, convert};
 use crate::lead::{Lead, OrderStream};
 use crate::map::RefusedReport;
-use crate::types::{RegionId, RegionReport, StoreId};
 
 /// Orders that wait for one store. One for each of its regions is the most that
 /// makes sense; what does not fit comes again with the region's next report.
@@ -109,7 +110,7 @@ pub fn timestamps(
             let last = lead.timestamps(request.count).await?;
             Ok(pdpb::TsoResponse {
                 count: request.count,
-                timestamp: Some(convert::timestamp_message(last)),
+                timestamp: Some(last.into()),
                 ..Default::default()
             })
         },
@@ -156,10 +157,10 @@ fn query_regions(
         regions_by_id.insert(
             id,
             pdpb::RegionResponse {
-                region: Some(convert::region_message(&report.region)),
-                leader: Some(convert::peer_message(&report.leader)),
-                down_peers: convert::down_messages(report),
-                pending_peers: convert::pending_messages(report),
+                region: Some((&report.region).into()),
+                leader: Some(report.leader.into()),
+                down_peers: down_messages(&report.region, &report.down),
+                pending_peers: pending_messages(&report.region, &report.pending),
             },
         );
         id
@@ -258,7 +259,7 @@ fn take_report(
     } else {
         lead.stay_connected(store, orders);
     }
-    let now = lead.clock.now();
+    let now = lead.clock.awake();
     let heard = lead.cluster.write().heartbeat(report, now, &mut || lead.fresh_peer());
     match heard {
         Ok(order) => {

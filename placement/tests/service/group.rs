@@ -5,11 +5,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use esker_model::{Clock, Time};
 use esker_placement::state::Pairs;
-use esker_placement::types::Moment;
-use esker_placement::{
-    Clock, Leadership, MemberId, MemberInfo, ReplicatedState, StateError, StateWrite,
-};
+use esker_placement::{Leadership, MemberId, MemberInfo, ReplicatedState, StateError, StateWrite};
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -212,7 +210,7 @@ impl Clock for TestClock {
         self.wall_ms.load(Ordering::SeqCst)
     }
 
-    fn now(&self) -> Moment {
-        Moment(self.moment.load(Ordering::SeqCst))
+    fn now(&self) -> Time {
+        Time::from_millis(self.moment.load(Ordering::SeqCst))
     }
 }

@@ -13,12 +13,11 @@ use esker_placement::timestamp::WINDOW_MS;
 use esker_rpc::members::BEAT_INTERVAL;
 use esker_rpc::proto::eraftpb::ConfChangeType;
 use esker_rpc::proto::{esker as wire, keyspacepb, metapb, pdpb};
+use group::{Fault, Group, TestClock};
+use server::{Served, error_of, listeners, region_message, store_message};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
-
-use group::{Fault, Group, TestClock};
-use server::{Served, error_of, listeners, region_message, store_message};
 
 const NOON: u64 = 1_700_000_000_000;
 

@@ -5,9 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use esker_placement::{
-    Clock, MemberId, MemberInfo, PlacementConfig, PlacementServer, ReplicatedState,
-};
+use esker_model::Clock;
+use esker_placement::{MemberId, MemberInfo, PlacementConfig, PlacementServer, ReplicatedState};
 use esker_rpc::proto::esker::placement_admin_client::PlacementAdminClient;
 use esker_rpc::proto::keyspacepb::keyspace_client::KeyspaceClient;
 use esker_rpc::proto::metapb;

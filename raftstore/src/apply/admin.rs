@@ -3,29 +3,26 @@
 //! the log brings back, never the shape of a region.
 
 use esker_engine::{Cf, KvBatch, KvEngine};
-use esker_raft::{ConfChange, LogIndex, PeerId, SnapshotMeta, Term};
-use esker_rpc::proto::esker::command::{
-    AdminCommand, RaftCommand, RegionSnapshot as SnapshotData, Split, admin_command::Kind,
-};
-use esker_rpc::proto::metapb::{Peer, Region, RegionEpoch};
-use prost::Message as _;
+use esker_model::{Epoch, Peer, PeerChange, Region, RegionId};
+use esker_raft::{ConfChange, PeerId, SnapshotMeta};
+use esker_rpc::proto::esker::command::RegionSnapshot as SnapshotData;
 
 use super::remembered::{self, Remembered};
 use super::{Answer, Applier, Progress};
+use crate::command::{Body, Command, Split};
 use crate::door::split_fits;
 use crate::error::{RequestError, StoreError};
-use crate::ids::RegionId;
 use crate::message::{AdminResult, AppliedNotice, Effect, Notice, Waiters};
-use crate::region::{self, PeerChange, RegionExt};
+use crate::region;
 use crate::snapshot::ReceivedSnapshot;
-use crate::state::{self, Applied, RegionState};
+use crate::state::{self, Applied, RegionState, bounds};
 
 /// Removes a region's data; an uninitialized region has none.
 fn delete_data(batch: &mut KvBatch, region: &Region) {
     if region.is_initialized() {
-        let end = (!region.end_key.is_empty()).then_some(&region.end_key[..]);
+        let (start, end) = bounds(&region.range);
         for cf in Cf::DATA {
-            batch.delete_range(cf, &region.start_key, end);
+            batch.delete_range(cf, start, end);
         }
     }
 }
@@ -38,7 +35,7 @@ pub(crate) fn complete_installation(
     applied: Applied,
     files: &ReceivedSnapshot,
 ) -> Result<(), StoreError> {
-    let id = descriptor.region_id();
+    let id = descriptor.id;
     let mut batch = KvBatch::new();
     delete_data(&mut batch, descriptor);
     kv.write(&batch)?;
@@ -60,7 +57,7 @@ pub(crate) fn bury(
     tombstone: Region,
     applied: Applied,
 ) -> Result<(), StoreError> {
-    let id = range.region_id();
+    let id = range.id;
     let mut batch = KvBatch::new();
     delete_data(&mut batch, range);
     state::put_region(&mut batch, id, &RegionState::Tombstone { region: tombstone, peer, applied });
@@ -86,15 +83,15 @@ impl Applier {
         &mut self,
         progress: &mut Progress,
         at: Applied,
-        epoch: RegionEpoch,
-        admin: AdminCommand,
+        epoch: Epoch,
+        admin: Body,
         waiters: Option<Waiters>,
         notice: &mut AppliedNotice,
     ) -> Result<(), StoreError> {
-        let id = progress.region.region_id();
-        match admin.kind {
-            Some(Kind::Split(split)) => {
-                if epoch != progress.region.epoch() {
+        let id = progress.region.id;
+        match admin {
+            Body::Split(split) => {
+                if epoch != progress.region.epoch {
                     notice.effects.push(Effect::SplitRefused { index: at.index });
                     let current = vec![progress.region.clone()];
                     let error = RequestError::EpochNotMatch { region: id, current };
@@ -111,12 +108,11 @@ impl Applier {
                 }
                 self.split(progress, at, &split, waiters, notice)
             }
-            Some(Kind::Compact(compact)) => {
-                let (index, term) = (LogIndex(compact.index), Term(compact.term));
+            Body::Compact { index, term } => {
                 notice.effects.push(Effect::MayTruncate { index, term });
                 Ok(())
             }
-            Some(Kind::Change(_)) | None => Err(StoreError::Corrupt {
+            Body::ChangePeers(_) | Body::Write(_) => Err(StoreError::Corrupt {
                 what: format!("entry {} of region {id}", at.index),
                 why: "it holds no command that an entry of its kind may hold".into(),
             }),
@@ -132,10 +128,10 @@ impl Applier {
         notice: &mut AppliedNotice,
     ) -> Result<(), StoreError> {
         let (parent, children) = split_descriptors(&progress.region, split);
-        let id = parent.region_id();
+        let id = parent.id;
         state::put_region(&mut self.batch, id, &RegionState::Normal(parent.clone()));
         for child in &children {
-            let child_id = child.region_id();
+            let child_id = child.id;
             state::put_region(&mut self.batch, child_id, &RegionState::Normal(child.clone()));
             state::put_applied(&mut self.batch, child_id, Applied::INITIAL);
         }
@@ -143,7 +139,7 @@ impl Applier {
         progress.region = parent.clone();
         let mut regions = children.clone();
         regions.push(parent.clone());
-        regions.sort_by(|a, b| a.start_key.cmp(&b.start_key));
+        regions.sort_by(|a, b| a.range.start().cmp(b.range.start()));
         self.answer_admin(waiters, Ok(AdminResult { regions }));
         notice.effects.push(Effect::Split { index: at.index, parent, children });
         Ok(())
@@ -159,11 +155,11 @@ impl Applier {
     ) -> Result<(), StoreError> {
         let next = if change.steps.is_empty() {
             let left = region::left_joint(&progress.region);
-            (left.epoch() != progress.region.epoch()).then_some(left)
+            (left.epoch != progress.region.epoch).then_some(left)
         } else {
-            let wished = decode_change(progress.region.region_id(), at, &change)?;
+            let wished = decode_change(progress.region.id, at, &change)?;
             match wished {
-                (epoch, changes) if epoch == progress.region.epoch() => {
+                (epoch, changes) if epoch == progress.region.epoch => {
                     region::changed(&progress.region, &changes).ok()
                 }
                 _ => None,
@@ -171,13 +167,12 @@ impl Applier {
         };
         let Some(next) = next else {
             let current = vec![progress.region.clone()];
-            let error =
-                RequestError::EpochNotMatch { region: progress.region.region_id(), current };
+            let error = RequestError::EpochNotMatch { region: progress.region.id, current };
             self.answer_admin(waiters, Err(error));
             notice.effects.push(Effect::ChangeRefused { change });
             return Ok(());
         };
-        state::put_region(&mut self.batch, next.region_id(), &RegionState::Normal(next.clone()));
+        state::put_region(&mut self.batch, next.id, &RegionState::Normal(next.clone()));
         self.persist_at(progress, at)?;
         progress.region = next.clone();
         self.answer_admin(waiters, Ok(AdminResult { regions: vec![next.clone()] }));
@@ -250,10 +245,9 @@ impl Applier {
         );
         let mut last = progress.region;
         let range = last.clone();
-        let epoch = last.region_epoch.get_or_insert_default();
-        if epoch.conf_ver < tombstone_conf_ver {
-            // Others said so; who the members were then is not known here.
-            epoch.conf_ver = tombstone_conf_ver;
+        if last.epoch.conf_ver < tombstone_conf_ver {
+            // Others said so; which members there were then is not known here.
+            last.epoch.conf_ver = tombstone_conf_ver;
             last.peers.clear();
         }
         bury(&self.kv, &range, peer, last, progress.applied)?;
@@ -266,47 +260,36 @@ fn decode_change(
     region: RegionId,
     at: Applied,
     change: &ConfChange,
-) -> Result<(RegionEpoch, Vec<PeerChange>), StoreError> {
-    let corrupt = |why: String| StoreError::Corrupt {
-        what: format!("entry {} of region {region}", at.index),
-        why,
-    };
-    let command =
-        RaftCommand::decode(change.context.clone()).map_err(|e| corrupt(e.to_string()))?;
-    let changes = match command.admin.and_then(|admin| admin.kind) {
-        Some(Kind::Change(changes)) => changes.changes.iter().map(PeerChange::from_proto).collect(),
-        _ => None,
-    };
-    let changes: Vec<PeerChange> =
-        changes.ok_or_else(|| corrupt("its change of members is unreadable".into()))?;
-    Ok((command.epoch.unwrap_or_default(), changes))
+) -> Result<(Epoch, Vec<PeerChange>), StoreError> {
+    let Command { epoch, body } = super::decode(region, at, change.context.clone())?;
+    match body {
+        Body::ChangePeers(changes) => Ok((epoch, changes)),
+        _ => Err(StoreError::Corrupt {
+            what: format!("entry {} of region {region}", at.index),
+            why: "its change of members is unreadable".into(),
+        }),
+    }
 }
 
-/// The parent and its new neighbours. The keys were checked when the split was
+/// The parent and its new neighbours, in key order. The keys were checked when the split was
 /// proposed, against the epoch that was just compared.
 fn split_descriptors(region: &Region, split: &Split) -> (Region, Vec<Region>) {
-    let mut epoch = region.epoch();
+    let mut epoch = region.epoch;
     epoch.version += split.keys.len() as u64;
-    let mut bounds = vec![region.start_key.clone()];
-    bounds.extend(split.keys.iter().cloned());
-    bounds.push(region.end_key.clone());
-    let mut parts: Vec<(bytes::Bytes, bytes::Bytes)> =
-        bounds.windows(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect();
+    let mut parts = region.range.split_at(&split.keys).expect("the keys lie inside the region");
     let own = if split.right_derive { parts.len() - 1 } else { 0 };
-    let (start_key, end_key) = parts.remove(own);
-    let parent = Region { start_key, end_key, region_epoch: Some(epoch), ..region.clone() };
+    let parent = Region { range: parts.remove(own), epoch, ..region.clone() };
     let children = parts
         .into_iter()
         .zip(&split.regions)
-        .map(|((start_key, end_key), new)| Region {
+        .map(|(range, new)| Region {
             id: new.id,
-            start_key,
-            end_key,
-            region_epoch: Some(epoch),
+            range,
+            epoch,
             peers: region
                 .peers
                 .iter()
-                .zip(&new.peer_ids)
+                .zip(&new.peers)
                 .map(|(peer, id)| Peer { id: *id, ..*peer })
                 .collect(),
         })

@@ -34,16 +34,15 @@ use std::collections::{HashSet, VecDeque};
 
 use bytes::{Buf, BufMut, Bytes};
 use esker_engine::{Cf, KvBatch, KvEngine, KvSnapshot};
+use esker_model::{Region, RegionId};
 use esker_raft::LogIndex;
-use esker_rpc::proto::esker::command::{
-    RaftCommand, RegionSnapshot as SnapshotData, RememberedEntry, TaggedCommand,
-};
-use esker_rpc::proto::metapb::Region;
+use esker_rpc::convert;
+use esker_rpc::proto::esker::command::{RegionSnapshot as SnapshotData, RememberedEntry};
 use prost::Message as _;
 
+use crate::command::TaggedCommand;
 use crate::config::REMEMBERED_SECONDS;
 use crate::error::StoreError;
-use crate::ids::RegionId;
 
 const PREFIX: u8 = b'd';
 const FORMAT: u8 = 1;
@@ -81,25 +80,6 @@ pub(crate) struct Remembered {
     /// In the order of the log.
     entries: VecDeque<Entry>,
     known: HashSet<CommandId>,
-}
-
-/// Where a tagged command's mutations are, checked to be there.
-pub(crate) fn check_tagged(command: &RaftCommand) -> Result<(), &'static str> {
-    let mut next = 0;
-    for tagged in &command.tagged {
-        let (first, count) = (tagged.first as usize, tagged.count as usize);
-        if count == 0 || first < next {
-            return Err("its tagged commands overlap or are out of order");
-        }
-        next = first.saturating_add(count);
-    }
-    if next > command.mutations.len() {
-        return Err("a tagged command has mutations that are not there");
-    }
-    if !command.tagged.is_empty() && command.admin.is_some() {
-        return Err("an admin command carries a tag");
-    }
-    Ok(())
 }
 
 fn key(region: RegionId, index: LogIndex) -> [u8; KEY_BYTES] {
@@ -248,7 +228,7 @@ impl Remembered {
         });
         SnapshotData {
             format: SNAPSHOT_FORMAT,
-            region: Some(region.clone()),
+            region: Some(region.into()),
             forgotten: self.forgotten.0,
             remembered: remembered.collect(),
         }
@@ -283,7 +263,7 @@ pub(crate) fn decode_snapshot(data: Bytes) -> Result<(Region, SnapshotData), Str
     if data.format != SNAPSHOT_FORMAT {
         return Err(format!("it has format {}, not {SNAPSHOT_FORMAT}", data.format));
     }
-    let region = data.region.take().ok_or("it names no region")?;
+    let region = convert::region(data.region.take()).map_err(|e| e.to_string())?;
     let mut last = data.forgotten;
     for entry in &data.remembered {
         if entry.index <= last || decode(&entry.commands).is_none() {
@@ -329,7 +309,6 @@ pub fn records(kv: &KvEngine, region: RegionId) -> Result<Records, StoreError> {
 mod tests {
     use super::*;
     use esker_engine::{EngineOptions, MemoryEnv};
-    use esker_rpc::proto::esker::command::Mutation;
 
     const REGION: RegionId = RegionId(7);
 
@@ -388,7 +367,7 @@ mod tests {
         for index in 6..10 {
             apply(&mut remembered, &kv, index, 100, 3);
         }
-        let region = Region { id: REGION.0, ..Region::default() };
+        let region = Region::uninitialized(REGION);
         let data = remembered.snapshot_data(&region).encode_to_vec();
         let (found, data) = decode_snapshot(data.into()).unwrap();
         assert_eq!(found, region);
@@ -407,30 +386,8 @@ mod tests {
     }
 
     #[test]
-    fn malformed_tags_and_snapshots_are_refused() {
-        let command = |tagged: &[(u32, u32)], mutations| RaftCommand {
-            mutations: vec![Mutation::default(); mutations],
-            tagged: tagged
-                .iter()
-                .map(|(first, count)| TaggedCommand {
-                    first: *first,
-                    count: *count,
-                    ..TaggedCommand::default()
-                })
-                .collect(),
-            ..RaftCommand::default()
-        };
-        assert_eq!(check_tagged(&command(&[(0, 1), (2, 2)], 4)), Ok(()));
-        for (tagged, mutations) in [
-            (&[(0, 2)][..], 1),
-            (&[(0, 0)], 1),
-            (&[(1, 1), (0, 1)], 2),
-            (&[(0, 2), (1, 1)], 3),
-            (&[(u32::MAX, u32::MAX)], 1),
-        ] {
-            assert!(check_tagged(&command(tagged, mutations)).is_err(), "{tagged:?}");
-        }
-        let region = Some(Region::default());
+    fn malformed_snapshots_are_refused() {
+        let region = Some((&Region::uninitialized(REGION)).into());
         let good = SnapshotData {
             format: SNAPSHOT_FORMAT,
             region,

@@ -7,20 +7,14 @@
 use std::ops::RangeInclusive;
 
 use bytes::Bytes;
-use esker_engine::Cf;
-use esker_raft::{ConfChange, Entries, Entry, LeaveJoint, LogIndex, MAX_PEERS, Payload};
-use esker_rpc::proto::esker::command::{
-    AdminCommand, CompactLog, Mutation, RaftCommand, Split, admin_command, mutation,
-};
-use esker_rpc::proto::metapb::{Region, RegionEpoch};
-use prost::Message as _;
+use esker_model::limits::{MAX_COMMAND_BYTES, MAX_ID, MAX_PEERS, MAX_SPLIT_KEYS};
+use esker_model::{Epoch, PeerChange, Region};
+use esker_raft::{ConfChange, Entries, Entry, LeaveJoint, LogIndex, Payload};
 
-use super::{Fault, MAX_ID, check_bound, check_epoch, check_key};
-use crate::apply::check_tagged;
-use crate::config::{MAX_COMMAND_BYTES, MAX_SPLIT_KEYS};
+use super::{Fault, check_bound, check_key};
+use crate::command::{Body, Command, CommandError, Keys, Mutation, Split};
 use crate::message::Admin;
-use crate::peer::{COMMAND_FORMAT, TAGGED_FORMAT};
-use crate::region::{PeerChange, RegionExt, conf_change};
+use crate::region::conf_change;
 
 /// The largest command in an entry: the largest that a client may give, and what
 /// describes it.
@@ -30,16 +24,18 @@ const IDS: RangeInclusive<u64> = 1..=MAX_ID;
 
 /// The keys that the entries of one message speak of.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Reach(Option<Keys>);
+pub struct Reach(Option<Keyed>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Keys {
+struct Keyed {
     /// The oldest version of the region that one of the entries was made for.
     version: u64,
     lowest: Bytes,
     highest: Bytes,
     /// The highest end of a range, which lies in no range itself.
     end: Bytes,
+    /// A range without an end is among them.
+    is_open: bool,
 }
 
 impl Reach {
@@ -63,29 +59,41 @@ impl Reach {
     /// older is not carried out anyway.
     pub(crate) fn lies_in(&self, region: &Region) -> bool {
         let Some(keys) = &self.0 else { return true };
-        if !region.is_initialized() || keys.version < region.epoch().version {
+        if !region.is_initialized() || keys.version < region.epoch.version {
             return true;
         }
-        let end = &region.end_key;
-        keys.lowest >= region.start_key
-            && (end.is_empty() || (keys.highest < *end && keys.end <= *end))
+        let range = &region.range;
+        keys.lowest >= *range.start()
+            && match range.end() {
+                None => true,
+                Some(end) => !keys.is_open && keys.highest < *end && keys.end <= *end,
+            }
     }
 
-    fn take(&mut self, version: u64, key: &Bytes, end: Option<&Bytes>) {
-        let keys = self.0.get_or_insert_with(|| Keys {
+    fn take(&mut self, version: u64, touched: Keys<'_>) {
+        let lowest = match touched {
+            Keys::One(key) => key,
+            Keys::Range(range) => range.start(),
+        };
+        let keys = self.0.get_or_insert_with(|| Keyed {
             version,
-            lowest: key.clone(),
+            lowest: lowest.clone(),
             highest: Bytes::new(),
             end: Bytes::new(),
+            is_open: false,
         });
         keys.version = keys.version.min(version);
-        if *key < keys.lowest {
-            keys.lowest = key.clone();
+        if *lowest < keys.lowest {
+            keys.lowest = lowest.clone();
         }
-        match end {
-            None if *key > keys.highest => keys.highest = key.clone(),
-            Some(end) if *end > keys.end => keys.end = end.clone(),
-            _ => {}
+        match touched {
+            Keys::One(key) if *key > keys.highest => keys.highest = key.clone(),
+            Keys::One(_) => {}
+            Keys::Range(range) => match range.end() {
+                None => keys.is_open = true,
+                Some(end) if *end > keys.end => keys.end = end.clone(),
+                Some(_) => {}
+            },
         }
     }
 }
@@ -94,100 +102,52 @@ fn check_entry(entry: &Entry, reach: &mut Reach) -> Result<(), Fault> {
     match &entry.payload {
         Payload::Noop => Ok(()),
         Payload::Command(command) => {
-            let (epoch, command) = decode(entry.index, command)?;
-            match command.admin {
-                Some(_) if !command.mutations.is_empty() => {
-                    Err(Fault::Contradiction("its changes of data and of the region"))
+            let Command { epoch, body } = decode(entry.index, command)?;
+            match body {
+                Body::Write(write) => check_mutations(epoch, &write.mutations, reach),
+                Body::Split(split) => {
+                    check_split(&split)?;
+                    for key in &split.keys {
+                        reach.take(epoch.version, Keys::One(key));
+                    }
+                    Ok(())
                 }
-                Some(admin) => check_admin(entry, epoch, &admin, reach),
-                None => check_mutations(epoch, &command.mutations, reach),
+                Body::Compact { index, term } => {
+                    if index >= entry.index || term > entry.term {
+                        return Err(Fault::Impossible { what: "end of the log", value: index.0 });
+                    }
+                    Ok(())
+                }
+                // Travels in a change of members, not by itself.
+                Body::ChangePeers(_) => Err(Fault::Missing("kind of command that is known here")),
             }
         }
         Payload::Change(change) => check_change(entry.index, change),
     }
 }
 
-fn decode(index: LogIndex, command: &Bytes) -> Result<(RegionEpoch, RaftCommand), Fault> {
+fn decode(index: LogIndex, command: &Bytes) -> Result<Command, Fault> {
     if command.len() > MAX_ENTRY_BYTES {
         return Err(Fault::TooLarge { size: command.len(), limit: MAX_ENTRY_BYTES });
     }
-    let command = RaftCommand::decode(command.clone())
-        .map_err(|error| Fault::Entry { index, why: error.to_string() })?;
-    let expected = if command.tagged.is_empty() { COMMAND_FORMAT } else { TAGGED_FORMAT };
-    if command.format != expected {
-        let (found, known) = (command.format, TAGGED_FORMAT);
-        return Err(Fault::Format { index, found, known });
-    }
-    check_tagged(&command).map_err(Fault::Tags)?;
-    let epoch = command.epoch.ok_or(Fault::Missing("epoch"))?;
-    check_epoch(&epoch)?;
-    Ok((epoch, command))
+    Command::decode(command.clone()).map_err(|error| match error {
+        CommandError::Format { found, known } => Fault::Format { index, found, known },
+        error => Fault::Entry { index, why: error.to_string() },
+    })
 }
 
-fn check_family(number: u32) -> Result<(), Fault> {
-    match Cf::from_number(number) {
-        Some(cf) if cf != Cf::Meta => Ok(()),
-        _ => Err(Fault::Impossible { what: "column family", value: number.into() }),
-    }
-}
-
-fn check_mutations(
-    epoch: RegionEpoch,
-    mutations: &[Mutation],
-    reach: &mut Reach,
-) -> Result<(), Fault> {
+fn check_mutations(epoch: Epoch, mutations: &[Mutation], reach: &mut Reach) -> Result<(), Fault> {
     for mutation in mutations {
-        let (cf, key) = match &mutation.kind {
-            Some(mutation::Kind::Put(put)) => (put.cf, &put.key),
-            Some(mutation::Kind::Delete(delete)) => (delete.cf, &delete.key),
-            Some(mutation::Kind::Cas(cas)) if mutations.len() == 1 => (cas.cf, &cas.key),
-            Some(mutation::Kind::Cas(_)) => {
-                return Err(Fault::Contradiction("a compare-and-swap and the changes beside it"));
+        let keys = mutation.keys();
+        if let Keys::One(key) = keys {
+            if key.is_empty() {
+                return Err(Fault::Missing("key"));
             }
-            Some(mutation::Kind::DeleteRange(range)) => {
-                check_family(range.cf)?;
-                check_bound(&range.start)?;
-                check_bound(&range.end)?;
-                reach.take(epoch.version, &range.start, Some(&range.end));
-                continue;
-            }
-            None => return Err(Fault::Missing("kind of change that is known here")),
-        };
-        check_family(cf)?;
-        if key.is_empty() {
-            return Err(Fault::Missing("key"));
+            check_key(key)?;
         }
-        check_key(key)?;
-        reach.take(epoch.version, key, None);
+        reach.take(epoch.version, keys);
     }
     Ok(())
-}
-
-fn check_admin(
-    entry: &Entry,
-    epoch: RegionEpoch,
-    admin: &AdminCommand,
-    reach: &mut Reach,
-) -> Result<(), Fault> {
-    match &admin.kind {
-        Some(admin_command::Kind::Split(split)) => {
-            check_split(split)?;
-            for key in &split.keys {
-                reach.take(epoch.version, key, None);
-            }
-            Ok(())
-        }
-        Some(admin_command::Kind::Compact(CompactLog { index, term })) => {
-            if *index >= entry.index.0 || *term > entry.term.0 {
-                return Err(Fault::Impossible { what: "end of the log", value: *index });
-            }
-            Ok(())
-        }
-        // Travels in a change of members, not by itself.
-        Some(admin_command::Kind::Change(_)) | None => {
-            Err(Fault::Missing("kind of command that is known here"))
-        }
-    }
 }
 
 fn check_split(split: &Split) -> Result<(), Fault> {
@@ -201,14 +161,13 @@ fn check_split(split: &Split) -> Result<(), Fault> {
     if split.keys[0].is_empty() || !split.keys.is_sorted_by(|a, b| a < b) {
         return Err(Fault::Contradiction("the keys of its split"));
     }
-    let peers = split.regions[0].peer_ids.len();
-    if !(1..=MAX_PEERS).contains(&peers)
-        || split.regions.iter().any(|new| new.peer_ids.len() != peers)
+    let peers = split.regions[0].peers.len();
+    if !(1..=MAX_PEERS).contains(&peers) || split.regions.iter().any(|new| new.peers.len() != peers)
     {
         return Err(Fault::Contradiction("the ids of its new regions"));
     }
-    check_ids(split.regions.iter().map(|new| new.id))?;
-    check_ids(split.regions.iter().flat_map(|new| new.peer_ids.iter().copied()))
+    check_ids(split.regions.iter().map(|new| new.id.0))?;
+    check_ids(split.regions.iter().flat_map(|new| new.peers.iter().map(|peer| peer.0)))
 }
 
 /// Each must be possible, and there only once.
@@ -242,9 +201,9 @@ pub(crate) fn check_request(admin: &Admin) -> Result<(), Fault> {
 
 fn check_peers(changes: &[PeerChange]) -> Result<(), Fault> {
     for change in changes {
-        let peer = change.peer();
-        if !IDS.contains(&peer.id) || peer.store_id == 0 {
-            return Err(Fault::Impossible { what: "peer", value: peer.id });
+        let seat = change.seat();
+        if !IDS.contains(&seat.peer.0) || seat.store.0 == 0 {
+            return Err(Fault::Impossible { what: "peer", value: seat.peer.0 });
         }
     }
     if changes.len() > MAX_PEERS {
@@ -256,13 +215,12 @@ fn check_peers(changes: &[PeerChange]) -> Result<(), Fault> {
 
 /// Whether a split can be carried out on `region`; decided alike on every replica.
 pub(crate) fn split_fits(region: &Region, split: &Split) -> bool {
-    let inside = |key: &Bytes| region.contains_key(key) && *key != region.start_key;
     check_split(split).is_ok()
-        && split.keys.iter().all(inside)
+        && region.range.split_at(&split.keys).is_some()
         && split
             .regions
             .iter()
-            .all(|new| new.id != region.id && new.peer_ids.len() == region.peers.len())
+            .all(|new| new.id != region.id && new.peers.len() == region.peers.len())
 }
 
 fn check_change(index: LogIndex, change: &ConfChange) -> Result<(), Fault> {
@@ -277,16 +235,11 @@ fn check_change(index: LogIndex, change: &ConfChange) -> Result<(), Fault> {
         }
         return Ok(());
     }
-    let (_, command) = decode(index, &change.context)?;
-    let Some(admin_command::Kind::Change(named)) = command.admin.and_then(|admin| admin.kind)
-    else {
+    let Body::ChangePeers(changes) = decode(index, &change.context)?.body else {
         return Err(Fault::Missing("change of members that is known here"));
     };
-    let changes: Option<Vec<PeerChange>> =
-        named.changes.iter().map(PeerChange::from_proto).collect();
-    let changes = changes.ok_or(Fault::Missing("kind of change that is known here"))?;
     check_peers(&changes)?;
-    if !command.mutations.is_empty() || conf_change(&changes, Bytes::new()).steps != change.steps {
+    if conf_change(&changes, Bytes::new()).steps != change.steps {
         return Err(Fault::Contradiction("a change of members and what goes with it"));
     }
     Ok(())

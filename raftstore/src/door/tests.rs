@@ -1,64 +1,91 @@
-use esker_raft::{Entry, GroupId, Payload, PeerId, Stamp, Term};
-use esker_rpc::proto::esker::command::{Mutation, Put, RaftCommand, mutation};
+use bytes::Bytes;
+use esker_engine::Cf;
+use esker_model::limits::MAX_EPOCH_LEAP;
+use esker_model::{Epoch, Peer, may_follow};
+use esker_raft::{Entry, GroupId, Message, Payload, PeerId, Stamp, Term};
+use esker_rpc::proto::esker::raft_message;
+use esker_rpc::proto::metapb;
 use proptest::prelude::*;
-use prost::Message as _;
 
 use super::*;
+use crate::command::{Body, Command, Mutation, Write};
 
 const HERE: StoreId = StoreId(2);
 
-fn peer(id: u64, store_id: u64) -> Peer {
-    Peer { id, store_id, ..Peer::default() }
+fn peer(id: u64, store: u64) -> Peer {
+    Peer::voter(PeerId(id), StoreId(store))
 }
 
-/// Entries of puts, from the peer on store 1 to the one on store 2.
-fn append(keys: &[&'static [u8]]) -> RaftMessage {
-    let entries = keys.iter().zip(6..).map(|(key, index)| {
-        let put = Put { cf: 0, key: Bytes::from_static(key), value: Bytes::from_static(b"v") };
-        let command = RaftCommand {
-            format: crate::peer::COMMAND_FORMAT,
-            epoch: Some(RegionEpoch { conf_ver: 1, version: 3 }),
-            mutations: vec![Mutation { kind: Some(mutation::Kind::Put(put)) }],
-            ..RaftCommand::default()
-        };
-        let payload = Payload::Command(command.encode_to_vec().into());
-        Entry { term: Term(5), index: LogIndex(index), payload }
-    });
+fn entry(index: u64, epoch: Epoch, mutations: Vec<Mutation>) -> Entry {
+    let body = Body::Write(Write { mutations, ..Write::default() });
+    let payload = Payload::Command(Command { epoch, body }.encode());
+    Entry { term: Term(5), index: LogIndex(index), payload }
+}
+
+/// From the peer on store 1 to the one on store 2.
+fn append(prev_index: u64, entries: Vec<Entry>) -> RaftMessage {
     let body = MessageBody::Append {
-        prev_index: LogIndex(5),
+        prev_index: LogIndex(prev_index),
         prev_term: Term(5),
-        entries: entries.collect::<Vec<_>>().into(),
-        commit: LogIndex(5),
+        entries: entries.into(),
+        commit: LogIndex(prev_index),
         stamp: Stamp::default(),
     };
-    let mut message = Vec::new();
-    Message { group: GroupId(7), from: PeerId(11), to: PeerId(12), term: Term(5), body }
-        .encode(&mut message);
-    RaftMessage {
-        region_id: 7,
-        from: Some(peer(11, 1)),
-        to: Some(peer(12, 2)),
-        epoch: Some(RegionEpoch { conf_ver: 1, version: 3 }),
-        message: message.into(),
-        ..RaftMessage::default()
+    let message =
+        Message { group: GroupId(7), from: PeerId(11), to: PeerId(12), term: Term(5), body };
+    let consensus = Consensus { message, applied: LogIndex(0), creates: None };
+    let address = Address {
+        region: RegionId(7),
+        from: peer(11, 1),
+        to: peer(12, 2),
+        epoch: Epoch { conf_ver: 1, version: 3 },
+    };
+    address.with(Content::Consensus(Box::new(consensus)))
+}
+
+/// Entries of puts.
+fn puts(keys: &[&'static [u8]]) -> RaftMessage {
+    let entries = keys.iter().zip(6..).map(|(key, index)| {
+        let (key, value) = (Bytes::from_static(key), Bytes::from_static(b"v"));
+        let epoch = Epoch { conf_ver: 1, version: 3 };
+        entry(index, epoch, vec![Mutation::Put { cf: Cf::Default, key, value }])
+    });
+    append(5, entries.collect())
+}
+
+/// The part of a message that is for the group.
+fn inside(message: &mut RaftMessage) -> &mut esker_rpc::proto::esker::Consensus {
+    match &mut message.content {
+        Some(raft_message::Content::Consensus(consensus)) => consensus,
+        _ => panic!("it is for the group"),
     }
 }
 
+/// A peer as the wire may have it.
+fn raw(id: u64, store_id: u64) -> Option<metapb::Peer> {
+    Some(metapb::Peer { id, store_id, ..Default::default() })
+}
+
+/// A range up to a key of this length; without an end where that is none.
+fn bounds(length: usize) -> esker_rpc::proto::esker::KeyBounds {
+    let end_key = vec![0; length].into();
+    esker_rpc::proto::esker::KeyBounds { end_key, ..Default::default() }
+}
+
 fn region(start: &'static [u8], end: &'static [u8], version: u64) -> Region {
+    let end = Some(Bytes::from_static(end)).filter(|end| !end.is_empty());
     Region {
-        id: 7,
-        start_key: Bytes::from_static(start),
-        end_key: Bytes::from_static(end),
-        region_epoch: Some(RegionEpoch { conf_ver: 1, version }),
+        id: RegionId(7),
+        range: KeyRange::new(Bytes::from_static(start), end).unwrap(),
+        epoch: Epoch { conf_ver: 1, version },
         peers: vec![peer(11, 1), peer(12, 2)],
     }
 }
 
 #[test]
 fn what_an_honest_store_sends_is_taken_and_says_which_keys_it_reaches() {
-    let Content::Raft(_, reach) =
-        Arrived::check(HERE, append(&[b"m", b"c", b"p"])).unwrap().content
-    else {
+    let message = puts(&[b"m", b"c", b"p"]);
+    let Checked::Raft(_, reach) = Arrived::check(HERE, message).unwrap().content else {
         panic!("it is for the group");
     };
     assert!(reach.lies_in(&region(b"c", b"q", 3)));
@@ -72,24 +99,25 @@ fn what_an_honest_store_sends_is_taken_and_says_which_keys_it_reaches() {
 #[test]
 fn an_envelope_that_lacks_or_contradicts_something_is_refused_with_the_reason() {
     type Change = fn(&mut RaftMessage);
-    let cases: [(Change, &str); 14] = [
+    let cases: [(Change, &str); 15] = [
         (|m| m.from = None, "it has no sender"),
         (|m| m.to = None, "it has no receiver"),
-        (|m| m.epoch = None, "it has no epoch"),
+        (|m| m.epoch = None, "the message has no epoch"),
+        (|m| m.content = None, "it has no content that is known here"),
         (|m| m.region_id = 0, "its region cannot be 0"),
         (|m| m.region_id = 8, "the addresses on and in it contradict each other"),
-        (|m| m.from = Some(peer(0, 1)), "its sender's id cannot be 0"),
-        (|m| m.from = Some(peer(13, 1)), "the addresses on and in it contradict each other"),
-        (|m| m.from = Some(peer(11, 0)), "its sender and its receiver contradict each other"),
-        (|m| m.to = Some(peer(12, 3)), "it is for store 3; is an address used twice?"),
-        (|m| m.to = Some(peer(u64::MAX, 2)), "its receiver's id cannot be 18446744073709551615"),
-        (|m| m.gone = true, "its parts contradict each other"),
-        (|m| m.is_initial = true, "its parts contradict each other"),
-        (|m| m.end_key = Bytes::from(vec![0; 1 << 20]), "a key or value of 1048576 bytes is in it"),
-        (|m| m.applied_index = u64::MAX, "its applied index cannot be 18446744073709551615"),
+        (|m| m.from = raw(0, 1), "its peer cannot be 0"),
+        (|m| m.from = raw(13, 1), "the addresses on and in it contradict each other"),
+        (|m| m.from = raw(12, 1), "its sender and its receiver contradict each other"),
+        (|m| m.from = raw(11, 0), "its peer's store cannot be 0"),
+        (|m| m.to = raw(12, 3), "it is for store 3; is an address used twice?"),
+        (|m| m.to = raw(u64::MAX, 2), "its peer cannot be 18446744073709551615"),
+        (|m| inside(m).creates = Some(bounds(0)), "its parts contradict each other"),
+        (|m| inside(m).creates = Some(bounds(1 << 20)), "a bound of 1048576 bytes is in it"),
+        (|m| inside(m).applied_index = u64::MAX, "its applied index cannot be 184467440737095516"),
     ];
     for (change, reason) in cases {
-        let mut message = append(&[b"k"]);
+        let mut message = puts(&[b"k"]);
         change(&mut message);
         let said = Arrived::check(HERE, message).unwrap_err().to_string();
         assert!(said.starts_with(reason), "{said}, not {reason}");
@@ -107,8 +135,6 @@ fn a_region_is_followed_only_by_a_part_of_itself() {
     assert!(!may_follow(&known, &region(b"e", b"", 4)), "without an end");
     assert!(!may_follow(&known, &region(b"d", b"p", 2)), "older");
     assert!(!may_follow(&known, &region(b"e", b"p", 4 + MAX_EPOCH_LEAP)), "far ahead");
-    let empty = Region { id: 7, ..Region::default() };
-    assert!(may_follow(&empty, &known), "what is empty is filled");
 }
 
 proptest! {
@@ -119,8 +145,8 @@ proptest! {
         changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
         cut in proptest::option::of(any::<prop::sample::Index>()),
     ) {
-        let mut envelope = append(&[b"a", b"b", b"c"]);
-        let mut bytes = envelope.message.to_vec();
+        let mut message = puts(&[b"a", b"b", b"c"]);
+        let mut bytes = inside(&mut message).message.to_vec();
         for (at, byte) in changes {
             let at = at.index(bytes.len());
             bytes[at] = byte;
@@ -128,19 +154,14 @@ proptest! {
         if let Some(cut) = cut {
             bytes.truncate(cut.index(bytes.len()).max(1));
         }
-        envelope.message = bytes.into();
-        let _ = Arrived::check_snapshot(HERE, envelope.clone());
-        let Ok(arrived) = Arrived::check(HERE, envelope) else { return Ok(()) };
-        let Content::Raft(message, _) = arrived.content else { return Ok(()) };
-        if let MessageBody::Append { entries, .. } = message.body {
+        inside(&mut message).message = bytes.into();
+        let _ = Arrived::check_snapshot(HERE, message.clone());
+        let Ok(arrived) = Arrived::check(HERE, message) else { return Ok(()) };
+        let Checked::Raft(consensus, _) = arrived.content else { return Ok(()) };
+        if let MessageBody::Append { entries, .. } = consensus.message.body {
             for entry in &entries {
                 if let Payload::Command(command) = &entry.payload {
-                    let command = RaftCommand::decode(command.clone());
-                    let is_whole = command.is_ok_and(|command| {
-                        command.format == crate::peer::COMMAND_FORMAT
-                            && command.mutations.iter().all(|mutation| mutation.kind.is_some())
-                    });
-                    prop_assert!(is_whole);
+                    prop_assert!(Command::decode(command.clone()).is_ok());
                 }
             }
         }
@@ -152,42 +173,20 @@ proptest! {
 #[test]
 #[ignore = "a measurement, which shows nothing on a busy machine"]
 fn the_door_costs_a_follower_little() {
-    use esker_engine::{Cf, EngineOptions, KvBatch, KvEngine, LogBatch, LogEngine, MemoryEnv};
+    use esker_engine::{EngineOptions, KvBatch, KvEngine, LogBatch, LogEngine, MemoryEnv};
     const ROUNDS: u32 = 2_000;
     // 16 entries of 8 puts of 128 bytes, as a loaded leader sends them.
     let puts = |entry: u64| {
-        (0..8).map(move |n| Mutation {
-            kind: Some(mutation::Kind::Put(Put {
-                cf: 0,
-                key: format!("user-{:08}", entry * 7919 + n).into(),
-                value: vec![b'v'; 128].into(),
-            })),
+        (0..8).map(move |n| Mutation::Put {
+            cf: Cf::Default,
+            key: format!("user-{:08}", entry * 7919 + n).into(),
+            value: vec![b'v'; 128].into(),
         })
     };
-    let entries: Vec<Entry> = (1..=16)
-        .map(|index| {
-            let command = RaftCommand {
-                format: crate::peer::COMMAND_FORMAT,
-                epoch: Some(RegionEpoch { conf_ver: 1, version: 1 }),
-                mutations: puts(index).collect(),
-                ..RaftCommand::default()
-            };
-            let payload = Payload::Command(command.encode_to_vec().into());
-            Entry { term: Term(5), index: LogIndex(index), payload }
-        })
-        .collect();
-    let mut envelope = append(&[]);
-    let mut message = Message::decode(envelope.message.clone()).unwrap();
-    message.body = MessageBody::Append {
-        prev_index: LogIndex(0),
-        prev_term: Term(5),
-        entries: entries.clone().into(),
-        commit: LogIndex(0),
-        stamp: Stamp::default(),
-    };
-    let mut encoded = Vec::new();
-    message.encode(&mut encoded);
-    envelope.message = encoded.into();
+    let entries: Vec<Entry> =
+        (1..=16).map(|index| entry(index, Epoch::FIRST, puts(index).collect())).collect();
+    let mut envelope = append(0, entries.clone());
+    let encoded = inside(&mut envelope).message.clone();
     let time = |mut work: Box<dyn FnMut() + '_>| {
         let began = Instant::now();
         (0..ROUNDS).for_each(|_| work());
@@ -196,7 +195,7 @@ fn the_door_costs_a_follower_little() {
     let options = EngineOptions::in_memory(MemoryEnv::new());
     let kv = KvEngine::open("/kv".as_ref(), &options).unwrap();
     let log = LogEngine::open("/log".as_ref(), &options).unwrap();
-    let decoding = time(Box::new(|| drop(Message::decode(envelope.message.clone()).unwrap())));
+    let decoding = time(Box::new(|| drop(Message::decode(encoded.clone()).unwrap())));
     let checking = time(Box::new(|| drop(Arrived::check(HERE, envelope.clone()).unwrap())));
     let logging = time(Box::new(|| {
         let (mut batch, mut bytes) = (LogBatch::new(), Vec::new());
@@ -210,9 +209,12 @@ fn the_door_costs_a_follower_little() {
         let mut batch = KvBatch::new();
         for entry in &entries {
             let Payload::Command(command) = &entry.payload else { unreachable!("all are") };
-            for mutation in RaftCommand::decode(command.clone()).unwrap().mutations {
-                let Some(mutation::Kind::Put(put)) = mutation.kind else { unreachable!("all are") };
-                batch.put(Cf::Default, &put.key, &put.value);
+            let Body::Write(write) = Command::decode(command.clone()).unwrap().body else {
+                unreachable!("all are")
+            };
+            for mutation in write.mutations {
+                let Mutation::Put { cf, key, value } = mutation else { unreachable!("all are") };
+                batch.put(cf, &key, &value);
             }
         }
         kv.write(&batch).unwrap();

@@ -1,8 +1,8 @@
 //! What a worker's turn puts out.
 
-use esker_rpc::proto::esker::RaftMessage;
+use esker_model::RegionId;
 
-use crate::ids::{RegionId, StoreId};
+use crate::envelope::Envelope;
 use crate::message::{ApplyTask, LogTask};
 
 /// What all peers of a worker want after one turn, gathered so that it leaves in batches.
@@ -12,7 +12,7 @@ pub struct Outputs {
     pub log: LogTask,
     pub apply: Vec<(RegionId, ApplyTask)>,
     /// May leave at once, beside the log write.
-    pub messages: Vec<(StoreId, RaftMessage)>,
+    pub messages: Vec<Envelope>,
     /// Where this worker's regions won or lost their leadership.
     pub leadership: Vec<RegionId>,
 }

@@ -4,22 +4,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use esker_engine::KvEngine;
+use esker_model::{Region, RegionReport};
 use esker_raft::{
-    ConfChange, Entries, Message, MessageBody, PeerId, Ready, ReadyNumber, SnapshotMeta, Time,
+    ConfChange, Entries, LogIndex, Message, MessageBody, Ready, ReadyNumber, SnapshotMeta, Time,
 };
-use esker_rpc::proto::esker::RaftMessage;
-use esker_rpc::proto::metapb::Region;
 
 use super::{Outputs, Peer, QUESTION_AFTER};
 use crate::apply::decode_snapshot;
 use crate::config::StoreConfig;
+use crate::envelope::{Address, Consensus, Content, Envelope};
 use crate::error::{RequestError, StoreError};
-use crate::ids::StoreId;
 use crate::message::{AppliedNotice, ApplyTask, Effect, Persisted, Proposal, ReadRequest};
-use crate::outbox::{Outbox, RegionReport};
+use crate::outbox::Outbox;
 use crate::read::RegionSnapshot;
-use crate::region::{RegionExt, same_range};
-use crate::state::{Applied, applied_in, durable_applied, encode_entry};
+use crate::state::{Applied, applied_in, bounds, durable_applied, encode_entry};
 
 /// How soon a leader looks again whether its pending peers have caught up.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -127,7 +125,7 @@ impl Peer {
                 let waiting: Vec<ReadRequest> = waiting.flatten().collect();
                 self.refuse_reads(waiting);
             }
-            outbox.leadership(self.id, role.term.0, self.leader(), leads);
+            outbox.leadership(self.id, role.term, self.leader(), leads);
         }
         if !ready.messages.is_empty() {
             let addressed: Vec<_> =
@@ -210,33 +208,20 @@ impl Peer {
         }
     }
 
-    fn address(&self, message: Message) -> Option<(StoreId, RaftMessage)> {
+    /// From this peer to another of its region.
+    fn address_of(&self, to: esker_model::Peer) -> Address {
+        Address { region: self.id, from: self.me, to, epoch: self.descriptor.epoch }
+    }
+
+    fn address(&self, message: Message) -> Option<Envelope> {
         let to = self.meta_of(message.to)?;
-        let is_initial = self.may_create(&message);
-        let mut encoded = Vec::new();
-        message.encode(&mut encoded);
         // Only a message that may create a peer needs the range, for the check
         // against the regions that are there. The bounds of a region may be long.
-        let (start_key, end_key) = if is_initial {
-            (self.descriptor.start_key.clone(), self.descriptor.end_key.clone())
-        } else {
-            Default::default()
-        };
-        Some((
-            StoreId(to.store_id),
-            RaftMessage {
-                region_id: self.id.0,
-                from: Some(self.me),
-                to: Some(to),
-                epoch: Some(self.descriptor.epoch()),
-                start_key,
-                end_key,
-                message: encoded.into(),
-                gone: false,
-                is_initial,
-                applied_index: if self.is_leader() { self.applied.index.0 } else { 0 },
-            },
-        ))
+        let creates = self.may_create(&message).then(|| self.descriptor.range.clone());
+        let applied = if self.is_leader() { self.applied.index } else { LogIndex(0) };
+        let consensus = Consensus { message, applied, creates };
+        let content = Content::Consensus(Box::new(consensus));
+        Some(Envelope { address: self.address_of(to), content })
     }
 
     /// Whether the message's addressee may not exist yet, and is to be created by it.
@@ -343,7 +328,7 @@ impl Peer {
         {
             let Some((_, view, reads)) = self.ahead.pop_front() else { break };
             for read in reads {
-                let answer = if same_range(&read.context.epoch, &self.descriptor.epoch()) {
+                let answer = if read.context.epoch.is_same_range(self.descriptor.epoch) {
                     let descriptor = self.descriptor.clone();
                     Ok(RegionSnapshot::new(view.clone(), descriptor, self.delegate.clone()))
                 } else {
@@ -392,12 +377,12 @@ impl Peer {
             })?;
         assert_eq!(
             configuration,
-            descriptor.configuration(),
+            crate::region::configuration(&descriptor),
             "the descriptor of region {} and its Raft configuration must say the same",
             self.id
         );
         self.set_descriptor(descriptor);
-        match self.descriptor.peer(PeerId(self.me.id)).copied() {
+        match self.descriptor.peer(self.me.id).copied() {
             Some(me) => {
                 self.me = me;
                 Ok(true)
@@ -426,7 +411,7 @@ impl Peer {
         out.log.batch.cut(self.id.0, 0, last.0 + 1);
         out.log.batch.put_state(self.id.0, &self.raft_state.encode());
         self.applied = Applied { index: meta.index, term: meta.term };
-        if let Some(me) = descriptor.peer(PeerId(self.me.id)) {
+        if let Some(me) = descriptor.peer(self.me.id) {
             self.me = *me;
         }
         self.set_descriptor(descriptor);
@@ -470,22 +455,15 @@ impl Peer {
             return Ok(None);
         }
         self.next_report = now + config.region_report_interval;
-        let end = &self.descriptor.end_key;
-        let size =
-            kv.approximate_size(&self.descriptor.start_key, (!end.is_empty()).then_some(&end[..]))?;
+        let (start, end) = bounds(&self.descriptor.range);
+        let size = kv.approximate_size(start, end)?;
         Ok(Some(self.report(now, size)))
     }
 
     fn ask_for_membership(&self, out: &mut Outputs) {
         for to in self.descriptor.peers.iter().filter(|peer| peer.id != self.me.id) {
-            let question = RaftMessage {
-                region_id: self.id.0,
-                from: Some(self.me),
-                to: Some(*to),
-                epoch: Some(self.descriptor.epoch()),
-                ..RaftMessage::default()
-            };
-            out.messages.push((StoreId(to.store_id), question));
+            out.messages
+                .push(Envelope { address: self.address_of(*to), content: Content::Question });
         }
     }
 

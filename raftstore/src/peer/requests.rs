@@ -1,37 +1,25 @@
 //! Requests: checked against the region as it is now, gathered, proposed.
 
 use bytes::Bytes;
+use esker_model::limits::{MAX_SPLIT_KEYS, MAX_STORED_KEY_BYTES};
+use esker_model::{Epoch, NewRegion, PeerChange};
 use esker_raft::{
     ConfChange, Entry, LeaveJoint, LogIndex, LogReader as _, PeerId, ProposeError, Time,
 };
-use esker_rpc::proto::esker::command::{
-    AdminCommand, ChangePeer, ChangePeers, CompactLog, Mutation, NewRegion as NewRegionCommand,
-    RaftCommand, Split, TaggedCommand, admin_command, mutation,
-};
-use esker_rpc::proto::metapb::RegionEpoch;
-use prost::Message as _;
 
 use super::Peer;
-use crate::config::{
-    MAX_BATCHED_ENTRY_BYTES, MAX_SPLIT_KEYS, MAX_STORED_KEY_BYTES, MAX_WAITING_PROPOSALS,
-    MAX_WAITING_READS,
-};
+use crate::command::{Body, Command, Keys, Mutation, Split, TaggedCommand, Write};
+use crate::config::{MAX_BATCHED_ENTRY_BYTES, MAX_WAITING_PROPOSALS, MAX_WAITING_READS};
 use crate::error::RequestError;
 use crate::message::{
-    Admin, AdminRequest, AdminResult, NewRegion, Proposal, ReadRequest, RequestContext, Waiter,
-    Waiters, WriteRequest,
+    Admin, AdminRequest, AdminResult, Proposal, ReadRequest, RequestContext, Waiter, Waiters,
+    WriteRequest,
 };
-use crate::region::{self, PeerChange, RegionExt, same_range};
-use crate::router::keys_of;
-
-/// The format of what entries hold.
-pub const COMMAND_FORMAT: u32 = 1;
-/// The format of entries with tagged commands: who does not know tags must not apply them.
-pub const TAGGED_FORMAT: u32 = 2;
+use crate::region;
 
 /// Whether the request decides on what it finds: it is alone in its entry.
 fn is_swap(request: &WriteRequest) -> bool {
-    matches!(&request.mutations[..], [Mutation { kind: Some(mutation::Kind::Cas(_)) }])
+    request.mutations.iter().any(Mutation::is_swap)
 }
 
 /// A place among the mutations of one entry, of which there are as many as its size allows.
@@ -39,45 +27,18 @@ fn position(of: usize) -> u32 {
     u32::try_from(of).expect("an entry has fewer than 2^32 mutations")
 }
 
-impl PeerChange {
-    /// As stored in an entry; the numbers are those of the wire's `ConfChangeType`.
-    fn to_proto(&self) -> ChangePeer {
-        let kind = match self {
-            PeerChange::AddVoter(_) => 0,
-            PeerChange::Remove(_) => 1,
-            PeerChange::AddLearner(_) => 2,
-        };
-        ChangePeer { kind, peer: Some(*self.peer()) }
-    }
-
-    /// Nothing for a kind that is not known.
-    pub fn from_proto(change: &ChangePeer) -> Option<Self> {
-        let peer = change.peer?;
-        match change.kind {
-            0 => Some(PeerChange::AddVoter(peer)),
-            1 => Some(PeerChange::Remove(peer)),
-            2 => Some(PeerChange::AddLearner(peer)),
-            _ => None,
-        }
-    }
-}
-
 impl Peer {
     fn check_peer(&self, asked: Option<PeerId>) -> Result<(), RequestError> {
         match asked {
-            Some(asked) if asked.0 != self.me.id && asked.0 != 0 => {
-                Err(RequestError::PeerNotMatch {
-                    region: self.id,
-                    asked: asked.0,
-                    actual: self.me.id,
-                })
+            Some(asked) if asked != self.me.id && asked.0 != 0 => {
+                Err(RequestError::PeerNotMatch { region: self.id, asked, actual: self.me.id })
             }
             _ => Ok(()),
         }
     }
 
-    fn check_range(&self, epoch: &RegionEpoch) -> Result<(), RequestError> {
-        if same_range(epoch, &self.descriptor.epoch()) {
+    fn check_range(&self, epoch: Epoch) -> Result<(), RequestError> {
+        if epoch.is_same_range(self.descriptor.epoch) {
             Ok(())
         } else {
             Err(self.epoch_not_match())
@@ -99,7 +60,7 @@ impl Peer {
         if context.term.is_some_and(|term| term != self.group.term()) {
             return Err(RequestError::StaleCommand(self.id));
         }
-        self.check_range(&context.epoch)
+        self.check_range(context.epoch)
     }
 
     pub fn on_write(&mut self, request: WriteRequest) {
@@ -108,17 +69,16 @@ impl Peer {
                 let reason = format!("region {} has too many writes under way", self.id);
                 return Some(RequestError::ServerIsBusy { reason });
             }
-            request.mutations.iter().filter_map(keys_of).find_map(|(key, end)| {
-                let fits = match end {
-                    Some(end) => self.descriptor.contains_range(key, end),
-                    None => self.descriptor.contains_key(key),
-                };
-                (!fits).then(|| RequestError::KeyNotInRegion {
-                    region: self.id,
-                    key: key.clone(),
-                    start: self.descriptor.start_key.clone(),
-                    end: self.descriptor.end_key.clone(),
-                })
+            let range = &self.descriptor.range;
+            let outside = request.mutations.iter().find(|mutation| !mutation.lies_in(range))?;
+            let key = match outside.keys() {
+                Keys::One(key) => key,
+                Keys::Range(range) => range.start(),
+            };
+            Some(RequestError::KeyNotInRegion {
+                region: self.id,
+                key: key.clone(),
+                range: range.clone(),
             })
         });
         match refused {
@@ -147,7 +107,7 @@ impl Peer {
             })
         } else {
             self.check_peer(request.context.peer)
-                .and_then(|()| self.check_range(&request.context.epoch))
+                .and_then(|()| self.check_range(request.context.epoch))
         };
         match allowed {
             Ok(()) => self.reads.push(request),
@@ -200,22 +160,14 @@ impl Peer {
                 bytes += next.bytes;
                 take(next);
             }
-            let command = RaftCommand {
-                format: if tagged.is_empty() { COMMAND_FORMAT } else { TAGGED_FORMAT },
-                epoch: Some(self.descriptor.epoch()),
-                mutations,
-                admin: None,
-                tagged,
-                now_s,
-            };
+            let command = self.command(Body::Write(Write { mutations, tagged, now_s }));
             metrics::histogram!("esker_commands_per_entry").record(waiters.len() as f64);
             self.propose(now, command, Waiters::Write(waiters));
         }
     }
 
-    fn propose(&mut self, now: Time, command: RaftCommand, waiters: Waiters) -> Option<LogIndex> {
-        let encoded = Bytes::from(command.encode_to_vec());
-        let outcome = self.group.propose(now, encoded);
+    fn propose(&mut self, now: Time, command: Command, waiters: Waiters) -> Option<LogIndex> {
+        let outcome = self.group.propose(now, command.encode());
         self.await_outcome(outcome, waiters)
     }
 
@@ -261,7 +213,7 @@ impl Peer {
             Err(RequestError::RegionNotFound(self.id))
         } else if !self.is_leader() {
             Err(self.not_leader())
-        } else if epoch != self.descriptor.epoch() && !matches!(admin, Admin::TransferLeader(_)) {
+        } else if epoch != self.descriptor.epoch && !matches!(admin, Admin::TransferLeader(_)) {
             Err(self.epoch_not_match())
         } else {
             Ok(())
@@ -271,9 +223,9 @@ impl Peer {
             return;
         }
         match admin {
-            Admin::Split { keys, regions } => match self.checked_split(keys, &regions) {
+            Admin::Split { keys, regions } => match self.checked_split(keys, regions) {
                 Ok(split) => {
-                    let command = self.admin_command(admin_command::Kind::Split(split));
+                    let command = self.command(Body::Split(split));
                     // Before the message leaves: see `Peer::splitting`.
                     self.delegate.withdraw_lease();
                     self.splitting =
@@ -296,19 +248,14 @@ impl Peer {
         }
     }
 
-    fn admin_command(&self, kind: admin_command::Kind) -> RaftCommand {
-        RaftCommand {
-            format: COMMAND_FORMAT,
-            epoch: Some(self.descriptor.epoch()),
-            admin: Some(AdminCommand { kind: Some(kind) }),
-            ..RaftCommand::default()
-        }
+    fn command(&self, body: Body) -> Command {
+        Command { epoch: self.descriptor.epoch, body }
     }
 
     fn checked_split(
         &self,
         keys: Vec<Bytes>,
-        regions: &[NewRegion],
+        regions: Vec<NewRegion>,
     ) -> Result<Split, RequestError> {
         let refused = |reason: String| RequestError::Split { region: self.id, reason };
         if self.splitting.is_some() {
@@ -341,7 +288,7 @@ impl Peer {
                     key.len()
                 )));
             }
-            if !self.descriptor.contains_key(key) || *key == self.descriptor.start_key {
+            if !self.descriptor.contains(key) || key == self.descriptor.range.start() {
                 return Err(refused(format!(
                     "key {} is not inside the region",
                     esker_rpc::display_key(key)
@@ -352,13 +299,6 @@ impl Peer {
         if regions.iter().any(|region| region.peers.len() != peers) {
             return Err(refused(format!("every new region needs ids for {peers} peers")));
         }
-        let regions = regions
-            .iter()
-            .map(|region| NewRegionCommand {
-                id: region.id.0,
-                peer_ids: region.peers.iter().map(|peer| peer.0).collect(),
-            })
-            .collect();
         // The old id stays with the right part: appends at the end of the key
         // space, the commonest cause of splits, then stay where they are.
         Ok(Split { keys, regions, right_derive: true })
@@ -381,11 +321,8 @@ impl Peer {
                 let _ = reply.send(Err(error.into()));
                 return;
             }
-            let command = self.admin_command(admin_command::Kind::Change(ChangePeers {
-                changes: changes.iter().map(PeerChange::to_proto).collect(),
-                leave: false,
-            }));
-            region::conf_change(changes, command.encode_to_vec().into())
+            let command = self.command(Body::ChangePeers(changes.to_vec()));
+            region::conf_change(changes, command.encode())
         };
         let outcome = self.group.propose_change(now, change);
         self.await_outcome(outcome, Waiters::Admin(reply));
@@ -407,10 +344,9 @@ impl Peer {
             return;
         }
         let Ok(Some(term)) = self.log.term(behind) else { return };
-        let compact = CompactLog { index: behind.0, term: term.0 };
-        let command = self.admin_command(admin_command::Kind::Compact(compact));
+        let command = self.command(Body::Compact { index: behind, term });
         // Nobody waits for it; a refusal is made good at the next look.
-        let _ = self.group.propose(now, Bytes::from(command.encode_to_vec()));
+        let _ = self.group.propose(now, command.encode());
     }
 
     /// Fails what can never be committed any more: a committed entry of a later

@@ -2,18 +2,16 @@
 //! other stores, some of them for regions that are not here, not here yet, or not
 //! here any more.
 
-use bytes::Bytes;
-use esker_raft::{CommitPoint, Message, MessageBody, PeerId, Time};
-use esker_rpc::proto::esker::RaftMessage;
-use esker_rpc::proto::metapb::Region;
+use esker_model::limits::MAX_EPOCH_LEAP;
+use esker_model::{Region, RegionId, may_follow};
+use esker_raft::{CommitPoint, LogIndex, Message, MessageBody, Time};
 
 use super::Worker;
 use crate::config::MAX_EMPTY_PEERS;
-use crate::door::{Arrived, Content, Fault, MAX_EPOCH_LEAP, complain, may_follow};
+use crate::door::{Arrived, Checked, Fault, Reach, complain};
+use crate::envelope::{Address, Consensus, Content, Envelope};
 use crate::error::{RequestError, StoreError};
-use crate::ids::{RegionId, StoreId};
 use crate::message::Input;
-use crate::region::RegionExt;
 use crate::snapshot::ReceivedSnapshot;
 use crate::state::{Applied, RegionState, raft_state, region_state};
 
@@ -78,42 +76,41 @@ impl Worker {
 
     pub(super) fn on_raft(&mut self, now: Time, arrived: Arrived) -> Result<(), StoreError> {
         let region = arrived.region();
-        let Arrived { envelope, content } = arrived;
-        if let Err(fault) = self.may_speak(region, &envelope) {
-            complain(self.shared.store, &envelope, &fault);
+        let Arrived { address, content } = arrived;
+        if let Err(fault) = self.may_speak(&address) {
+            complain(self.shared.store, &address, &fault);
             return Ok(());
         }
         match content {
-            Content::Gone => self.on_gone(region, &envelope),
-            Content::Question => self.on_membership_question(region, &envelope)?,
-            Content::Raft(message, reach) => {
-                if !self.has_peer_for(now, region, &envelope, &message)? {
+            Checked::Gone => self.on_gone(&address),
+            Checked::Question => self.on_membership_question(&address)?,
+            Checked::Raft(consensus, reach) => {
+                if !self.has_peer_for(now, &address, &consensus)? {
                     return Ok(());
                 }
                 if let Some(peer) = self.peers.get_mut(&region) {
                     if !reach.lies_in(peer.descriptor()) {
-                        complain(self.shared.store, &envelope, &Fault::OutsideOfRegion);
+                        complain(self.shared.store, &address, &Fault::OutsideOfRegion);
                         return Ok(());
                     }
-                    peer.step(now, &envelope, message)?;
+                    peer.step(now, &address, *consensus)?;
                     self.touched.insert(region);
                 }
             }
             // It comes by a way of its own.
-            Content::Snapshot(..) => {}
+            Checked::Snapshot(..) => {}
         }
         Ok(())
     }
 
-    /// A member of the region may speak to it, from the store where it is known to be. Of
-    /// others, who may be members that this store has not heard of, only their stores can
-    /// be known.
-    fn may_speak(&self, region: RegionId, envelope: &RaftMessage) -> Result<(), Fault> {
-        let from = envelope.from.unwrap_or_default();
-        let store = StoreId(from.store_id);
-        let member = self.peers.get(&region).and_then(|peer| {
-            peer.descriptor().peer(PeerId(from.id)).map(|member| StoreId(member.store_id))
-        });
+    /// A member of the region may speak to it, from the store where it is known to be. Of other
+    /// peers, which may be members that this store has not heard of, only the stores can be known.
+    fn may_speak(&self, address: &Address) -> Result<(), Fault> {
+        let (from, store) = (address.from.id, address.from.store);
+        let member = self
+            .peers
+            .get(&address.region)
+            .and_then(|peer| peer.descriptor().peer(from).map(|member| member.store));
         match member {
             Some(said) if said == store => Ok(()),
             Some(said) => Err(Fault::OtherSender { said, from: store }),
@@ -126,12 +123,11 @@ impl Worker {
     fn has_peer_for(
         &mut self,
         now: Time,
-        region: RegionId,
-        envelope: &RaftMessage,
-        message: &Message,
+        address: &Address,
+        consensus: &Consensus,
     ) -> Result<bool, StoreError> {
-        let to = envelope.to.unwrap_or_default();
-        let from = envelope.from.unwrap_or_default();
+        let Address { region, from, to, epoch } = *address;
+        let message = &consensus.message;
         if let Some(peer) = self.peers.get(&region) {
             if peer.destroying || to.id < peer.me.id {
                 return Ok(false);
@@ -139,35 +135,30 @@ impl Worker {
             if to.id > peer.me.id {
                 // The region left this store and came back under a new id while
                 // this peer did not hear of it.
-                let conf_ver = envelope.epoch.unwrap_or_default().conf_ver;
-                if self.may_have_left(region, conf_ver) {
-                    self.destroy(region, conf_ver.saturating_sub(1));
+                if self.may_have_left(region, epoch.conf_ver) {
+                    self.destroy(region, epoch.conf_ver.saturating_sub(1));
                 }
                 return Ok(false);
             }
             let descriptor = peer.descriptor();
             let is_vote =
                 matches!(message.body, MessageBody::Vote { .. } | MessageBody::PreVote { .. });
-            let behind = envelope.epoch.unwrap_or_default().conf_ver < descriptor.epoch().conf_ver;
-            if is_vote
-                && behind
-                && peer.is_initialized()
-                && descriptor.peer(PeerId(from.id)).is_none()
-            {
-                // A removed peer that was away and campaigns: it is told, not heard.
+            let behind = epoch.conf_ver < descriptor.epoch.conf_ver;
+            if is_vote && behind && peer.is_initialized() && descriptor.peer(from.id).is_none() {
+                // A removed peer that was away and campaigns: it is told so, and has no say.
                 let descriptor = descriptor.clone();
-                self.tell_gone(envelope, &descriptor);
+                self.tell_gone(address, &descriptor);
                 return Ok(false);
             }
-            let newer = envelope.epoch.unwrap_or_default().conf_ver > descriptor.epoch().conf_ver;
+            let newer = epoch.conf_ver > descriptor.epoch.conf_ver;
             if peer.is_initialized()
                 && !newer
-                && descriptor.peer(PeerId(from.id)).is_none()
+                && descriptor.peer(from.id).is_none()
                 && message.term >= peer.term()
             {
-                // Who is no member, and knows of no later members either, has no say. One of
-                // an earlier term has none anyway, and is told that its term is over.
-                complain(self.shared.store, envelope, &Fault::NotAMember(from.id));
+                // A peer that is no member, and knows of no later members either, has no say. One
+                // of an earlier term has none anyway, and is told that its term is over.
+                complain(self.shared.store, address, &Fault::NotAMember(from.id));
                 return Ok(false);
             }
             return Ok(true);
@@ -175,47 +166,48 @@ impl Worker {
         if let Some(RegionState::Tombstone { region: last, peer: removed, applied }) =
             region_state(&self.shared.kv, region)?
         {
-            let epoch = envelope.epoch.unwrap_or_default();
             // One change may have removed that peer and added another one here: the
             // newcomer's epoch is then the tombstone's own.
-            let is_newcomer = to.id > removed.0 && epoch.conf_ver >= last.epoch().conf_ver;
+            let is_newcomer = to.id > removed && epoch.conf_ver >= last.epoch.conf_ver;
             if !is_newcomer {
                 let is_vote =
                     matches!(message.body, MessageBody::Vote { .. } | MessageBody::PreVote { .. });
                 // Without peers it does not know who stayed.
-                if is_vote && epoch.conf_ver < last.epoch().conf_ver && !last.peers.is_empty() {
-                    match last.peer(PeerId(from.id)) {
-                        Some(_) => self.refuse_vote(envelope, message, applied),
-                        None => self.tell_gone(envelope, &last),
+                if is_vote && epoch.conf_ver < last.epoch.conf_ver && !last.peers.is_empty() {
+                    match last.peer(from.id) {
+                        Some(_) => self.refuse_vote(address, message, applied),
+                        None => self.tell_gone(address, &last),
                     }
                 }
                 return Ok(false);
             }
         }
-        let may_create = envelope.is_initial
-            && matches!(
+        let may_create = consensus.creates.as_ref().filter(|_| {
+            matches!(
                 message.body,
                 MessageBody::Append { .. }
                     | MessageBody::Heartbeat { .. }
                     | MessageBody::Vote { .. }
                     | MessageBody::PreVote { .. }
-            );
-        if !may_create {
+            )
+        });
+        let Some(range) = may_create else {
             return Ok(false);
-        }
-        if self.shared.ranges.overlaps(&envelope.start_key, &envelope.end_key, region) {
+        };
+        if self.shared.ranges.overlaps(range, region) {
             // A split that is not applied here yet will create the region; or a
             // region that should have gone is still here.
-            self.shared.ranges.keep_early(envelope.clone());
+            let content = Checked::Raft(Box::new(consensus.clone()), Reach::default());
+            self.shared.ranges.keep_early(Arrived { address: *address, content });
             return Ok(false);
         }
-        if raft_state(&self.shared.log, region)?.is_some_and(|left| left.peer.0 > to.id) {
+        if raft_state(&self.shared.log, region)?.is_some_and(|left| left.peer > to.id) {
             // For a peer that a later one has followed here, which a restart emptied.
             return Ok(false);
         }
         let empty = self.peers.values().filter(|peer| !peer.is_initialized()).count();
         if empty >= MAX_EMPTY_PEERS {
-            complain(self.shared.store, envelope, &Fault::TooManyEmpty);
+            complain(self.shared.store, address, &Fault::TooManyEmpty);
             return Ok(false);
         }
         self.add_empty_peer(now, region, to)?;
@@ -227,7 +219,7 @@ impl Worker {
     /// and one that was deposed without noticing steps down within an election timeout.
     fn may_have_left(&self, region: RegionId, conf_ver: u64) -> bool {
         self.peers.get(&region).is_some_and(|peer| {
-            let ours = peer.descriptor().epoch().conf_ver;
+            let ours = peer.descriptor().epoch.conf_ver;
             let later = conf_ver > ours && conf_ver - ours <= MAX_EPOCH_LEAP;
             later && !(peer.is_initialized() && peer.is_leader())
         })
@@ -235,13 +227,8 @@ impl Worker {
 
     /// A learner that hears of no leader asks whether it is still a member: it does
     /// not campaign, so that nobody would tell it otherwise.
-    fn on_membership_question(
-        &mut self,
-        region: RegionId,
-        envelope: &RaftMessage,
-    ) -> Result<(), StoreError> {
-        let from = PeerId(envelope.from.unwrap_or_default().id);
-        let asked = envelope.epoch.unwrap_or_default().conf_ver;
+    fn on_membership_question(&mut self, address: &Address) -> Result<(), StoreError> {
+        let Address { region, from, epoch, .. } = *address;
         let known = match self.peers.get(&region) {
             Some(peer) => Some((**peer.descriptor()).clone()),
             None => match region_state(&self.shared.kv, region)? {
@@ -251,18 +238,17 @@ impl Worker {
         };
         if let Some(descriptor) = known
             && !descriptor.peers.is_empty()
-            && asked < descriptor.epoch().conf_ver
-            && descriptor.peer(from).is_none()
+            && epoch.conf_ver < descriptor.epoch.conf_ver
+            && descriptor.peer(from.id).is_none()
         {
-            self.tell_gone(envelope, &descriptor);
+            self.tell_gone(address, &descriptor);
         }
         Ok(())
     }
 
     /// A peer that stayed counts on the vote of one that left, because it has not
     /// applied the removal. Told that the removal is committed, it does.
-    fn refuse_vote(&self, envelope: &RaftMessage, asked: &Message, applied: Applied) {
-        let Some(from) = envelope.from else { return };
+    fn refuse_vote(&self, address: &Address, asked: &Message, applied: Applied) {
         let commit = CommitPoint { index: applied.index, term: applied.term };
         let (term, body) = match asked.body {
             // A request for a pre-vote names the term after the candidate's own.
@@ -271,47 +257,31 @@ impl Worker {
             }
             _ => (asked.term, MessageBody::VoteReply { granted: false, commit }),
         };
-        let mut encoded = Vec::new();
-        Message { group: asked.group, from: asked.to, to: asked.from, term, body }
-            .encode(&mut encoded);
-        let answer = RaftMessage {
-            region_id: envelope.region_id,
-            from: envelope.to,
-            to: Some(from),
-            epoch: envelope.epoch,
-            message: encoded.into(),
-            ..Default::default()
-        };
-        self.shared.outbox.send(StoreId(from.store_id), answer);
+        let message = Message { group: asked.group, from: asked.to, to: asked.from, term, body };
+        let consensus = Consensus { message, applied: LogIndex(0), creates: None };
+        self.shared.outbox.send(Envelope {
+            address: address.reversed(address.epoch),
+            content: Content::Consensus(Box::new(consensus)),
+        });
     }
 
-    fn tell_gone(&self, envelope: &RaftMessage, descriptor: &Region) {
-        let Some(from) = envelope.from else { return };
-        self.shared.outbox.send(
-            StoreId(from.store_id),
-            RaftMessage {
-                region_id: envelope.region_id,
-                from: envelope.to,
-                to: Some(from),
-                epoch: Some(descriptor.epoch()),
-                gone: true,
-                ..Default::default()
-            },
-        );
+    fn tell_gone(&self, address: &Address, descriptor: &Region) {
+        let address = address.reversed(descriptor.epoch);
+        self.shared.outbox.send(Envelope { address, content: Content::Gone });
     }
 
     /// Another store says that this peer was removed. Peer ids are never used
     /// twice: a later membership without the peer means that it is gone for good.
-    fn on_gone(&mut self, region: RegionId, envelope: &RaftMessage) {
+    fn on_gone(&mut self, address: &Address) {
+        let Address { region, to, epoch, .. } = *address;
         let Some(peer) = self.peers.get(&region) else { return };
-        let conf_ver = envelope.epoch.unwrap_or_default().conf_ver;
-        let later = self.may_have_left(region, conf_ver);
-        let is_me = envelope.to.unwrap_or_default().id == peer.me.id;
+        let later = self.may_have_left(region, epoch.conf_ver);
+        let is_me = to.id == peer.me.id;
         if is_me && later && peer.is_initialized() && !peer.is_installing() {
             tracing::info!(%region, store = %self.shared.store, "was removed from the region while away");
             // In the membership that the answer speaks of this store may have
             // another peer already: the tombstone must not refuse that one.
-            self.destroy(region, conf_ver - 1);
+            self.destroy(region, epoch.conf_ver - 1);
         }
     }
 
@@ -322,50 +292,44 @@ impl Worker {
         files: ReceivedSnapshot,
     ) -> Result<(), StoreError> {
         let region = arrived.region();
-        let Arrived { envelope, content: Content::Snapshot(message, descriptor) } = arrived else {
+        let Arrived { address, content: Checked::Snapshot(consensus, descriptor) } = arrived else {
             files.discard();
             return Ok(());
         };
-        let may_follow = match self.peers.get(&region) {
-            Some(peer) if !may_follow(peer.descriptor(), &descriptor) => {
+        let may_follow = match self.peers.get(&region).map(|peer| peer.descriptor()) {
+            Some(known) if known.is_initialized() && !may_follow(known, &descriptor) => {
                 Err(Fault::Contradiction("the region here and in the snapshot"))
             }
-            _ => self.may_speak(region, &envelope),
+            _ => self.may_speak(&address),
         };
         if let Err(fault) = may_follow {
-            complain(self.shared.store, &envelope, &fault);
+            complain(self.shared.store, &address, &fault);
             files.discard();
             return Ok(());
         }
         // The first message of a leader may be the snapshot itself.
-        let here = self.peers.contains_key(&region)
-            || self.has_peer_for(
-                now,
-                region,
-                &RaftMessage { is_initial: true, ..envelope.clone() },
-                &Message {
-                    body: MessageBody::Heartbeat {
-                        commit: Default::default(),
-                        stamp: Default::default(),
-                    },
-                    ..message.clone()
-                },
-            )?;
-        let same = |id: u64| self.peers.get(&region).is_some_and(|peer| peer.me.id == id);
+        let here = self.peers.contains_key(&region) || {
+            let body =
+                MessageBody::Heartbeat { commit: Default::default(), stamp: Default::default() };
+            let message = Message { body, ..consensus.message.clone() };
+            let first = Consensus { message, creates: consensus.creates.clone(), ..*consensus };
+            self.has_peer_for(now, &address, &first)?
+        };
+        let same = |id| self.peers.get(&region).is_some_and(|peer| peer.me.id == id);
         let busy =
             self.peers.get(&region).is_some_and(|peer| peer.is_installing() || peer.destroying);
-        if !here || busy || !same(envelope.to.unwrap_or_default().id) {
+        if !here || busy || !same(address.to.id) {
             files.discard();
             return Ok(());
         }
         // The range is taken now, and the old one is kept until its data is gone:
         // another region must get no part of either.
         let before = self.peers.get(&region).map(|peer| peer.descriptor().clone());
-        let (start, end) = match &before {
-            Some(before) if before.is_initialized() => spanning(before, &descriptor),
-            _ => (descriptor.start_key.clone(), descriptor.end_key.clone()),
+        let wanted = match &before {
+            Some(before) if before.is_initialized() => before.range.spanning(&descriptor.range),
+            _ => descriptor.range.clone(),
         };
-        if let Err(other) = self.shared.ranges.claim(region, &start, &end) {
+        if let Err(other) = self.shared.ranges.claim(region, &wanted) {
             if let Some(times) = self.crowded.failed(now) {
                 tracing::info!(
                     %region, %other, store = %self.shared.store, times,
@@ -376,15 +340,14 @@ impl Worker {
             return Ok(());
         }
         if let Some(peer) = self.peers.get_mut(&region) {
-            peer.step_snapshot(now, &envelope, message, files)?;
+            peer.step_snapshot(now, &address, *consensus, files)?;
             peer.collect(now, &self.shared.kv, &*self.shared.outbox, &mut self.out)?;
             if !peer.is_installing() {
                 // The group has all that the snapshot holds, or follows another leader.
                 peer.drop_unused_snapshot();
                 match before.filter(|before| before.is_initialized()) {
                     Some(before) => {
-                        let kept =
-                            self.shared.ranges.claim(region, &before.start_key, &before.end_key);
+                        let kept = self.shared.ranges.claim(region, &before.range);
                         assert!(kept.is_ok(), "region {region} lost its range to another region");
                     }
                     None => self.shared.ranges.release(region),
@@ -394,14 +357,4 @@ impl Worker {
         }
         Ok(())
     }
-}
-
-/// The smallest range that holds both regions'.
-fn spanning(a: &Region, b: &Region) -> (Bytes, Bytes) {
-    let start = a.start_key.clone().min(b.start_key.clone());
-    let end = match a.end_key.is_empty() || b.end_key.is_empty() {
-        true => Bytes::new(),
-        false => a.end_key.clone().max(b.end_key.clone()),
-    };
-    (start, end)
 }

@@ -17,11 +17,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use esker_model::{LogIndex, NewRegion, Peer, PeerChange, PeerId, Region, RegionId, Role, StoreId};
 use esker_raftstore::{
-    Admin, LogIndex, NewRegion, PeerChange, PeerId, RegionExt, RegionId, RegionSnapshot,
-    RequestContext, RequestError, StoreConfig, StoreId, WriteResult, WriteTag, remembered_records,
+    Admin, RegionSnapshot, RequestContext, RequestError, StoreConfig, WriteResult, WriteTag,
+    remembered_records,
 };
-use esker_rpc::proto::metapb::{Peer, PeerRole, Region};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tokio::sync::oneshot::{Receiver, error::TryRecvError};
@@ -207,14 +207,14 @@ impl Chaos {
             return;
         }
         let region = self.cluster.region_of(name(key).as_bytes());
-        let Some(store) = self.likely_leader(region.id) else { return };
+        let Some(store) = self.likely_leader(region.id.0) else { return };
         let number = self.registers[key].issued + 1;
         if let Ok(answer) = self.cluster.start_put(store, &region, &name(key), &number.to_string())
         {
             let writing = Writing {
                 number,
                 answer: Some(answer),
-                region: region.id,
+                region: region.id.0,
                 tag: None,
                 unknown: false,
             };
@@ -227,7 +227,7 @@ impl Chaos {
     /// Begins a write, or sends again what is not answered.
     fn write_patiently(&mut self, key: usize) {
         let region = self.cluster.region_of(name(key).as_bytes());
-        let Some(store) = self.likely_leader(region.id) else { return };
+        let Some(store) = self.likely_leader(region.id.0) else { return };
         let tired = self.rng.random_bool(0.3);
         let register = &mut self.registers[key];
         let writing = match &mut register.writing {
@@ -237,7 +237,7 @@ impl Chaos {
                 register.writing.insert(Writing {
                     number: register.issued,
                     answer: None,
-                    region: region.id,
+                    region: region.id.0,
                     tag: None,
                     unknown: false,
                 })
@@ -251,7 +251,7 @@ impl Chaos {
             }
             Some(_) => return,
         };
-        if self.writers == Writers::Patient && writing.region != region.id && writing.unknown {
+        if self.writers == Writers::Patient && writing.region != region.id.0 && writing.unknown {
             // Another log: what this one applied is not known there.
             let number = writing.number;
             register.writing = None;
@@ -259,13 +259,13 @@ impl Chaos {
             return self.count("abandoned");
         }
         if self.writers == Writers::Patient
-            && (writing.tag.is_none() || writing.region != region.id)
+            && (writing.tag.is_none() || writing.region != region.id.0)
         {
             self.next_tag += 1;
-            let horizon = self.horizons.get(&region.id).copied().unwrap_or_default();
+            let horizon = self.horizons.get(&region.id.0).copied().unwrap_or_default();
             writing.tag = Some(self.cluster.tag(self.next_tag, horizon));
         }
-        writing.region = region.id;
+        writing.region = region.id.0;
         let context = RequestContext { tag: writing.tag, ..Cluster::context(&region) };
         let request = HeldBack { region, context, key, number: writing.number };
         let luck = self.rng.random_range(0..100);
@@ -297,7 +297,7 @@ impl Chaos {
 
     /// A request reaches a store after its sender gave it up.
     fn arrive(&mut self, late: &HeldBack) {
-        let Some(store) = self.likely_leader(late.region.id) else { return };
+        let Some(store) = self.likely_leader(late.region.id.0) else { return };
         let (key, number) = (name(late.key), late.number.to_string());
         let _ = self.cluster.start_put_with(store, &late.region, late.context, &key, &number);
         self.count("late arrivals");
@@ -305,7 +305,7 @@ impl Chaos {
 
     fn read(&mut self, key: usize) {
         let region = self.cluster.region_of(name(key).as_bytes());
-        let Some(store) = self.likely_leader(region.id) else { return };
+        let Some(store) = self.likely_leader(region.id.0) else { return };
         let replica_read = self.rng.random_bool(0.3);
         let context = RequestContext { replica_read, ..Cluster::context(&region) };
         let floor = self.registers[key].floor;
@@ -402,9 +402,9 @@ impl Chaos {
     }
 
     fn ask(&mut self, region: &Region, admin: Admin) {
-        let Some(store) = self.likely_leader(region.id) else { return };
+        let Some(store) = self.likely_leader(region.id.0) else { return };
         let handle = self.cluster.store(store).handle.clone();
-        let _ = handle.start_admin(RegionId(region.id), region.epoch(), admin);
+        let _ = handle.start_admin(region.id, region.epoch, admin);
     }
 
     fn split(&mut self, key: usize) {
@@ -420,29 +420,29 @@ impl Chaos {
     fn transfer(&mut self, key: usize) {
         let region = self.cluster.region_of(name(key).as_bytes());
         let to = region.peers[self.rng.random_range(0..region.peers.len())];
-        self.ask(&region, Admin::TransferLeader(Some(PeerId(to.id))));
+        self.ask(&region, Admin::TransferLeader(Some(to.id)));
         self.count("transfers");
     }
 
     /// One sensible step: a learner where there is none, else promote or swap or remove.
     fn change_members(&mut self, key: usize) {
         let region = self.cluster.region_of(name(key).as_bytes());
-        let voters = region.peers.iter().filter(|peer| peer.role() == PeerRole::Voter).count();
-        let learner = region.peers.iter().find(|peer| peer.role() == PeerRole::Learner).copied();
+        let voters = region.peers.iter().filter(|peer| peer.role == Role::Voter).count();
+        let learner = region.peers.iter().find(|peer| peer.role == Role::Learner).copied();
         let free = (1..=STORES).find(|store| region.peer_on(StoreId(*store)).is_none());
         let any = region.peers[self.rng.random_range(0..region.peers.len())];
         let changes = match (learner, free) {
-            (Some(learner), _) if voters < 3 => vec![PeerChange::AddVoter(learner)],
-            (Some(learner), _) if self.rng.random_bool(0.7) && any.role() == PeerRole::Voter => {
-                vec![PeerChange::AddVoter(learner), PeerChange::AddLearner(any)]
+            (Some(learner), _) if voters < 3 => vec![PeerChange::AddVoter(learner.into())],
+            (Some(learner), _) if self.rng.random_bool(0.7) && any.role == Role::Voter => {
+                vec![PeerChange::AddVoter(learner.into()), PeerChange::AddLearner(any.into())]
             }
-            (Some(learner), _) => vec![PeerChange::Remove(learner)],
+            (Some(learner), _) => vec![PeerChange::Remove(learner.into())],
             (None, Some(store)) => {
                 let id = self.cluster.allocate();
-                let learner = Peer { role: PeerRole::Learner.into(), ..peer(id, store) };
-                vec![PeerChange::AddLearner(learner)]
+                let learner = Peer { role: Role::Learner, ..peer(id, store) };
+                vec![PeerChange::AddLearner(learner.into())]
             }
-            (None, None) => vec![PeerChange::Remove(any)],
+            (None, None) => vec![PeerChange::Remove(any.into())],
         };
         self.ask(&region, Admin::ChangePeers(changes));
         self.count("changes of members");
@@ -491,19 +491,19 @@ impl Chaos {
             (0..KEYS).all(|key| {
                 let key = name(key);
                 let region = cluster.region_of(key.as_bytes());
-                let Some(leader) = cluster.leader(region.id) else { return false };
+                let Some(leader) = cluster.leader(region.id.0) else { return false };
                 let expected = cluster.local(leader, &key);
-                let settled = |role| matches!(role, PeerRole::Voter | PeerRole::Learner);
+                let settled = |role| matches!(role, Role::Voter | Role::Learner);
                 let remembered = |cluster: &Cluster, store| {
                     let kv = cluster.store(store).handle.engine().clone();
-                    remembered_records(&kv, region.region_id()).unwrap()
+                    remembered_records(&kv, region.id).unwrap()
                 };
                 let known = remembered(cluster, leader);
                 region.peers.iter().all(|peer| {
-                    settled(peer.role())
-                        && cluster.region_on(peer.store_id, region.id).as_ref() == Some(&region)
-                        && cluster.local(peer.store_id, &key) == expected
-                        && remembered(cluster, peer.store_id) == known
+                    settled(peer.role)
+                        && cluster.region_on(peer.store.0, region.id.0).as_ref() == Some(&region)
+                        && cluster.local(peer.store.0, &key) == expected
+                        && remembered(cluster, peer.store.0) == known
                 })
             })
         });

@@ -8,15 +8,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use esker_engine::{Cf, EngineOptions, Environment, KvEngine, LogEngine, MemoryEnv};
+use esker_model::{
+    Clock, Epoch, KeyRange, LogIndex, NewRegion, Peer, PeerChange, PeerId, Region, RegionId,
+    RegionReport, Role, Seat, StoreId, Term, Time,
+};
+use esker_raftstore::envelope::Address;
 use esker_raftstore::state::bootstrap_region;
 use esker_raftstore::{
-    Admin, AdminResult, Clock, LogIndex, NewRegion, Outbox, Parts, PeerChange, PeerId, RegionExt,
-    RegionId, RegionReport, RegionSnapshot, RegionSnapshotSource, RegionStatus, RequestContext,
-    RequestError, SnapshotReceiver, Store, StoreConfig, StoreId, Time, WriteResult, WriteTag,
+    Admin, AdminResult, Envelope, Mutation, Outbox, Parts, RegionSnapshot, RegionSnapshotSource,
+    RegionStatus, ReplicaRole, RequestContext, RequestError, SnapshotReceiver, Store, StoreConfig,
+    WriteResult, WriteTag,
 };
-use esker_rpc::proto::esker::RaftMessage;
-use esker_rpc::proto::esker::command::{Delete, Mutation, Put, mutation::Kind};
-use esker_rpc::proto::metapb::{Peer, PeerRole, Region, RegionEpoch};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
@@ -28,16 +30,20 @@ impl Clock for VirtualClock {
     fn now(&self) -> Time {
         Time(self.0.load(Ordering::SeqCst))
     }
+
+    fn wall_ms(&self) -> u64 {
+        self.now().millis_since(Time(0))
+    }
 }
 
 /// What a store put out and the network has not carried yet.
 #[derive(Default)]
 pub struct Sent {
-    messages: Mutex<VecDeque<(StoreId, RaftMessage)>>,
-    snapshots: Mutex<VecDeque<(StoreId, PeerId, RaftMessage, RegionSnapshotSource)>>,
+    messages: Mutex<VecDeque<Envelope>>,
+    snapshots: Mutex<VecDeque<(Envelope, RegionSnapshotSource)>>,
     pub reports: Mutex<BTreeMap<u64, RegionReport>>,
     /// What was sent since a test began to listen.
-    heard: Mutex<Option<Vec<RaftMessage>>>,
+    heard: Mutex<Option<Vec<Envelope>>>,
     /// Stores that the cluster does not know.
     pub strangers: Mutex<BTreeSet<StoreId>>,
 }
@@ -49,36 +55,30 @@ impl Sent {
     }
 
     /// What the store has sent since the last call, carried or not; nothing at the first.
-    pub fn listen(&self) -> Vec<RaftMessage> {
+    pub fn listen(&self) -> Vec<Envelope> {
         self.heard.lock().replace(Vec::new()).unwrap_or_default()
     }
 }
 
 impl Outbox for Sent {
-    fn send(&self, to: StoreId, message: RaftMessage) {
+    fn send(&self, message: Envelope) {
         if let Some(heard) = &mut *self.heard.lock() {
             heard.push(message.clone());
         }
-        self.messages.lock().push_back((to, message));
+        self.messages.lock().push_back(message);
     }
 
-    fn send_snapshot(
-        &self,
-        to: StoreId,
-        peer: PeerId,
-        message: RaftMessage,
-        source: RegionSnapshotSource,
-    ) {
-        self.snapshots.lock().push_back((to, peer, message, source));
+    fn send_snapshot(&self, message: Envelope, source: RegionSnapshotSource) {
+        self.snapshots.lock().push_back((message, source));
     }
 
     fn report_region(&self, report: RegionReport) {
-        self.reports.lock().insert(report.region.id, report);
+        self.reports.lock().insert(report.region.id.0, report);
     }
 
     fn report_split(&self, _: Vec<Region>) {}
 
-    fn leadership(&self, _: RegionId, _: u64, _: Option<Peer>, _: bool) {}
+    fn leadership(&self, _: RegionId, _: Term, _: Option<Peer>, _: bool) {}
 
     fn knows_store(&self, store: StoreId) -> bool {
         !self.strangers.lock().contains(&store)
@@ -106,7 +106,7 @@ pub struct Cluster {
     next_id: u64,
     pub snapshots_carried: usize,
     /// What the network carried and to whom, where a test wants to know.
-    pub carried: Option<Vec<(StoreId, RaftMessage)>>,
+    pub carried: Option<Vec<Envelope>>,
 }
 
 pub fn config() -> StoreConfig {
@@ -154,10 +154,10 @@ impl Cluster {
             if id.0 == 1 {
                 let (kv, log) = cluster.engines(id);
                 let first = Region {
-                    id: 1,
-                    region_epoch: Some(RegionEpoch { conf_ver: 1, version: 1 }),
+                    id: RegionId(1),
+                    range: KeyRange::all(),
+                    epoch: Epoch::FIRST,
                     peers: vec![peer(2, 1)],
-                    ..Region::default()
                 };
                 bootstrap_region(&kv, &log, StoreId(1), &first).unwrap();
                 kv.close_like_a_crash();
@@ -238,20 +238,20 @@ impl Cluster {
         for from in ids {
             let sent = self.machines[&from].sent.clone();
             let messages: Vec<_> = sent.messages.lock().drain(..).collect();
-            for (to, message) in messages {
+            for message in messages {
                 busy = true;
                 if let Some(carried) = &mut self.carried {
-                    carried.push((to, message.clone()));
+                    carried.push(message.clone());
                 }
-                if let Some(store) = self.reachable(from, to) {
-                    store.handle.raft_message(message);
+                if let Some(store) = self.reachable(from, message.address.to.store) {
+                    store.handle.raft_message(message.into_wire());
                 }
             }
             let snapshots: Vec<_> = sent.snapshots.lock().drain(..).collect();
-            for (to, peer, message, mut source) in snapshots {
+            for (message, mut source) in snapshots {
                 busy = true;
-                let region = RegionId(message.region_id);
-                let delivered = match self.reachable(from, to) {
+                let Address { region, to, .. } = message.address;
+                let delivered = match self.reachable(from, to.store) {
                     Some(store) => {
                         let stem = format!("{region}-{}-{}", source.meta.term, source.meta.index);
                         let kv = store.handle.engine().clone();
@@ -260,14 +260,14 @@ impl Cluster {
                             receiver.block(block.cf, block.pairs).unwrap();
                         }
                         let files = receiver.finish().unwrap();
-                        store.handle.snapshot_received(message, files).is_ok()
+                        store.handle.snapshot_received(message.into_wire(), files).is_ok()
                     }
                     None => false,
                 };
                 self.snapshots_carried += usize::from(delivered);
                 drop(source);
                 if let Some(store) = &self.machines[&from].store {
-                    store.handle.snapshot_sent(region, peer, delivered);
+                    store.handle.snapshot_sent(region, to.id, delivered);
                 }
             }
         }
@@ -300,22 +300,20 @@ impl Cluster {
         let mut text = String::new();
         for store in self.running() {
             for descriptor in self.store(store).handle.delegates().descriptors() {
-                let Some(status) = self.status(store, descriptor.id) else { continue };
+                let Some(status) = self.status(store, descriptor.id.0) else { continue };
                 let peers: Vec<String> = descriptor
                     .peers
                     .iter()
-                    .map(|peer| format!("{}@{} {:?}", peer.id, peer.store_id, peer.role()))
+                    .map(|peer| format!("{}@{} {:?}", peer.id, peer.store, peer.role))
                     .collect();
-                let epoch = descriptor.epoch();
+                let epoch = descriptor.epoch;
                 let _ = writeln!(
                     text,
-                    "store {store} region {} [{:?}, {:?}) epoch {}.{} {} term {} leader {:?} log {}..{} commit {} applied {} peers {} {:?}",
+                    "store {store} region {} {:?} epoch {} {} term {} leader {:?} log {}..{} commit {} applied {} peers {} {:?}",
                     descriptor.id,
-                    descriptor.start_key,
-                    descriptor.end_key,
-                    epoch.conf_ver,
-                    epoch.version,
-                    status.role,
+                    descriptor.range,
+                    epoch,
+                    status.role.name(),
                     status.term,
                     status.leader,
                     status.first,
@@ -380,8 +378,8 @@ impl Cluster {
             .values()
             .filter_map(|machine| machine.store.as_ref())
             .flat_map(|store| store.handle.delegates().descriptors())
-            .filter(|region| region.contains_key(key))
-            .max_by_key(|region| (region.epoch().version, region.epoch().conf_ver))
+            .filter(|region| region.contains(key))
+            .max_by_key(|region| (region.epoch.version, region.epoch.conf_ver))
             .map(|region| (*region).clone())
             .expect("every key is in a region")
     }
@@ -397,7 +395,7 @@ impl Cluster {
         let ids: Vec<u64> = self.running();
         ids.into_iter()
             .filter_map(|id| Some((id, self.status(id, region)?)))
-            .filter(|(_, status)| status.role == "leader")
+            .filter(|(_, status)| status.role == ReplicaRole::Leader)
             .max_by_key(|(_, status)| status.term)
             .map(|(id, _)| id)
     }
@@ -417,7 +415,11 @@ impl Cluster {
     }
 
     pub fn context(region: &Region) -> RequestContext {
-        RequestContext { epoch: region.epoch(), ..RequestContext::default() }
+        RequestContext { epoch: region.epoch, ..RequestContext::default() }
+    }
+
+    fn put_of(key: &str, value: &str) -> Mutation {
+        Mutation::Put { cf: Cf::Default, key: bytes(key), value: bytes(value) }
     }
 
     pub fn start_put(
@@ -438,39 +440,37 @@ impl Cluster {
         key: &str,
         value: &str,
     ) -> Result<oneshot::Receiver<Result<WriteResult, RequestError>>, RequestError> {
-        let put = Put { cf: 0, key: bytes(key), value: bytes(value) };
-        let mutations = vec![Mutation { kind: Some(Kind::Put(put)) }];
-        self.store(store).handle.start_write(region.region_id(), context, mutations)
+        let mutations = vec![Self::put_of(key, value)];
+        self.store(store).handle.start_write(region.id, context, mutations)
     }
 
     /// A tag of the only client there is.
     pub fn tag(&self, sequence: u64, horizon: LogIndex) -> WriteTag {
-        let now_s = self.clock.now().0 / 1_000_000_000;
+        let now_s = self.clock.wall_s();
         WriteTag { client: 1, sequence, horizon, now_s }
     }
 
     /// Puts through whoever leads, as a client would, until it is acknowledged.
     #[track_caller]
     pub fn put(&mut self, key: &str, value: &str) {
-        self.acknowledged(key, Kind::Put(Put { cf: 0, key: bytes(key), value: bytes(value) }));
+        self.acknowledged(key, Self::put_of(key, value));
     }
 
     #[track_caller]
     pub fn delete(&mut self, key: &str) {
-        self.acknowledged(key, Kind::Delete(Delete { cf: 0, key: bytes(key) }));
+        self.acknowledged(key, Mutation::Delete { cf: Cf::Default, key: bytes(key) });
     }
 
     #[track_caller]
-    fn acknowledged(&mut self, key: &str, kind: Kind) {
+    fn acknowledged(&mut self, key: &str, mutation: Mutation) {
         let mut last = None;
         for _ in 0..500 {
             let region = self.region_of(key.as_bytes());
-            if let Some(leader) = self.leader(region.id) {
-                let mutations = vec![Mutation { kind: Some(kind.clone()) }];
+            if let Some(leader) = self.leader(region.id.0) {
+                let mutations = vec![mutation.clone()];
                 let context = Self::context(&region);
                 let handle = self.store(leader).handle.clone();
-                let mut answer =
-                    handle.start_write(region.region_id(), context, mutations).unwrap();
+                let mut answer = handle.start_write(region.id, context, mutations).unwrap();
                 for _ in 0..100 {
                     self.settle();
                     match answer.try_recv() {
@@ -495,7 +495,7 @@ impl Cluster {
         region: &Region,
         context: RequestContext,
     ) -> oneshot::Receiver<Result<RegionSnapshot, RequestError>> {
-        self.store(store).handle.start_snapshot(region.region_id(), context).unwrap()
+        self.store(store).handle.start_snapshot(region.id, context).unwrap()
     }
 
     /// Reads from whoever leads.
@@ -503,7 +503,7 @@ impl Cluster {
     pub fn get(&mut self, key: &str) -> Option<String> {
         for _ in 0..500 {
             let region = self.region_of(key.as_bytes());
-            if let Some(leader) = self.leader(region.id) {
+            if let Some(leader) = self.leader(region.id.0) {
                 let mut answer = self.start_read(leader, &region, Self::context(&region));
                 self.settle();
                 if let Ok(Ok(snapshot)) = answer.try_recv() {
@@ -540,7 +540,7 @@ impl Cluster {
         let mut last = None;
         for _ in 0..300 {
             if let Some(leader) = self.leader(region) {
-                let epoch = self.region_on(leader, region).unwrap().epoch();
+                let epoch = self.region_on(leader, region).unwrap().epoch;
                 let handle = self.store(leader).handle.clone();
                 let mut answer =
                     handle.start_admin(RegionId(region), epoch, admin.clone()).unwrap();
@@ -570,16 +570,15 @@ impl Cluster {
     /// Learner first, then voter, as placement does it.
     #[track_caller]
     pub fn add_replica(&mut self, region: u64, store: u64) -> Peer {
-        let learner = Peer { role: PeerRole::Learner.into(), ..peer(self.allocate(), store) };
-        self.admin(region, &Admin::ChangePeers(vec![PeerChange::AddLearner(learner)]));
+        let seat = Seat { peer: PeerId(self.allocate()), store: StoreId(store) };
+        self.admin(region, &Admin::ChangePeers(vec![PeerChange::AddLearner(seat)]));
         self.run_until("the learner has caught up", |cluster| {
             let Some(leader) = cluster.leader(region) else { return false };
             let Some(status) = cluster.status(leader, region) else { return false };
-            status.progress.iter().any(|p| p.peer.0 == learner.id && p.matched >= status.applied)
+            status.progress.iter().any(|p| p.peer == seat.peer && p.matched >= status.applied)
         });
-        let voter = Peer { role: PeerRole::Voter.into(), ..learner };
-        self.admin(region, &Admin::ChangePeers(vec![PeerChange::AddVoter(voter)]));
-        voter
+        self.admin(region, &Admin::ChangePeers(vec![PeerChange::AddVoter(seat)]));
+        seat.with(Role::Voter)
     }
 
     /// Region 1 on stores 1, 2 and 3.
@@ -618,10 +617,10 @@ impl Cluster {
                 return true;
             }
             let descriptor = cluster.region_on(leader, region).unwrap();
-            let target = PeerId(descriptor.peer_on(StoreId(to)).unwrap().id);
+            let target = descriptor.peer_on(StoreId(to)).unwrap().id;
             let handle = cluster.store(leader).handle.clone();
             let asked = Admin::TransferLeader(Some(target));
-            let _ = handle.start_admin(RegionId(region), descriptor.epoch(), asked);
+            let _ = handle.start_admin(RegionId(region), descriptor.epoch, asked);
             false
         });
     }
@@ -641,7 +640,7 @@ pub fn bytes(text: &str) -> Bytes {
 }
 
 pub fn peer(id: u64, store: u64) -> Peer {
-    Peer { id, store_id: store, role: PeerRole::Voter.into(), is_witness: false }
+    Peer::voter(PeerId(id), StoreId(store))
 }
 
 pub fn value(snapshot: &RegionSnapshot, key: &str) -> Option<String> {

@@ -5,19 +5,21 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
+use esker_model::{Epoch, KeyRange, Peer, PeerId, Region, RegionId, StoreId, Term};
 use esker_raft::{
     AppendOutcome, ChangeStep, CommitPoint, ConfChange, Entry, GroupId, LeaveJoint, LogIndex,
     Message, MessageBody, Payload, Stamp,
 };
 use esker_raftstore::config::MAX_EMPTY_PEERS;
-use esker_raftstore::{PeerId, RegionExt, RegionId, SnapshotReceiver, StoreId, Term};
-use esker_rpc::proto::esker::RaftMessage;
+use esker_raftstore::envelope::{Address, Consensus, Content};
+use esker_raftstore::{SnapshotReceiver, configuration};
 use esker_rpc::proto::esker::command::{
     AdminCommand, ChangePeer, ChangePeers, CompactLog, CompareAndSwap, Delete, DeleteRange,
     Mutation, NewRegion, Put, RaftCommand, RegionSnapshot, Split, TaggedCommand, admin_command,
     mutation,
 };
-use esker_rpc::proto::metapb::{Peer, Region, RegionEpoch};
+use esker_rpc::proto::esker::{KeyBounds, RaftMessage, raft_message};
+use esker_rpc::proto::{esker as wire, metapb};
 use prost::Message as _;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -68,18 +70,30 @@ fn envelope(
 }
 
 fn said(region: &Region, from: Peer, to: Peer, term: u64, body: MessageBody) -> RaftMessage {
-    let mut message = Vec::new();
-    let (from_id, to_id) = (PeerId(from.id), PeerId(to.id));
-    Message { group: GroupId(region.id), from: from_id, to: to_id, term: Term(term), body }
-        .encode(&mut message);
-    RaftMessage {
-        region_id: region.id,
-        from: Some(from),
-        to: Some(to),
-        epoch: region.region_epoch,
-        message: message.into(),
-        ..RaftMessage::default()
+    let group = GroupId(region.id.0);
+    let message = Message { group, from: from.id, to: to.id, term: Term(term), body };
+    let consensus = Consensus { message, applied: LogIndex(0), creates: None };
+    address(region, from, to).with(Content::Consensus(Box::new(consensus)))
+}
+
+fn address(region: &Region, from: Peer, to: Peer) -> Address {
+    Address { region: region.id, from, to, epoch: region.epoch }
+}
+
+/// The part of a message that is for the group.
+fn inside(message: &mut RaftMessage) -> Option<&mut wire::Consensus> {
+    match &mut message.content {
+        Some(raft_message::Content::Consensus(consensus)) => Some(consensus),
+        _ => None,
     }
+}
+
+/// The message, from a sender whose region has the range `[start, end)`: it may create its
+/// receiver.
+fn creating(mut message: RaftMessage, start: Bytes, end: Bytes) -> RaftMessage {
+    let bounds = KeyBounds { start_key: start, end_key: end };
+    inside(&mut message).expect("it is for the group").creates = Some(bounds);
+    message
 }
 
 fn term(cluster: &mut Cluster) -> u64 {
@@ -104,8 +118,8 @@ fn command(command: &RaftCommand) -> Payload {
     Payload::Command(command.encode_to_vec().into())
 }
 
-fn plain(epoch: RegionEpoch) -> RaftCommand {
-    RaftCommand { format: 1, epoch: Some(epoch), ..RaftCommand::default() }
+fn plain(epoch: Epoch) -> RaftCommand {
+    RaftCommand { format: 1, epoch: Some(epoch.into()), ..RaftCommand::default() }
 }
 
 fn put(cf: u32, key: Bytes) -> Mutation {
@@ -114,7 +128,7 @@ fn put(cf: u32, key: Bytes) -> Mutation {
 
 /// Everything that cannot be applied, each in its own words.
 fn malformed_payloads(region: &Region) -> Vec<(&'static str, Payload)> {
-    let epoch = region.epoch();
+    let epoch = region.epoch;
     let with = |mutations| command(&RaftCommand { mutations, ..plain(epoch) });
     let admin = |kind| {
         let admin = Some(AdminCommand { kind: Some(kind) });
@@ -140,7 +154,7 @@ fn malformed_payloads(region: &Region) -> Vec<(&'static str, Payload)> {
         }),
         ..plain(epoch)
     };
-    let add = ChangePeer { kind: 2, peer: Some(peer(900, 9)) };
+    let add = ChangePeer { kind: 2, peer: Some(peer(900, 9).into()) };
     let step = || vec![ChangeStep::AddLearner(PeerId(900))];
     let cas = || Mutation {
         kind: Some(mutation::Kind::Cas(CompareAndSwap { key: bytes("k"), ..Default::default() })),
@@ -224,7 +238,7 @@ fn malformed_payloads(region: &Region) -> Vec<(&'static str, Payload)> {
             change(
                 vec![ChangeStep::AddLearner(PeerId(0))],
                 LeaveJoint::Auto,
-                &changes(vec![ChangePeer { kind: 2, peer: Some(peer(0, 9)) }]),
+                &changes(vec![ChangePeer { kind: 2, peer: Some(peer(0, 9).into()) }]),
             ),
         ),
     ]
@@ -244,7 +258,7 @@ fn an_entry_that_cannot_be_applied_reaches_no_log() {
     }
     // An entry that can be applied is taken, so that the above says something.
     let before = cluster.status(2, 1).unwrap().last;
-    let right = RaftCommand { mutations: vec![put(0, bytes("k"))], ..plain(region.epoch()) };
+    let right = RaftCommand { mutations: vec![put(0, bytes("k"))], ..plain(region.epoch) };
     let message = next_entry(&mut cluster, command(&right));
     cluster.store(2).handle.raft_message(message);
     cluster.settle();
@@ -276,7 +290,7 @@ fn entries_for_keys_of_other_regions_are_not_taken() {
         [put(0, bytes("key-05")), Mutation { kind: Some(mutation::Kind::DeleteRange(whole)) }];
     for mutation in kinds {
         let before = cluster.status(2, 1).unwrap().last;
-        let wrong = RaftCommand { mutations: vec![mutation], ..plain(region.epoch()) };
+        let wrong = RaftCommand { mutations: vec![mutation], ..plain(region.epoch) };
         let message = next_entry(&mut cluster, command(&wrong));
         cluster.store(2).handle.raft_message(message);
         cluster.settle();
@@ -325,31 +339,21 @@ fn a_store_that_nobody_knows_is_not_heard() {
     let to = *region.peer_on(StoreId(2)).unwrap();
     let term = term(&mut cluster);
     // As a member that store 2 has not heard of, and for a region that it has not.
-    let newer = Region {
-        region_epoch: Some(RegionEpoch { conf_ver: 1_000, ..region.epoch() }),
-        ..region.clone()
-    };
+    let newer = Region { epoch: Epoch { conf_ver: 1_000, ..region.epoch }, ..region.clone() };
     let beat = || MessageBody::Heartbeat { commit: LogIndex(0), stamp: Stamp::default() };
     cluster.store(2).handle.raft_message(said(&newer, stranger, to, term + 5, beat()));
-    let other = Region { id: 5_000, ..newer.clone() };
-    let first = RaftMessage {
-        is_initial: true,
-        start_key: bytes("zz"),
-        ..said(&other, stranger, peer(5_001, 2), 9, beat())
-    };
+    let other = Region { id: RegionId(5_000), ..newer.clone() };
+    let first = said(&other, stranger, peer(5_001, 2), 9, beat());
+    let first = creating(first, bytes("zz"), Bytes::new());
     cluster.store(2).handle.raft_message(first);
-    let gone = RaftMessage {
-        gone: true,
-        message: Bytes::new(),
-        ..said(&newer, stranger, to, term, beat())
-    };
+    let gone = address(&newer, stranger, to).with(Content::Gone);
     cluster.store(2).handle.raft_message(gone);
     cluster.run(Duration::from_millis(100));
     assert_eq!(cluster.status(2, 1).unwrap().term.0, term);
     assert!(cluster.status(2, 5_000).is_none());
     // Nor is it where it says to be a member, whose store is known.
     let member = *region.peer_on(StoreId(3)).unwrap();
-    let elsewhere = Peer { store_id: 66, ..member };
+    let elsewhere = Peer { store: StoreId(66), ..member };
     cluster.store(2).handle.raft_message(said(&region, elsewhere, to, term + 5, beat()));
     cluster.run(Duration::from_millis(100));
     assert_eq!(cluster.status(2, 1).unwrap().term.0, term);
@@ -391,21 +395,15 @@ fn a_removal_that_cannot_have_been_removes_no_peer() {
     let term = term(&mut cluster);
     let from = *region.peer_on(StoreId(3)).unwrap();
     let beat = || MessageBody::Heartbeat { commit: LogIndex(0), stamp: Stamp::default() };
-    let at = |conf_ver| Region {
-        region_epoch: Some(RegionEpoch { conf_ver, ..region.epoch() }),
-        ..region.clone()
-    };
+    let at = |conf_ver| Region { epoch: Epoch { conf_ver, ..region.epoch }, ..region.clone() };
     let told = |to: u64, conf_ver: u64| {
         let to = *region.peer_on(StoreId(to)).unwrap();
-        let gone = RaftMessage {
-            gone: true,
-            message: Bytes::new(),
-            ..said(&at(conf_ver), from, to, term, beat())
-        };
-        let later = said(&at(conf_ver), from, Peer { id: 1 << 40, ..to }, term, beat());
+        let gone = address(&at(conf_ver), from, to).with(Content::Gone);
+        let later = Peer { id: PeerId(1 << 40), ..to };
+        let later = said(&at(conf_ver), from, later, term, beat());
         [gone, later]
     };
-    let now = region.epoch().conf_ver;
+    let now = region.epoch.conf_ver;
     // A membership that is none, one that is not later, and, to the leader, any.
     for (to, conf_ver) in [(2, u64::MAX), (2, 1 << 40), (2, now), (2, now - 1), (1, now + 1)] {
         for message in told(to, conf_ver) {
@@ -425,24 +423,15 @@ fn messages_before_a_split_that_never_comes_harm_nothing() {
     cluster.await_agreement(&[1, 2, 3]);
     let first = cluster.region_of(b"key-00").id;
     for id in 10_000..30_000 {
-        let made_up = Region { id, ..region.clone() };
-        let message = RaftMessage {
-            is_initial: true,
-            // Its range is taken here: kept for a split that may come.
-            start_key: bytes("a"),
-            end_key: bytes("b"),
-            ..said(
-                &made_up,
-                peer(id + 1, 3),
-                peer(id + 2, 2),
-                9,
-                MessageBody::Heartbeat { commit: LogIndex(0), stamp: Stamp::default() },
-            )
-        };
+        let made_up = Region { id: RegionId(id), ..region.clone() };
+        let beat = MessageBody::Heartbeat { commit: LogIndex(0), stamp: Stamp::default() };
+        let message = said(&made_up, peer(id + 1, 3), peer(id + 2, 2), 9, beat);
+        // Its range is taken here: kept for a split that may come.
+        let message = creating(message, bytes("a"), bytes("b"));
         cluster.store(2).handle.raft_message(message);
         cluster.settle();
     }
-    assert!(cluster.status(2, first).is_some());
+    assert!(cluster.status(2, first.0).is_some());
     is_unharmed(&mut cluster);
 }
 
@@ -455,43 +444,43 @@ fn regions_that_nobody_fills_take_no_more_than_their_room() {
     cluster.carried = Some(Vec::new());
     for ids in ids.chunks(64) {
         for id in ids.iter().copied() {
-            let region = Region { id, ..cluster.region_on(1, 1).unwrap() };
+            let region = Region { id: RegionId(id), ..cluster.region_on(1, 1).unwrap() };
             let beat = MessageBody::Heartbeat { commit: LogIndex(0), stamp: Stamp::default() };
-            let message = RaftMessage {
-                is_initial: true,
-                ..said(&region, peer(id + 1, 1), peer(id + 2, 2), 9, beat)
-            };
+            let message = said(&region, peer(id + 1, 1), peer(id + 2, 2), 9, beat);
+            let message = creating(message, Bytes::new(), Bytes::new());
             cluster.store(2).handle.raft_message(message);
         }
         cluster.settle();
     }
     // A peer that was made answers the one that it takes for its leader.
     let carried = cluster.carried.take().unwrap_or_default();
-    let answers = carried.into_iter().filter(|(to, _)| *to == StoreId(1));
-    let made: BTreeSet<u64> =
-        answers.map(|(_, answer)| answer.region_id).filter(|id| ids.contains(id)).collect();
+    let answers = carried.iter().map(|answer| answer.address);
+    let made: BTreeSet<u64> = answers
+        .filter(|address| address.to.store == StoreId(1) && ids.contains(&address.region.0))
+        .map(|address| address.region.0)
+        .collect();
     assert_eq!(made.len(), room);
 }
 
 /// The head of a snapshot of region 1 for the peer on store 3, and the region in it.
-fn snapshot_head(cluster: &mut Cluster, change: impl Fn(&mut Region)) -> RaftMessage {
-    let mut region = cluster.region_on(1, 1).unwrap();
+fn snapshot_head(cluster: &mut Cluster, change: impl Fn(&mut metapb::Region)) -> RaftMessage {
+    let region = cluster.region_on(1, 1).unwrap();
     let meta = esker_raft::SnapshotMeta {
         index: cluster.status(3, 1).unwrap().last.next(),
         term: Term(term(cluster)),
-        configuration: region.configuration(),
+        configuration: configuration(&region),
     };
     let (from, to) = (*region.peer_on(StoreId(1)).unwrap(), *region.peer_on(StoreId(3)).unwrap());
-    change(&mut region);
-    let data = RegionSnapshot { format: 1, region: Some(region.clone()), ..Default::default() };
+    let mut changed = metapb::Region::from(&region);
+    change(&mut changed);
+    let (start, end) = (changed.start_key.clone(), changed.end_key.clone());
+    let (id, epoch) = (changed.id, changed.region_epoch);
+    let data = RegionSnapshot { format: 1, region: Some(changed), ..Default::default() };
     let data = Bytes::from(data.encode_to_vec());
     let body = MessageBody::InstallSnapshot { meta: Box::new(meta), data };
-    RaftMessage {
-        is_initial: true,
-        start_key: region.start_key.clone(),
-        end_key: region.end_key.clone(),
-        ..said(&region, from, to, term(cluster), body)
-    }
+    let region = Region { id: RegionId(id), ..region };
+    let head = said(&region, from, to, term(cluster), body);
+    RaftMessage { epoch, ..creating(head, start, end) }
 }
 
 #[test]
@@ -501,7 +490,7 @@ fn a_snapshot_of_what_cannot_be_the_region_is_not_installed() {
     cluster.await_leader(1);
     cluster.transfer(1, 1);
     cluster.await_agreement(&[1, 2, 3]);
-    type Change = fn(&mut Region);
+    type Change = fn(&mut metapb::Region);
     let changes: [(&str, Change); 9] = [
         ("another region", |region| region.id = 77),
         ("a range turned around", |region| {
@@ -562,16 +551,17 @@ fn pairs_that_a_snapshot_cannot_hold_are_refused_before_they_are_kept() {
         &[(Cf::Default, block(&[(&long, b"1")]))],
         &[(Cf::Default, Bytes::from_static(b"\xff\xff\xff\xffm"))],
     ];
+    let within = KeyRange::new(bytes("k"), Some(bytes("z"))).unwrap();
     for (n, blocks) in wrong.into_iter().enumerate() {
         let mut receiver =
             SnapshotReceiver::new(engine.clone(), "/snap".as_ref(), format!("wrong-{n}"))
-                .within(bytes("k"), bytes("z"));
+                .within(within.clone());
         let taken: Result<Vec<()>, _> =
             blocks.iter().map(|(cf, pairs)| receiver.block(*cf, pairs.clone())).collect();
         assert!(taken.is_err(), "case {n} was taken");
     }
-    let mut receiver = SnapshotReceiver::new(engine, "/snap".as_ref(), "right".into())
-        .within(bytes("k"), bytes("z"));
+    let mut receiver =
+        SnapshotReceiver::new(engine, "/snap".as_ref(), "right".into()).within(within.clone());
     receiver.block(Cf::Default, block(&[(b"k", b"1"), (b"l", b"")])).unwrap();
     receiver.block(Cf::Default, block(&[(b"m", b"1")])).unwrap();
     receiver.block(Cf::Write, block(&[(b"k", b"1")])).unwrap();
@@ -597,26 +587,35 @@ fn mutated(message: &RaftMessage, random: &mut ChaCha8Rng) -> Option<RaftMessage
         7 => message.epoch = None,
         8 => message.epoch.as_mut()?.conf_ver = absurd,
         9 => message.epoch.as_mut()?.version = absurd,
-        10 => message.start_key = Bytes::from(vec![b'k'; 32 << 10]),
-        11 => message.gone = !message.gone,
+        10 => {
+            inside(&mut message)?.creates = Some(KeyBounds {
+                start_key: Bytes::from(vec![b'k'; 32 << 10]),
+                end_key: Bytes::new(),
+            })
+        }
+        11 => message.content = None,
         12 => {
             // A byte that says what it is, the group, the sender or the receiver.
-            let mut bytes = message.message.to_vec();
+            let inside = inside(&mut message)?;
+            let mut bytes = inside.message.to_vec();
             *bytes.first_mut()? = bytes[0].wrapping_add(1 + (random.random::<u64>() % 250) as u8);
-            message.message = bytes.into();
+            inside.message = bytes.into();
         }
         13 => {
-            let end = random.random::<u64>() as usize % message.message.len().max(1);
-            message.message = message.message.slice(..end.max(1).min(message.message.len()));
+            let inside = inside(&mut message)?;
+            let end = random.random::<u64>() as usize % inside.message.len().max(1);
+            inside.message = inside.message.slice(..end);
         }
         14 => {
-            let mut bytes = message.message.to_vec();
+            let inside = inside(&mut message)?;
+            let mut bytes = inside.message.to_vec();
             bytes.extend(std::iter::repeat_n(7, 1 + (random.random::<u64>() % 9) as usize));
             // At the end of an append lies a command, which may be longer by nothing.
-            message.message = bytes.into();
+            inside.message = bytes.into();
         }
         _ => {
-            let mut inner = Message::decode(message.message.clone()).ok()?;
+            let inside = inside(&mut message)?;
+            let mut inner = Message::decode(inside.message.clone()).ok()?;
             let index = LogIndex(absurd);
             match &mut inner.body {
                 _ if random.random::<u64>().is_multiple_of(2) => inner.term = Term(absurd),
@@ -634,7 +633,7 @@ fn mutated(message: &RaftMessage, random: &mut ChaCha8Rng) -> Option<RaftMessage
             }
             let mut bytes = Vec::new();
             inner.encode(&mut bytes);
-            message.message = bytes.into();
+            inside.message = bytes.into();
         }
     }
     Some(message)
@@ -659,10 +658,12 @@ fn whatever_becomes_of_messages_on_their_way_the_stores_live_and_have_their_data
             }
             cluster.run(Duration::from_millis(100));
             let carried = cluster.carried.replace(Vec::new()).unwrap_or_default();
-            for (to, message) in &carried {
+            for message in carried {
+                let to = message.address.to.store.0;
+                let message = message.into_wire();
                 for _ in 0..4 {
-                    if let Some(wrong) = mutated(message, &mut random) {
-                        cluster.store(to.0).handle.raft_message(wrong);
+                    if let Some(wrong) = mutated(&message, &mut random) {
+                        cluster.store(to).handle.raft_message(wrong);
                         sent += 1;
                     }
                 }

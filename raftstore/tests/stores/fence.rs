@@ -5,12 +5,12 @@
 
 use std::time::Duration;
 
+use esker_engine::Cf;
+use esker_model::{KeyRange, LogIndex, PeerChange, Region, RegionId, StoreId};
 use esker_raftstore::{
-    Admin, LogIndex, PeerChange, RegionExt, RegionId, RequestContext, RequestError, StoreConfig,
-    StoreId, WriteResult, WriteTag, remembered_records,
+    Admin, CompareAndSwap, Mutation, RequestContext, RequestError, StoreConfig, Swap, WriteResult,
+    WriteTag, remembered_records,
 };
-use esker_rpc::proto::esker::command::{CompareAndSwap, DeleteRange, Mutation, mutation::Kind};
-use esker_rpc::proto::metapb::Region;
 use tokio::sync::oneshot::Receiver;
 
 use crate::cluster::{Cluster, TICK, bytes, config};
@@ -44,7 +44,7 @@ impl Attempt {
     }
 
     fn start(&self, cluster: &mut Cluster) -> Answer {
-        let leader = cluster.await_leader(self.region.id);
+        let leader = cluster.await_leader(self.region.id.0);
         self.start_at(cluster, leader)
     }
 
@@ -242,7 +242,7 @@ fn after_a_split_the_part_that_keeps_the_log_knows_and_the_other_refuses_what_wa
     cluster.split(1, &["f"]);
     for key in ["a", "k"] {
         let id = cluster.region_of(key.as_bytes()).id;
-        cluster.await_leader(id);
+        cluster.await_leader(id.0);
     }
     // As they were sent, before the split: neither part takes them.
     for late in [&right, &left] {
@@ -250,12 +250,12 @@ fn after_a_split_the_part_that_keeps_the_log_knows_and_the_other_refuses_what_wa
         assert!(matches!(refused, Err(RequestError::EpochNotMatch { .. })), "{refused:?}");
     }
     // Sent again: the log in which the horizon means something goes on in the right part.
-    assert_eq!(right.again(&cluster).region.id, 1);
+    assert_eq!(right.again(&cluster).region.id.0, 1);
     right.again(&cluster).finish(&mut cluster).expect("it has happened");
     assert_eq!(cluster.get("k").as_deref(), Some("later"));
     assert_eq!(cluster.get("a").as_deref(), Some("later"));
     // The left part begins a log of its own, and remembers what is written to it.
-    assert_ne!(left.again(&cluster).region.id, 1, "and so no client sends it there");
+    assert_ne!(left.again(&cluster).region.id.0, 1, "and so no client sends it there");
     let tag = cluster.tag(4, LogIndex(0));
     let new = Attempt::new(&cluster, "a", "new", Some(tag));
     new.finish(&mut cluster).expect("written");
@@ -274,7 +274,7 @@ fn a_write_of_nothing_is_one_with_a_tag_too() {
     for _ in 0..2 {
         let leader = cluster.await_leader(1);
         let handle = cluster.store(leader).handle.clone();
-        let answer = handle.start_write(region.region_id(), context, Vec::new()).unwrap();
+        let answer = handle.start_write(region.id, context, Vec::new()).unwrap();
         await_answer(&mut cluster, answer).expect("nothing was written");
     }
     cluster.put("k", "served");
@@ -289,10 +289,10 @@ fn a_range_is_deleted_once() {
     let context = RequestContext { tag: Some(tag), ..Cluster::context(&region) };
     let delete = |cluster: &mut Cluster| {
         let leader = cluster.await_leader(1);
-        let range = DeleteRange { cf: 0, start: bytes("a"), end: bytes("z") };
-        let range = Mutation { kind: Some(Kind::DeleteRange(range)) };
+        let range = KeyRange::new(bytes("a"), Some(bytes("z"))).unwrap();
+        let range = Mutation::DeleteRange { cf: Cf::Default, range };
         let handle = cluster.store(leader).handle.clone();
-        let answer = handle.start_write(region.region_id(), context, vec![range]).unwrap();
+        let answer = handle.start_write(region.id, context, vec![range]).unwrap();
         await_answer(cluster, answer).expect("deleted")
     };
     cluster.put("k", "old");
@@ -311,15 +311,15 @@ fn a_compare_and_swap_that_is_repeated_happens_once_and_its_result_is_not_made_u
     let context = RequestContext { tag: Some(tag), ..Cluster::context(&region) };
     let swap = |cluster: &mut Cluster| {
         let leader = cluster.await_leader(1);
-        let cas = CompareAndSwap {
+        let swap = Mutation::CompareAndSwap(CompareAndSwap {
+            cf: Cf::Default,
             key: bytes("k"),
-            expect_absent: true,
-            value: bytes("swapped"),
-            ..CompareAndSwap::default()
-        };
-        let cas = Mutation { kind: Some(Kind::Cas(cas)) };
+            expected: None,
+            then: Swap::Put { value: bytes("swapped"), expires_at: None },
+            now_s: 0,
+        });
         let handle = cluster.store(leader).handle.clone();
-        let answer = handle.start_write(region.region_id(), context, vec![cas]).unwrap();
+        let answer = handle.start_write(region.id, context, vec![swap]).unwrap();
         await_answer(cluster, answer)
     };
     assert!(swap(&mut cluster).expect("done").swap.expect("a result").swapped);
@@ -338,7 +338,7 @@ fn a_replica_that_leaves_takes_what_it_remembers_with_it() {
     let kv = cluster.store(3).handle.engine().clone();
     assert_eq!(remembered_records(&kv, RegionId(1)).unwrap().len(), 2);
     let gone = *cluster.region_on(1, 1).unwrap().peer_on(StoreId(3)).unwrap();
-    cluster.admin(1, &Admin::ChangePeers(vec![PeerChange::Remove(gone)]));
+    cluster.admin(1, &Admin::ChangePeers(vec![PeerChange::Remove(gone.into())]));
     cluster.run_until("store 3 holds nothing", |cluster| cluster.region_on(3, 1).is_none());
     cluster.run(TICK);
     assert_eq!(remembered_records(&kv, RegionId(1)).unwrap(), []);

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use esker_raftstore::{Admin, RequestError, StoreId};
+use esker_model::{PeerId, RegionId, StoreId};
+use esker_raftstore::{Admin, ReplicaRole, RequestError};
 
 use crate::cluster::{Cluster, TICK};
 
@@ -20,8 +21,8 @@ fn a_cluster_grows_splits_changes_leaders_and_survives_a_crash() {
     let parts = cluster.split(1, &["key-010", "key-020", "key-030"]);
     assert_eq!(parts.len(), 4);
     for (n, part) in parts.iter().enumerate() {
-        cluster.await_leader(part.id);
-        cluster.transfer(part.id, 1 + (n as u64) % 3);
+        cluster.await_leader(part.id.0);
+        cluster.transfer(part.id.0, 1 + (n as u64) % 3);
     }
     for n in 0..50 {
         cluster.put(&format!("key-{n:03}"), "after");
@@ -133,7 +134,7 @@ fn a_write_to_a_region_that_was_split_meanwhile_is_refused_with_the_new_regions(
     let mut answer = cluster.start_put(1, &before, "a", "1").unwrap();
     cluster.settle();
     match answer.try_recv().unwrap() {
-        Err(RequestError::EpochNotMatch { current, .. }) => assert_eq!(current[0].id, 1),
+        Err(RequestError::EpochNotMatch { current, .. }) => assert_eq!(current[0].id, RegionId(1)),
         other => panic!("{other:?}"),
     }
     cluster.put("a", "2");
@@ -147,17 +148,15 @@ fn a_write_that_is_proposed_before_a_split_and_applied_after_it_is_refused_on_ev
     let region = cluster.region_of(b"a");
     let split = Admin::Split {
         keys: vec![bytes::Bytes::from_static(b"m")],
-        regions: vec![esker_raftstore::NewRegion {
-            id: esker_raftstore::RegionId(50),
-            peers: [51, 52, 53].map(esker_raftstore::PeerId).to_vec(),
+        regions: vec![esker_model::NewRegion {
+            id: RegionId(50),
+            peers: [51, 52, 53].map(PeerId).to_vec(),
         }],
     };
     // Both wait in one inbox: the split is proposed at once, the write at the
     // end of the same turn, under the epoch of before.
     let handle = cluster.store(1).handle.clone();
-    let mut done = handle
-        .start_admin(esker_raftstore::RegionId(1), region.region_epoch.unwrap(), split)
-        .unwrap();
+    let mut done = handle.start_admin(RegionId(1), region.epoch, split).unwrap();
     let mut answer = cluster.start_put(1, &region, "z", "lost").unwrap();
     cluster.run(TICK * 20);
     assert!(done.try_recv().unwrap().is_ok());
@@ -177,7 +176,9 @@ fn a_deposed_leaders_write_is_never_acknowledged_and_its_caller_learns_that_it_i
     let region = cluster.region_of(b"a");
     let mut answer = cluster.start_put(1, &region, "a", "lost").unwrap();
     cluster.run_until("another leader", |cluster| {
-        [2, 3].iter().any(|id| cluster.status(*id, 1).is_some_and(|s| s.role == "leader"))
+        [2, 3]
+            .iter()
+            .any(|id| cluster.status(*id, 1).is_some_and(|s| s.role == ReplicaRole::Leader))
     });
     cluster.put("a", "2");
     assert!(answer.try_recv().is_err());

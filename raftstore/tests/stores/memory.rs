@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use esker_model::{Epoch, KeyRange, LogIndex, Peer, PeerChange, RegionId, Role, StoreId, Term};
 use esker_raft::{CommitPoint, GroupId, Message, MessageBody};
-use esker_raftstore::{Admin, LogIndex, PeerChange, PeerId, RegionExt, StoreId, Term};
+use esker_raftstore::Admin;
+use esker_raftstore::envelope::{Address, Consensus, Content};
 use esker_rpc::proto::esker::RaftMessage;
-use esker_rpc::proto::metapb::{Peer, PeerRole};
 
 use crate::cluster::{Cluster, peer};
 
@@ -16,7 +17,7 @@ fn with_a_tombstone_on_store_3() -> Cluster {
     cluster.put("a", "1");
     cluster.await_agreement(&[1, 2, 3]);
     let gone = *cluster.region_on(1, 1).unwrap().peer_on(StoreId(3)).unwrap();
-    cluster.admin(1, &Admin::ChangePeers(vec![PeerChange::Remove(gone)]));
+    cluster.admin(1, &Admin::ChangePeers(vec![PeerChange::Remove(gone.into())]));
     cluster.run_until("store 3 holds nothing", |cluster| {
         cluster.region_on(3, 1).is_none() && cluster.contents(3).is_empty()
     });
@@ -25,15 +26,13 @@ fn with_a_tombstone_on_store_3() -> Cluster {
 
 /// A request for the vote of `to`, from a member of region 1 with a full log.
 fn vote_request(cluster: &Cluster, from: Peer, to: Peer, term: u64) -> RaftMessage {
-    let mut region = cluster.region_on(1, 1).unwrap();
+    let region = cluster.region_on(1, 1).unwrap();
     // As the members know it that have applied the newcomer's addition.
-    let mut epoch = region.epoch();
-    epoch.conf_ver += 1;
-    region.region_epoch = Some(epoch);
+    let epoch = Epoch { conf_ver: region.epoch.conf_ver + 1, ..region.epoch };
     let message = Message {
         group: GroupId(1),
-        from: PeerId(from.id),
-        to: PeerId(to.id),
+        from: from.id,
+        to: to.id,
         term: Term(term),
         body: MessageBody::Vote {
             last_index: LogIndex(1000),
@@ -42,17 +41,9 @@ fn vote_request(cluster: &Cluster, from: Peer, to: Peer, term: u64) -> RaftMessa
             commit: CommitPoint::default(),
         },
     };
-    let mut encoded = Vec::new();
-    message.encode(&mut encoded);
-    RaftMessage {
-        region_id: 1,
-        from: Some(from),
-        to: Some(to),
-        epoch: Some(epoch),
-        message: encoded.into(),
-        is_initial: true,
-        ..RaftMessage::default()
-    }
+    let consensus = Consensus { message, applied: LogIndex(0), creates: Some(KeyRange::all()) };
+    let address = Address { region: RegionId(1), from, to, epoch };
+    address.with(Content::Consensus(Box::new(consensus)))
 }
 
 /// Asks store 3 alone; whether it gives its vote.
@@ -62,8 +53,8 @@ fn asks(cluster: &mut Cluster, request: RaftMessage) -> Option<bool> {
     cluster.store(3).handle.raft_message(request);
     cluster.settle();
     sent.listen().iter().find_map(|reply| {
-        let reply = Message::decode(reply.message.clone()).ok()?;
-        match reply.body {
+        let Content::Consensus(reply) = &reply.content else { return None };
+        match reply.message.body {
             MessageBody::VoteReply { granted, .. } => Some(granted),
             _ => None,
         }
@@ -96,19 +87,19 @@ fn a_removal_and_an_addition_on_one_store_in_one_change_let_the_newcomer_in() {
     cluster.transfer(1, 1);
     cluster.put("a", "1");
     let old = *cluster.region_on(1, 1).unwrap().peer_on(StoreId(3)).unwrap();
-    let learner = Peer { role: PeerRole::Learner.into(), ..old };
-    cluster.admin(1, &Admin::ChangePeers(vec![PeerChange::AddLearner(learner)]));
+    let learner = Peer { role: Role::Learner, ..old };
+    cluster.admin(1, &Admin::ChangePeers(vec![PeerChange::AddLearner(learner.into())]));
     cluster.await_agreement(&[1, 2, 3]);
-    let newcomer = Peer { role: PeerRole::Learner.into(), ..peer(cluster.allocate(), 3) };
-    let both = vec![PeerChange::Remove(learner), PeerChange::AddLearner(newcomer)];
+    let newcomer = Peer { role: Role::Learner, ..peer(cluster.allocate(), 3) };
+    let both = vec![PeerChange::Remove(learner.into()), PeerChange::AddLearner(newcomer.into())];
     cluster.admin(1, &Admin::ChangePeers(both));
     cluster.run_until("the newcomer holds the data", |cluster| {
         let here = cluster.region_on(3, 1).and_then(|region| region.peer_on(StoreId(3)).copied());
         here.is_some_and(|here| here.id == newcomer.id) && cluster.local(3, "a").is_some()
     });
     // It is a member like any other: it can be promoted, and outlives a restart.
-    let voter = Peer { role: PeerRole::Voter.into(), ..newcomer };
-    cluster.admin(1, &Admin::ChangePeers(vec![PeerChange::AddVoter(voter)]));
+    let voter = Peer { role: Role::Voter, ..newcomer };
+    cluster.admin(1, &Admin::ChangePeers(vec![PeerChange::AddVoter(voter.into())]));
     cluster.crash(3);
     cluster.start(StoreId(3));
     cluster.put("b", "2");
@@ -128,20 +119,14 @@ fn a_store_that_sees_two_leaders_of_one_term_stops() {
     let (liar, to) = (on(2), on(3));
     let message = Message {
         group: GroupId(1),
-        from: PeerId(liar.id),
-        to: PeerId(to.id),
+        from: liar.id,
+        to: to.id,
         term,
         body: MessageBody::Heartbeat { commit: LogIndex(0), stamp: Default::default() },
     };
-    let mut encoded = Vec::new();
-    message.encode(&mut encoded);
-    cluster.store(3).handle.raft_message(RaftMessage {
-        region_id: 1,
-        from: Some(liar),
-        to: Some(to),
-        epoch: Some(region.epoch()),
-        message: encoded.into(),
-        ..RaftMessage::default()
-    });
+    let consensus = Consensus { message, applied: LogIndex(0), creates: None };
+    let address = Address { region: RegionId(1), from: liar, to, epoch: region.epoch };
+    let message = address.with(Content::Consensus(Box::new(consensus)));
+    cluster.store(3).handle.raft_message(message);
     cluster.settle();
 }

@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
+use esker_model::{Clock, LogIndex, NewRegion, PeerId, RegionId, StoreId, Time};
 use esker_raft::{GroupId, Message, MessageBody};
 use esker_raftstore::config::WORKER_INBOX;
-use esker_raftstore::{
-    Admin, Clock, NewRegion, PeerId, RegionExt, RegionId, RequestContext, RequestError,
-    StoreHandle, StoreId, Time,
-};
+use esker_raftstore::envelope::{Address, Consensus, Content};
+use esker_raftstore::{Admin, ReplicaRole, RequestContext, RequestError, StoreHandle};
 use esker_rpc::proto::esker::RaftMessage;
 
 use crate::cluster::{Cluster, bytes, value};
@@ -39,7 +38,9 @@ fn a_deposed_leader_serves_no_reads() {
     let region = cluster.region_of(b"a");
     cluster.isolate(1);
     cluster.run_until("another leader", |cluster| {
-        [2, 3].iter().any(|id| cluster.status(*id, 1).is_some_and(|s| s.role == "leader"))
+        [2, 3]
+            .iter()
+            .any(|id| cluster.status(*id, 1).is_some_and(|s| s.role == ReplicaRole::Leader))
     });
     cluster.put("a", "2");
     let mut answer = cluster.start_read(1, &region, Cluster::context(&region));
@@ -80,11 +81,10 @@ fn a_lease_does_not_outlive_a_transfer() {
     // The old leader hears nothing of the election that it asks for.
     cluster.cut.insert((StoreId(2), StoreId(1)));
     cluster.cut.insert((StoreId(3), StoreId(1)));
-    let target = PeerId(region.peers.iter().find(|peer| peer.store_id == 2).unwrap().id);
+    let target = region.peer_on(StoreId(2)).unwrap().id;
     let handle = cluster.store(1).handle.clone();
-    let _asked = handle
-        .start_admin(RegionId(1), region.region_epoch.unwrap(), Admin::TransferLeader(Some(target)))
-        .unwrap();
+    let _asked =
+        handle.start_admin(RegionId(1), region.epoch, Admin::TransferLeader(Some(target))).unwrap();
     cluster.settle();
     assert_eq!(cluster.leader(1), Some(2), "the transfer is over at once");
     assert!(!cluster.store(1).handle.holds_lease(RegionId(1)));
@@ -108,12 +108,15 @@ fn a_leader_that_has_not_applied_a_split_serves_no_lease_reads_of_what_it_gave_a
         keys: vec![bytes("m")],
         regions: vec![NewRegion { id: RegionId(50), peers: [51, 52, 53].map(PeerId).to_vec() }],
     };
-    let _done = handle.start_admin(RegionId(1), region.region_epoch.unwrap(), split).unwrap();
+    let _done = handle.start_admin(RegionId(1), region.epoch, split).unwrap();
     cluster.run_until("the new region has a leader elsewhere", |cluster| {
-        [2, 3].iter().any(|id| cluster.status(*id, 50).is_some_and(|s| s.role == "leader"))
+        [2, 3]
+            .iter()
+            .any(|id| cluster.status(*id, 50).is_some_and(|s| s.role == ReplicaRole::Leader))
     });
     let child = cluster.region_on(2, 50).unwrap();
-    let leader = [2, 3].into_iter().find(|id| cluster.status(*id, 50).unwrap().role == "leader");
+    let leader =
+        [2, 3].into_iter().find(|id| cluster.status(*id, 50).unwrap().role == ReplicaRole::Leader);
     let mut written = cluster.start_put(leader.unwrap(), &child, "a", "2").unwrap();
     cluster.run(Duration::from_millis(100));
     assert!(written.try_recv().unwrap().is_ok(), "the new region takes writes");
@@ -138,7 +141,9 @@ fn a_follower_answers_a_replica_read_after_asking_the_leader() {
     let mut answer = cluster.start_read(2, &region, Cluster::context(&region));
     cluster.settle();
     match answer.try_recv().unwrap() {
-        Err(RequestError::NotLeader { leader: Some(leader), .. }) => assert_eq!(leader.store_id, 1),
+        Err(RequestError::NotLeader { leader: Some(leader), .. }) => {
+            assert_eq!(leader.store, StoreId(1))
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -197,6 +202,10 @@ impl Clock for Racing {
         self.store.raft_message(self.message.clone());
         self.time
     }
+
+    fn wall_ms(&self) -> u64 {
+        0
+    }
 }
 
 #[test]
@@ -211,21 +220,14 @@ fn a_message_is_never_taken_with_a_time_from_before_it_came() {
     let on = |store| *region.peer_on(StoreId(store)).unwrap();
     let heartbeat = Message {
         group: GroupId(1),
-        from: PeerId(on(1).id),
-        to: PeerId(on(2).id),
+        from: on(1).id,
+        to: on(2).id,
         term: cluster.status(1, 1).unwrap().term,
         body: MessageBody::Heartbeat { commit: Default::default(), stamp: Default::default() },
     };
-    let mut encoded = Vec::new();
-    heartbeat.encode(&mut encoded);
-    let message = RaftMessage {
-        region_id: 1,
-        from: Some(on(1)),
-        to: Some(on(2)),
-        epoch: region.region_epoch,
-        message: encoded.into(),
-        ..RaftMessage::default()
-    };
+    let consensus = Consensus { message: heartbeat, applied: LogIndex(0), creates: None };
+    let address = Address { region: RegionId(1), from: on(1), to: on(2), epoch: region.epoch };
+    let message = address.with(Content::Consensus(Box::new(consensus)));
     let store = cluster.store(2).handle.clone();
     let clock = Racing { time: cluster.clock.now(), store, message };
     let machine = cluster.machines.get_mut(&StoreId(2)).unwrap();

@@ -140,9 +140,12 @@ impl Waiting {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::esker::{Consensus, raft_message};
 
     fn message(region_id: u64, size: usize) -> RaftMessage {
-        RaftMessage { region_id, message: vec![0; size].into(), ..Default::default() }
+        let consensus = Consensus { message: vec![0; size].into(), ..Default::default() };
+        let content = Some(raft_message::Content::Consensus(consensus));
+        RaftMessage { region_id, content, ..Default::default() }
     }
 
     #[test]

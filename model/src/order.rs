@@ -1,0 +1,84 @@
+//! What placement orders the leader of a region to do.
+
+use std::fmt;
+
+use bytes::Bytes;
+use esker_raft::PeerId;
+
+use crate::id::{RegionId, StoreId};
+use crate::region::{Epoch, Peer, Role};
+
+/// A replica's id and its store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Seat {
+    pub peer: PeerId,
+    pub store: StoreId,
+}
+
+impl Seat {
+    /// The peer in this seat, in a role.
+    pub fn with(self, role: Role) -> Peer {
+        Peer { id: self.peer, store: self.store, role, witness: false }
+    }
+}
+
+impl From<&Peer> for Seat {
+    fn from(peer: &Peer) -> Seat {
+        Seat { peer: peer.id, store: peer.store }
+    }
+}
+
+impl From<Peer> for Seat {
+    fn from(peer: Peer) -> Seat {
+        Seat::from(&peer)
+    }
+}
+
+impl fmt::Display for Seat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} on store {}", self.peer, self.store)
+    }
+}
+
+/// One change of a region's membership.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PeerChange {
+    /// Adds a voter, or promotes a learner that is already there.
+    AddVoter(Seat),
+    /// Adds a learner, or demotes a voter that is already there.
+    AddLearner(Seat),
+    Remove(Seat),
+}
+
+impl PeerChange {
+    pub fn seat(self) -> Seat {
+        match self {
+            PeerChange::AddVoter(seat)
+            | PeerChange::AddLearner(seat)
+            | PeerChange::Remove(seat) => seat,
+        }
+    }
+}
+
+/// What is to be done to a region.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// All at once, by joint consensus where more than one voter changes. Without changes: leaves
+    /// the joint configuration.
+    ChangePeers(Vec<PeerChange>),
+    /// Another voter leads.
+    TransferLeader(Seat),
+    /// Cuts the region at keys inside of it.
+    Split(Vec<Bytes>),
+}
+
+/// An action for the leader of a region, made for the epoch that the leader reported last. An
+/// order is advice: what no longer fits the region is dropped, and placement sees from the next
+/// report how the region is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Order {
+    pub region: RegionId,
+    pub epoch: Epoch,
+    pub leader: Peer,
+    pub action: Action,
+}

@@ -1,0 +1,161 @@
+//! A region: its range, its epoch and its peers.
+
+use std::fmt;
+
+use esker_raft::PeerId;
+
+use crate::id::{RegionId, StoreId};
+use crate::key::KeyRange;
+use crate::limits::MAX_EPOCH_LEAP;
+
+/// How often a region changed: `version` counts changes of its range, `conf_ver` changes of its
+/// peers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Epoch {
+    pub conf_ver: u64,
+    pub version: u64,
+}
+
+impl Epoch {
+    /// What a cluster's first region begins with.
+    pub const FIRST: Epoch = Epoch { conf_ver: 1, version: 1 };
+
+    /// Whether both epochs describe the same range of a region.
+    pub fn is_same_range(self, other: Epoch) -> bool {
+        self.version == other.version
+    }
+}
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.version, self.conf_ver)
+    }
+}
+
+/// What a peer may do in its group. In a joint configuration an `IncomingVoter` votes in the new
+/// majority alone and a `DemotingVoter` in the old one alone, so that the roles of a region's
+/// peers carry the whole Raft configuration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Role {
+    #[default]
+    Voter,
+    Learner,
+    IncomingVoter,
+    DemotingVoter,
+}
+
+impl Role {
+    /// Whether the group is between two configurations because of this peer.
+    pub fn is_joint(self) -> bool {
+        matches!(self, Role::IncomingVoter | Role::DemotingVoter)
+    }
+
+    /// The field's name for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Voter => "voter",
+            Role::Learner => "learner",
+            Role::IncomingVoter => "incoming voter",
+            Role::DemotingVoter => "demoting voter",
+        }
+    }
+}
+
+/// One replica and the store that holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Peer {
+    /// Not zero; never used again after the peer was removed.
+    pub id: PeerId,
+    /// Not zero.
+    pub store: StoreId,
+    pub role: Role,
+    /// Votes and keeps the log, and stores no data.
+    pub witness: bool,
+}
+
+impl Peer {
+    /// A peer that votes and stores data.
+    pub fn voter(id: PeerId, store: StoreId) -> Peer {
+        Peer { id, store, role: Role::Voter, witness: false }
+    }
+
+    /// A peer that stores data and has no vote.
+    pub fn learner(id: PeerId, store: StoreId) -> Peer {
+        Peer { role: Role::Learner, ..Peer::voter(id, store) }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.id, self.store)
+    }
+}
+
+/// A region's descriptor.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Region {
+    pub id: RegionId,
+    pub range: KeyRange,
+    pub epoch: Epoch,
+    /// Ids and stores are different for each. Empty where the holder of the descriptor does not
+    /// know them: see [`Region::uninitialized`].
+    pub peers: Vec<Peer>,
+}
+
+impl Region {
+    /// What a peer knows of its region that was created by a message and has received nothing yet,
+    /// or whose data is going.
+    pub fn uninitialized(id: RegionId) -> Region {
+        Region { id, range: KeyRange::all(), epoch: Epoch::default(), peers: Vec::new() }
+    }
+
+    /// Whether range, epoch and peers are known.
+    pub fn is_initialized(&self) -> bool {
+        !self.peers.is_empty()
+    }
+
+    pub fn contains(&self, key: &[u8]) -> bool {
+        self.range.contains(key)
+    }
+
+    /// The peer with this id.
+    pub fn peer(&self, id: PeerId) -> Option<&Peer> {
+        self.peers.iter().find(|peer| peer.id == id)
+    }
+
+    /// The peer on this store; a store holds at most one.
+    pub fn peer_on(&self, store: StoreId) -> Option<&Peer> {
+        self.peers.iter().find(|peer| peer.store == store)
+    }
+
+    /// Whether the group is between two configurations.
+    pub fn in_joint(&self) -> bool {
+        self.peers.iter().any(|peer| peer.role.is_joint())
+    }
+}
+
+/// Ids for a region that a split creates.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct NewRegion {
+    pub id: RegionId,
+    /// In the order of the split region's peers.
+    pub peers: Vec<PeerId>,
+}
+
+/// Whether `newer` can be what became of `known`, or of a part of it.
+///
+/// Regions are split and never joined, so that whatever comes later lies inside of what was there
+/// before: a region keeps its range until its version rises, and is smaller then; another region
+/// that has a part of the range came out of it, with a higher version. A change that makes regions
+/// grow has to extend this rule.
+pub fn may_follow(known: &Region, newer: &Region) -> bool {
+    let leap = |old: u64, new: u64| old <= new && new - old <= MAX_EPOCH_LEAP;
+    let (old, new) = (known.epoch, newer.epoch);
+    if !known.range.contains_range(&newer.range) || !leap(old.version, new.version) {
+        return false;
+    }
+    if newer.id != known.id {
+        return new.version > old.version;
+    }
+    (known.range == newer.range) == (old.version == new.version) && leap(old.conf_ver, new.conf_ver)
+}
