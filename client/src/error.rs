@@ -1,11 +1,12 @@
 //! What a client of a cluster can fail with.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use esker_rpc::channel::AddressError;
 use esker_rpc::display_key;
 use esker_rpc::proto::pdpb::ErrorType;
+use tokio::time::Instant;
 
 /// Why a request did not succeed. Each message is one line that names what to look at.
 ///

@@ -24,13 +24,14 @@ mod stores;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use esker_rpc::backoff::Backoff;
 use esker_rpc::display_key;
 use esker_rpc::proto::pdpb::ErrorType;
 use esker_rpc::service::StoreService;
+use tokio::time::Instant;
 
 use crate::error::{ClientError, waited_since};
 use crate::placement::PlacementClient;

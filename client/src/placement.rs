@@ -14,12 +14,13 @@ mod timestamps;
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use esker_rpc::backoff::Backoff;
 use esker_rpc::channel;
 use esker_rpc::proto::pdpb::{self, ErrorType};
 use leader::Current;
+use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 

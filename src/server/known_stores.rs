@@ -7,7 +7,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use esker_client::{ClientError, PlacementClient};
 use esker_model::StoreId;
@@ -15,6 +15,7 @@ use esker_rpc::proto::metapb::Store;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 
 /// How often placement is asked at most.
 const ASK_EVERY: Duration = Duration::from_millis(500);

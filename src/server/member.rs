@@ -423,12 +423,14 @@ impl MemberState {
         &self.book
     }
 
-    pub fn context(&self) -> RequestContext {
+    /// The region as this member has applied it.
+    ///
+    /// # Errors
+    /// When this member has no replica of it: it is not filled yet, or was replaced.
+    fn context(&self) -> Result<RequestContext, StateError> {
         let region = self.store.delegates().get(REGION);
-        RequestContext {
-            epoch: region.map(|region| region.descriptor().epoch).unwrap_or_default(),
-            ..RequestContext::default()
-        }
+        let region = region.ok_or(StateError::NotLeader { leader: None })?.descriptor();
+        Ok(RequestContext { epoch: region.epoch, ..RequestContext::default() })
     }
 }
 
@@ -479,8 +481,7 @@ impl ReplicatedState for MemberState {
         writes: Vec<StateWrite>,
         term: u64,
     ) -> BoxFuture<'static, Result<(), StateError>> {
-        let store = self.store.clone();
-        let context = RequestContext { term: Some(Term(term)), ..self.context() };
+        let (store, context) = (self.store.clone(), self.context());
         let mutations = writes
             .into_iter()
             .map(|write| match write {
@@ -491,6 +492,7 @@ impl ReplicatedState for MemberState {
             })
             .collect();
         Box::pin(async move {
+            let context = RequestContext { term: Some(Term(term)), ..context? };
             store.write(REGION, context, mutations).await.map(|_| ()).map_err(refused)
         })
     }
@@ -498,7 +500,7 @@ impl ReplicatedState for MemberState {
     fn scan(&self, prefix: Vec<u8>) -> BoxFuture<'static, Result<Pairs, StateError>> {
         let (store, context) = (self.store.clone(), self.context());
         Box::pin(async move {
-            let view = store.snapshot(REGION, context).await.map_err(refused)?;
+            let view = store.snapshot(REGION, context?).await.map_err(refused)?;
             with_prefix(&view.kv, &prefix)
         })
     }

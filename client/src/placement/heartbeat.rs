@@ -5,7 +5,7 @@
 //! that: after [`SILENCE`] the stream's holder asks around, and goes to whoever leads now.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use esker_model::{Order, RegionReport};
 use esker_rpc::backoff::Backoff;
@@ -18,6 +18,7 @@ use esker_rpc::repeat::Repeated;
 use futures_util::StreamExt;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::leader::Current;

@@ -8,7 +8,7 @@
 //! somebody else is found to lead.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use esker_rpc::backoff::Backoff;
 use esker_rpc::channel;
@@ -19,6 +19,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tonic::Code;
 use tonic::transport::Channel;
 
@@ -291,7 +292,7 @@ enum Useless {
 /// Every search may meet the same thing, such as a member of another cluster.
 fn complain(what: &str, error: &ClientError) {
     static STRANGERS: Mutex<Repeated> = Mutex::new(Repeated::new());
-    if let Some(times) = STRANGERS.lock().failed(Instant::now()) {
+    if let Some(times) = STRANGERS.lock().failed(std::time::Instant::now()) {
         tracing::warn!(times, %error, "{what}");
     }
 }

@@ -1,7 +1,6 @@
 //! Timestamps: all callers of a moment share one request on one stream.
 
 use std::sync::Weak;
-use std::time::Instant;
 
 use esker_model::Timestamp;
 use esker_rpc::backoff::Backoff;
@@ -10,6 +9,7 @@ use esker_rpc::proto::pdpb::pd_client::PdClient;
 use esker_rpc::proto::pdpb::{TsoRequest, TsoResponse};
 use futures_util::StreamExt;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
