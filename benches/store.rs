@@ -122,7 +122,7 @@ fn region(c: &mut Criterion) {
         b.iter(|| {
             key = (key + 7919) % KEYS;
             let view = runtime.block_on(handle.snapshot(RegionId(1), context)).expect("a view");
-            black_box(view.kv.get(esker_engine::Cf::Default, &key.to_be_bytes()).expect("a read"))
+            black_box(view.get(esker_engine::Cf::Default, &key.to_be_bytes()).expect("a read"))
         });
     });
     group.throughput(Throughput::Elements(WRITERS));

@@ -5,20 +5,18 @@
 //! of `esker-raftstore`; it decides nothing about regions.
 
 pub mod admin;
+pub mod assembly;
 pub mod bootstrap;
 pub mod founding;
 pub mod health;
 pub mod heartbeats;
-pub mod keys;
 pub mod known_stores;
 pub mod late;
 pub mod member;
 pub mod newcomer;
 pub mod outbox;
 pub mod pages;
-pub mod raw;
 pub mod recall;
-pub mod regions;
 mod replacing;
-pub mod scan;
+pub mod split_ids;
 pub mod traffic;

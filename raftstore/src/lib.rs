@@ -43,6 +43,7 @@ mod shell;
 mod snapshot;
 pub mod state;
 pub mod store;
+mod survey;
 mod worker;
 
 pub use apply::remembered_records;
@@ -55,9 +56,10 @@ pub use message::{
     WriteResult, WriteTag,
 };
 pub use outbox::Outbox;
-pub use read::{ReadDelegates, RegionSnapshot};
+pub use read::{Cache, ReadDelegates, RegionIter, RegionSnapshot};
 pub use region::configuration;
 pub use router::StoreHandle;
 pub use shell::RunningStore;
 pub use snapshot::{ReceivedSnapshot, RegionSnapshotSource, SnapshotBlock, SnapshotReceiver};
 pub use store::{Parts, Store};
+pub use survey::{MAX_PARTS, RegionChecksum, SurveyError};

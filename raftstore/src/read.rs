@@ -21,12 +21,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
-use esker_engine::{KvEngine, KvSnapshot};
-use esker_model::{Region, RegionId};
+use esker_engine::{Cf, EngineError, KvEngine, KvIter, KvSnapshot};
+use esker_model::{KeyRange, Region, RegionId};
 use esker_raft::{PeerId, Term, Time};
 use parking_lot::RwLock;
 
 use crate::message::RequestContext;
+use crate::state::bounds;
 
 /// What a worker lets readers on other threads know of one of its regions.
 #[derive(Debug)]
@@ -43,11 +44,28 @@ pub struct ReadDelegate {
 }
 
 /// A region's data as of one moment, linearizable with respect to the request that asked for it.
+/// What is read of it is counted, for placement's picture of the load.
 #[derive(Clone)]
 pub struct RegionSnapshot {
-    pub kv: KvSnapshot,
-    pub descriptor: Arc<Region>,
+    kv: KvSnapshot,
+    descriptor: Arc<Region>,
     delegate: Arc<ReadDelegate>,
+}
+
+/// Whether blocks that are read stay in the engine's cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cache {
+    Fill,
+    /// For reads of so much that they would push everything else out.
+    Bypass,
+}
+
+/// The pairs of a range of one region, in key order.
+pub struct RegionIter {
+    iter: KvIter,
+    delegate: Arc<ReadDelegate>,
+    keys: u64,
+    bytes: u64,
 }
 
 impl ReadDelegate {
@@ -91,6 +109,11 @@ impl ReadDelegate {
 
     pub fn holds_lease(&self, now: Time) -> bool {
         now.0 < self.lease_until.load(Ordering::Acquire)
+    }
+
+    fn count_read(&self, keys: u64, bytes: u64) {
+        self.read_keys.fetch_add(keys, Ordering::Relaxed);
+        self.read_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Bytes and keys read since the last call.
@@ -140,10 +163,84 @@ impl RegionSnapshot {
         RegionSnapshot { kv, descriptor, delegate }
     }
 
-    /// Counts what a read returned, for placement's picture of the load.
-    pub fn count_read(&self, keys: u64, bytes: u64) {
-        self.delegate.read_keys.fetch_add(keys, Ordering::Relaxed);
-        self.delegate.read_bytes.fetch_add(bytes, Ordering::Relaxed);
+    /// The region as it was at that moment.
+    pub fn descriptor(&self) -> &Arc<Region> {
+        &self.descriptor
+    }
+
+    /// The value of one key, which must lie in the region.
+    ///
+    /// # Errors
+    /// When the engine cannot read it.
+    pub fn get(&self, cf: Cf, key: &[u8]) -> Result<Option<Vec<u8>>, EngineError> {
+        let found = self.kv.get(cf, key)?;
+        let bytes = key.len() + found.as_ref().map_or(0, Vec::len);
+        self.delegate.count_read(1, bytes as u64);
+        Ok(found)
+    }
+
+    /// The part of a range that lies in the region; `None` where none does. The iterator is not
+    /// positioned yet.
+    pub fn iter(&self, cf: Cf, range: &KeyRange, cache: Cache) -> Option<RegionIter> {
+        let part = range.intersection(&self.descriptor.range)?;
+        let (start, end) = bounds(&part);
+        let iter = match cache {
+            Cache::Fill => self.kv.iter(cf, start, end),
+            Cache::Bypass => self.kv.iter_uncached(cf, start, end),
+        };
+        Some(RegionIter { iter, delegate: self.delegate.clone(), keys: 0, bytes: 0 })
+    }
+
+    /// The engine's whole view, whose reads nobody counts: for what placement does not balance.
+    pub fn uncounted(&self) -> &KvSnapshot {
+        &self.kv
+    }
+}
+
+impl RegionIter {
+    pub fn seek_to_first(&mut self) {
+        self.iter.seek_to_first();
+    }
+
+    pub fn seek_to_last(&mut self) {
+        self.iter.seek_to_last();
+    }
+
+    /// Whether the iterator is at a pair.
+    ///
+    /// # Errors
+    /// When the engine cannot read what comes next.
+    pub fn valid(&self) -> Result<bool, EngineError> {
+        self.iter.valid()
+    }
+
+    pub fn key(&self) -> &[u8] {
+        self.iter.key()
+    }
+
+    pub fn value(&self) -> &[u8] {
+        self.iter.value()
+    }
+
+    pub fn next(&mut self) {
+        self.count();
+        self.iter.next();
+    }
+
+    pub fn prev(&mut self) {
+        self.count();
+        self.iter.prev();
+    }
+
+    fn count(&mut self) {
+        self.keys += 1;
+        self.bytes += (self.iter.key().len() + self.iter.value().len()) as u64;
+    }
+}
+
+impl Drop for RegionIter {
+    fn drop(&mut self) {
+        self.delegate.count_read(self.keys, self.bytes);
     }
 }
 

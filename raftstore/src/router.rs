@@ -122,6 +122,11 @@ impl StoreHandle {
         &self.kv
     }
 
+    /// The store's clock.
+    pub fn clock(&self) -> &dyn Clock {
+        &*self.clock
+    }
+
     /// What of the store's data was found damaged, by file or entry. Such a store hands its
     /// regions over and serves nobody; whoever runs it stops it soon.
     pub fn damage(&self) -> Option<&str> {

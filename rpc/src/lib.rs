@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | [`proto`] | the schemas in `proto/` | messages, clients and server traits |
 //! | [`convert`] | messages | values of `esker-model`, or typed errors; and back |
+//! | [`procedures`] | the table of a store's procedures | a request and a reply type for all of them |
 //! | [`service`] | | the trait by which a store answers requests |
 //! | [`server`] | a listener and services | one port that speaks gRPC and HTTP; `Tikv` and `BatchCommands` over a store |
 //! | [`transport`] | Raft messages and snapshots, from any thread | the same on another store, in order or not at all |
@@ -21,6 +22,7 @@ pub mod backoff;
 pub mod channel;
 pub mod convert;
 pub mod members;
+pub mod procedures;
 pub mod proto;
 pub mod repeat;
 pub mod server;

@@ -5,17 +5,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use esker_client::{ClientError, PlacementClient};
-use esker_engine::{DataDir, EngineOptions, Engines, Kind};
+use esker_engine::{DataDir, EngineOptions, Kind};
 use esker_model::{StoreId, SystemClock};
 use esker_placement::{Leadership, PlacementConfig, PlacementServer, ReplicatedState};
-use esker_raftstore::{Parts, RunningStore, Store, StoreHandle};
 use esker_rpc::proto::esker::admin_server::AdminServer;
 use esker_rpc::proto::esker::founding_server::FoundingServer;
 use esker_rpc::proto::metapb;
 use esker_rpc::proto::pdpb::ErrorType;
 use esker_rpc::repeat::Repeated;
 use esker_rpc::server::{self, TikvService};
-use esker_rpc::transport::{RaftTransport, TransportService};
+use esker_rpc::transport::TransportService;
+use esker_storage::Storage;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -28,17 +28,16 @@ use super::{Node, NodeBuilder, NodeConfig, PLACEMENT_FOLDER, Roles, STORE_FOLDER
 use crate::Error;
 use crate::cluster;
 use crate::server::admin::AdminService;
+use crate::server::assembly::{OpenStore, Plan};
 use crate::server::founding::{self, Adoption, Candidate};
 use crate::server::health::{Health, Part};
 use crate::server::known_stores::KnownStores;
 use crate::server::late::LateStore;
 use crate::server::member::{MemberDirectory, MemberStore, Members};
 use crate::server::newcomer::{FoundingService, LateMember};
-use crate::server::outbox::{
-    Audience, Events, MAX_WAITING_REPORTS, NodeOutbox, PlacementAddresses,
-};
+use crate::server::outbox::{Audience, MAX_WAITING_REPORTS, PlacementAddresses};
 use crate::server::recall::{self, Recall};
-use crate::server::regions::RegionService;
+use crate::server::split_ids::PlacementIds;
 use crate::server::traffic::Traffic;
 use crate::server::{bootstrap, heartbeats, pages};
 
@@ -48,19 +47,6 @@ const PLACEMENT_SEARCH: Duration = Duration::from_secs(10);
 /// A store that runs; whoever stops it takes it out.
 pub(super) type StoreSlot = Arc<Mutex<Option<OpenStore>>>;
 
-/// The data store, and the way by which the transport tells it what became of its messages.
-pub(super) struct OpenStore {
-    running: RunningStore,
-    events: Arc<Events>,
-}
-
-impl OpenStore {
-    /// Blocks until everything is on disk and the directory is free.
-    pub fn stop(self) {
-        self.events.disconnect();
-        self.running.stop();
-    }
-}
 /// The member's store, once it is open; a node that stops takes it out.
 pub(super) type MemberSlot = Arc<Mutex<Option<RunningMember>>>;
 
@@ -461,50 +447,35 @@ async fn open_store(
         bootstrap::check_memory(&data, &engines.log, &placement, ident).await?;
     }
     let mark = data.begin(&engines)?;
-    let Engines { kv, log } = engines;
     let memory = metapb::StoreMemory {
         lineage: mark.lineage,
         generation: mark.generation,
         start: rand::random(),
-        log_sequence: log.sequence(),
+        log_sequence: engines.log.sequence(),
     };
     let descriptor = describe(memory);
-    bootstrap::first_regions(&data, &placement, &descriptor, &kv, &log).await?;
+    bootstrap::first_regions(&data, &placement, &descriptor, &engines).await?;
     // Known to placement, so that the others find this store, before it speaks.
     placement.put_store(descriptor).await?;
-    let events = Arc::new(Events::default());
-    let transport = RaftTransport::new(
-        Arc::new(PlacementAddresses(placement.clone())),
-        ident.store_id,
-        ident.cluster_id,
-        tokio::runtime::Handle::current(),
-        events.clone(),
-    );
     let (reports, waiting_reports) = mpsc::channel(MAX_WAITING_REPORTS);
-    let store = Store::open(Parts {
+    let plan = Plan {
         store: StoreId(ident.store_id),
-        kv,
-        log,
-        snapshots: data.snap(),
+        cluster: ident.cluster_id,
         config: builder.config.store(),
-        outbox: Arc::new(NodeOutbox::new(
-            transport,
-            Audience::Placement(reports, KnownStores::of(placement.clone())),
-        )),
-        clock: Arc::new(SystemClock::new()),
-    })?;
-    data.empty_snapshots()?;
-    let running: RunningStore = store.start()?;
-    let handle: StoreHandle = running.handle().clone();
-    events.connect(handle.clone());
-    node.store_service.open(Arc::new(RegionService::new(handle.clone(), placement.clone())));
-    node.traffic.add(ident.cluster_id, handle.clone(), data.snap());
+        addresses: Arc::new(PlacementAddresses(placement.clone())),
+        audience: Audience::Placement(reports, KnownStores::of(placement.clone())),
+    };
+    let store = OpenStore::open(plan, &data, engines, &node.traffic)?;
+    let handle = store.handle().clone();
+    let ids = Arc::new(PlacementIds(placement.clone()));
+    let storage = Storage::new(handle.clone(), placement.cluster_id(), ids);
+    node.store_service.open(Arc::new(storage));
     let heartbeats =
         heartbeats::run(handle.clone(), placement, waiting_reports, data.path().to_owned(), memory);
     node.tasks.push(vital::spawn("reporting to placement", heartbeats));
     node.health.set(Part::Store, true);
     node.store_id = Some(ident.store_id);
-    *node.store.lock() = Some(OpenStore { running, events });
+    *node.store.lock() = Some(store);
     let (slot, traffic, service) =
         (node.store.clone(), node.traffic.clone(), node.store_service.clone());
     let directory = data.path().to_owned();
@@ -514,8 +485,8 @@ async fn open_store(
         damage::watch(handle, directory, health, move || {
             traffic.remove(ident.store_id);
             service.close();
-            if let Some(running) = slot.lock().take() {
-                running.stop();
+            if let Some(store) = slot.lock().take() {
+                store.stop();
             }
         }),
     ));

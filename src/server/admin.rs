@@ -3,11 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use esker_engine::Cf;
 use esker_model::{Epoch, Region, RegionId, StoreId};
 use esker_raft::ProgressState;
-use esker_raftstore::state::{applied_in, bounds};
 use esker_raftstore::{Admin as RegionAdmin, ReplicaRole, RequestError, StoreHandle};
 use esker_rpc::convert;
 use esker_rpc::proto::esker::admin_server::Admin;
@@ -17,15 +14,12 @@ use esker_rpc::proto::esker::{
     TransferLeaderRequest, TransferLeaderResponse,
 };
 use esker_rpc::proto::metapb::{RegionEpoch, Store};
+use esker_storage::raw::blocking;
+use esker_storage::{Storage, StorageError};
 use tonic::{Request, Response, Status};
 
 use super::late::{LateStore, not_open};
 use super::pages::disk_space;
-use super::raw::{RawError, blocking};
-use super::regions::RegionService;
-
-/// The most parts that one request may cut a region into.
-pub const MAX_PARTS: u32 = 128;
 
 /// Answers the `Admin` service of a node.
 pub struct AdminService {
@@ -34,7 +28,7 @@ pub struct AdminService {
 }
 
 impl AdminService {
-    fn open(&self) -> Result<Arc<RegionService>, Status> {
+    fn open(&self) -> Result<Arc<Storage>, Status> {
         self.store.get().ok_or_else(not_open)
     }
 }
@@ -116,7 +110,7 @@ impl Admin for AdminService {
         let leads = |region: &&Arc<Region>| store.holds_lease(region.id);
         Ok(Response::new(StoreDetailResponse {
             store: Some(Store { id: store.store_id().0, ..Store::default() }),
-            cluster_id: service.placement().cluster_id(),
+            cluster_id: service.cluster_id(),
             region_count: count(descriptors.len()),
             leader_count: count(descriptors.iter().filter(leads).count()),
             capacity: space.total,
@@ -148,49 +142,28 @@ fn state_name(state: ProgressState) -> &'static str {
 }
 
 async fn split(
-    service: &RegionService,
+    service: &Storage,
     request: SplitRegionRequest,
-) -> Result<Vec<Region>, RawError> {
+) -> Result<Vec<Region>, StorageError> {
     let region = RegionId(request.region_id);
     let store = service.store();
     let status = store.status(region).await?;
     let epoch = asked_epoch(region, request.region_epoch, &status.region)?;
-    let mut keys = request.keys;
-    if keys.is_empty() {
-        keys = middle_keys(store, &status.region, request.parts).await?;
-    }
-    keys.sort();
-    keys.dedup();
-    RegionService::split_at(store, service.placement(), region, epoch, keys).await
-}
-
-/// Keys that cut the region into parts of about equal size.
-async fn middle_keys(
-    store: &StoreHandle,
-    region: &Region,
-    parts: u32,
-) -> Result<Vec<Bytes>, RawError> {
-    let id = region.id;
-    let refused = |reason: String| RequestError::Split { region: id, reason };
-    if !(2..=MAX_PARTS).contains(&parts) {
-        return Err(refused(format!("{parts} parts; 2 to {MAX_PARTS} are possible")).into());
-    }
-    let (engine, region) = (store.engine().clone(), region.clone());
-    let scan = move || {
-        let (start, end) = bounds(&region.range);
-        Ok(engine.split_keys(start, end, parts as usize)?)
+    let keys = match request.keys.is_empty() {
+        false => request.keys,
+        true => {
+            let (handle, known) = (store.clone(), status.region.clone());
+            let parts = request.parts;
+            blocking(store, region, move || Ok(handle.middle_keys(&known, parts)?)).await?
+        }
     };
-    let keys = blocking(store, id, scan).await?;
-    if keys.is_empty() {
-        return Err(refused("it holds too few keys to be cut into parts".into()).into());
-    }
-    Ok(keys.into_iter().map(Bytes::from).collect())
+    service.split_at(region, epoch, keys).await
 }
 
 async fn detail(
     store: &StoreHandle,
     request: &RegionDetailRequest,
-) -> Result<RegionDetailResponse, RawError> {
+) -> Result<RegionDetailResponse, StorageError> {
     let id = RegionId(request.region_id);
     let status = store.status(id).await?;
     let role = match status.role {
@@ -199,8 +172,7 @@ async fn detail(
         ReplicaRole::Learner => Role::Learner,
         ReplicaRole::Follower => Role::Follower,
     };
-    let (start, end) = bounds(&status.region.range);
-    let size = store.engine().approximate_size(start, end)?;
+    let size = store.approximate_size(&status.region)?;
     let checksum = match request.with_checksum {
         true => Some(checksum(store, &status.region).await?),
         false => None,
@@ -236,35 +208,13 @@ async fn detail(
 }
 
 /// The sum over all that a replica holds of a region, with the index it is as of.
-async fn checksum(store: &StoreHandle, region: &Region) -> Result<RegionChecksum, RawError> {
-    let (engine, region, id) = (store.engine().clone(), region.clone(), region.id);
-    let sum = move || {
-        let view = engine.snapshot();
-        let applied =
-            applied_in(&view, region.id).map_err(|error| RawError::Damaged(error.to_string()))?;
-        let mut hash = crc32fast::Hasher::new();
-        let (mut pairs, mut bytes) = (0, 0);
-        let (start, end) = bounds(&region.range);
-        for cf in Cf::DATA {
-            let mut iter = view.iter_uncached(cf, start, end);
-            iter.seek_to_first();
-            while iter.valid()? {
-                hash.update(&[cf.number()]);
-                for part in [iter.key(), iter.value()] {
-                    hash.update(&(part.len() as u64).to_be_bytes());
-                    hash.update(part);
-                    bytes += part.len() as u64;
-                }
-                pairs += 1;
-                iter.next();
-            }
-        }
-        Ok(RegionChecksum {
-            applied_index: applied.map_or(0, |applied| applied.index.0),
-            checksum: u64::from(hash.finalize()),
-            pairs,
-            bytes,
-        })
-    };
-    blocking(store, id, sum).await
+async fn checksum(store: &StoreHandle, region: &Region) -> Result<RegionChecksum, StorageError> {
+    let (handle, known) = (store.clone(), region.clone());
+    let sum = blocking(store, region.id, move || Ok(handle.checksum(&known)?)).await?;
+    Ok(RegionChecksum {
+        applied_index: sum.applied.0,
+        checksum: u64::from(sum.crc32),
+        pairs: sum.pairs,
+        bytes: sum.bytes,
+    })
 }

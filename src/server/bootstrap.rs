@@ -15,7 +15,7 @@
 
 use bytes::Bytes;
 use esker_client::{ClientError, PlacementClient};
-use esker_engine::{DataDir, Ident, KvEngine, LogEngine};
+use esker_engine::{DataDir, Engines, Ident, LogEngine};
 use esker_model::limits::KEYS_TOP;
 use esker_model::{Epoch, KeyRange, Peer, PeerId, Region, RegionId, StoreId};
 use esker_raftstore::state::{bootstrap_region, region_state};
@@ -140,9 +140,9 @@ pub async fn first_regions(
     data: &DataDir,
     placement: &PlacementClient,
     store: &Store,
-    kv: &KvEngine,
-    log: &LogEngine,
+    engines: &Engines,
 ) -> Result<(), Error> {
+    let Engines { kv, log } = engines;
     let regions = remembered(data)?;
     let Some(first) = regions.first() else { return Ok(()) };
     // What is registered is that the key space belongs to this store; how it is cut is learnt
@@ -173,7 +173,7 @@ pub async fn first_regions(
 mod tests {
     use std::path::Path;
 
-    use esker_engine::{EngineOptions, MemoryEnv};
+    use esker_engine::{EngineOptions, KvEngine, MemoryEnv};
     use esker_raftstore::state::RegionState;
 
     use super::*;
@@ -183,8 +183,7 @@ mod tests {
     struct Starting {
         data: DataDir,
         store: Store,
-        kv: KvEngine,
-        log: LogEngine,
+        engines: Engines,
         _root: tempfile::TempDir,
     }
 
@@ -202,8 +201,10 @@ mod tests {
                     address: address.to_owned(),
                     ..Store::default()
                 },
-                kv: KvEngine::open(Path::new("/kv"), &options).expect("an engine"),
-                log: LogEngine::open(Path::new("/log"), &options).expect("an engine"),
+                engines: Engines {
+                    kv: KvEngine::open(Path::new("/kv"), &options).expect("an engine"),
+                    log: LogEngine::open(Path::new("/log"), &options).expect("an engine"),
+                },
                 _root: root,
             }
         }
@@ -213,14 +214,14 @@ mod tests {
         }
 
         async fn go_on(&self, placement: &PlacementClient) {
-            first_regions(&self.data, placement, &self.store, &self.kv, &self.log)
+            first_regions(&self.data, placement, &self.store, &self.engines)
                 .await
                 .expect("the start goes on");
             assert_eq!(self.begun(), [], "it is over");
         }
 
         fn on_disk(&self, region: &Region) -> Option<RegionState> {
-            region_state(&self.kv, region.id).expect("it can be read")
+            region_state(&self.engines.kv, region.id).expect("it can be read")
         }
     }
 
@@ -247,8 +248,13 @@ mod tests {
         // Registered, and one of two regions on disk.
         let whole = Region { range: KeyRange::all(), ..regions[0].clone() };
         placement.bootstrap(first.store.clone(), &whole).await.expect("nobody was faster");
-        bootstrap_region(&first.kv, &first.log, StoreId(first.store.id), &regions[1])
-            .expect("it is written");
+        bootstrap_region(
+            &first.engines.kv,
+            &first.engines.log,
+            StoreId(first.store.id),
+            &regions[1],
+        )
+        .expect("it is written");
         first.go_on(placement).await;
         for region in &regions {
             assert_eq!(first.on_disk(region), Some(RegionState::Normal(region.clone())));
@@ -257,7 +263,7 @@ mod tests {
         remember(&first.data, &regions).expect("it is written");
         let smaller = KeyRange::new(Bytes::new(), Some("m".into())).expect("a range");
         let later = Region { range: smaller, ..regions[0].clone() };
-        bootstrap_region(&first.kv, &first.log, StoreId(first.store.id), &later)
+        bootstrap_region(&first.engines.kv, &first.engines.log, StoreId(first.store.id), &later)
             .expect("it is written");
         first.go_on(placement).await;
         assert_eq!(first.on_disk(&regions[0]), Some(RegionState::Normal(later)));

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use esker_client::{ClientError, PlacementClient};
@@ -11,12 +11,13 @@ use esker_raftstore::{Admin, RequestError, StoreHandle};
 use esker_rpc::proto::metapb::StoreMemory;
 use esker_rpc::proto::pdpb::{ErrorType, StoreStats, TimeInterval};
 use esker_rpc::repeat::Repeated;
+use esker_storage::SplitIds as _;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::outbox::{MAX_WAITING_REPORTS, Report};
-use super::regions::RegionService;
+use super::split_ids::PlacementIds;
 
 /// How often a store says that it is alive.
 const STORE_HEARTBEAT: Duration = Duration::from_secs(5);
@@ -42,7 +43,7 @@ pub async fn run(
     let reporter = store.clone();
     // A leader of placement that is new knows no region.
     let mut orders = placement.region_heartbeats(stream, move || reporter.report_all());
-    let started = seconds();
+    let started = store.clock().wall_s();
     let faults = Arc::new(Faults::default());
     let mut alive = tokio::time::interval(STORE_HEARTBEAT);
     // They end with this task: what is said of a store that has ended concerns nobody.
@@ -117,12 +118,8 @@ async fn say_alive(placement: PlacementClient, stats: StoreStats, faults: Arc<Fa
     }
 }
 
-fn seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
 fn statistics(store: &StoreHandle, directory: &Path, started: u64) -> StoreStats {
-    let space = super::pages::disk_space(directory);
+    let (space, now_s) = (super::pages::disk_space(directory), store.clock().wall_s());
     let used = store
         .engine()
         .statistics()
@@ -137,8 +134,8 @@ fn statistics(store: &StoreHandle, directory: &Path, started: u64) -> StoreStats
         esker_log_sequence: store.log_sequence(),
         esker_damage: store.damage().unwrap_or_default().to_owned(),
         interval: Some(TimeInterval {
-            start_timestamp: seconds().saturating_sub(STORE_HEARTBEAT.as_secs()),
-            end_timestamp: seconds(),
+            start_timestamp: now_s.saturating_sub(STORE_HEARTBEAT.as_secs()),
+            end_timestamp: now_s,
         }),
         ..Default::default()
     }
@@ -199,7 +196,10 @@ async fn split_region(
     keys: Vec<Bytes>,
 ) {
     let count = keys.len();
-    match RegionService::split_at(&store, &placement, region, epoch, keys).await {
+    let ids = async |region: &Region, count| {
+        PlacementIds(placement).split_ids(region.clone(), count).await
+    };
+    match store.split(region, epoch, keys, ids).await {
         Ok(_) => tracing::info!(%region, keys = count, "split, as placement asked"),
         // Told twice or too late, or the members are being changed: placement asks again.
         Err(error) => tracing::debug!(%region, keys = count, ?error, "not split"),

@@ -9,24 +9,20 @@ use std::sync::Arc;
 use arc_swap::ArcSwapOption;
 use esker_model::RegionId;
 use esker_raftstore::RequestError;
-use esker_rpc::proto::kvrpcpb::{
-    RawCasRequest, RawCasResponse, RawChecksumRequest, RawChecksumResponse, RawGetKeyTtlRequest,
-    RawGetKeyTtlResponse, RawScanRequest, RawScanResponse, SplitRegionRequest, SplitRegionResponse,
-};
-use esker_rpc::service::{Answer, Command, Reply, ScanHabit, StoreService};
+use esker_rpc::proto::kvrpcpb::RawScanResponse;
+use esker_rpc::service::{Answer, Caller, Reply, Request, ScanHabit, StoreService};
+use esker_storage::Storage;
 use tonic::Status;
-
-use super::regions::RegionService;
 
 /// Answers `UNAVAILABLE` while the store is not there, or, where clients would take that as
 /// final, that it does not lead.
 #[derive(Default)]
 pub struct LateStore {
-    service: ArcSwapOption<RegionService>,
+    service: ArcSwapOption<Storage>,
 }
 
 impl LateStore {
-    pub fn open(&self, service: Arc<RegionService>) {
+    pub fn open(&self, service: Arc<Storage>) {
         self.service.store(Some(service));
     }
 
@@ -35,15 +31,8 @@ impl LateStore {
         self.service.store(None);
     }
 
-    pub fn get(&self) -> Option<Arc<RegionService>> {
+    pub fn get(&self) -> Option<Arc<Storage>> {
         self.service.load_full()
-    }
-
-    fn ask<T: Send + 'static>(&self, ask: impl FnOnce(&RegionService) -> Answer<T>) -> Answer<T> {
-        match &*self.service.load() {
-            Some(service) => ask(service),
-            None => Box::pin(std::future::ready(Err(not_open()))),
-        }
     }
 }
 
@@ -61,41 +50,19 @@ impl StoreService for LateStore {
         true
     }
 
-    fn handle(&self, command: Command) -> Answer<Reply> {
-        self.ask(|service| service.handle(command))
-    }
-
-    /// Published clients repeat what cannot be sent, but not a scan: they are told to look
-    /// elsewhere as by a store that is open.
-    fn scan(&self, request: RawScanRequest, habit: ScanHabit) -> Answer<RawScanResponse> {
-        match &*self.service.load() {
-            Some(service) => service.scan(request, habit),
-            None if habit == ScanHabit::IgnoresRegionErrors => {
-                Box::pin(std::future::ready(Err(not_open())))
-            }
-            None => {
-                let region = RegionId(request.context.unwrap_or_default().region_id);
+    fn handle(&self, request: Request, caller: Caller) -> Answer {
+        let answer = match (&*self.service.load(), request) {
+            (Some(service), request) => return service.handle(request, caller),
+            // Published clients repeat what cannot be sent, but not a scan: they are told to look
+            // elsewhere as by a store that is open.
+            (None, Request::RawScan(scan)) if caller.scans != ScanHabit::IgnoresRegionErrors => {
+                let region = RegionId(scan.context.map_or(0, |context| context.region_id));
                 let error = RequestError::NotLeader { region, leader: None };
                 let region_error = Some(error.to_proto());
-                let answer = RawScanResponse { region_error, ..Default::default() };
-                Box::pin(std::future::ready(Ok(answer)))
+                Ok(Reply::RawScan(RawScanResponse { region_error, ..Default::default() }))
             }
-        }
-    }
-
-    fn checksum(&self, request: RawChecksumRequest) -> Answer<RawChecksumResponse> {
-        self.ask(|service| service.checksum(request))
-    }
-
-    fn compare_and_swap(&self, request: RawCasRequest) -> Answer<RawCasResponse> {
-        self.ask(|service| service.compare_and_swap(request))
-    }
-
-    fn key_ttl(&self, request: RawGetKeyTtlRequest) -> Answer<RawGetKeyTtlResponse> {
-        self.ask(|service| service.key_ttl(request))
-    }
-
-    fn split_region(&self, request: SplitRegionRequest) -> Answer<SplitRegionResponse> {
-        self.ask(|service| service.split_region(request))
+            (None, _) => Err(not_open()),
+        };
+        Box::pin(std::future::ready(answer))
     }
 }

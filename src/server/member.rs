@@ -10,25 +10,23 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use esker_engine::{Cf, DataDir, DirError, EngineOptions, Engines, Ident, Kind, KvSnapshot, Mark};
-use esker_model::{Epoch, KeyRange, Peer, PeerId, Region, RegionId, StoreId, SystemClock, Term};
+use esker_model::{Epoch, KeyRange, Peer, PeerId, Region, RegionId, StoreId, Term};
 use esker_placement::{
     Leadership, MemberId, MemberInfo, Pairs, ReplicatedState, StateError, StateWrite,
 };
 use esker_raftstore::state::bootstrap_region;
-use esker_raftstore::{
-    Mutation, Parts, RequestContext, RequestError, RunningStore, Store, StoreConfig, StoreHandle,
-};
+use esker_raftstore::{Mutation, RequestContext, RequestError, StoreConfig, StoreHandle};
 use esker_rpc::proto::esker::{GroupMember, MemberMemory};
 use esker_rpc::repeat::Repeated;
-use esker_rpc::transport::RaftTransport;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::assembly::{OpenStore, Plan};
 use super::founding::{Adoption, MEMBERS, Record};
-use super::outbox::{Audience, Events, MemberAddresses, NodeOutbox, RegionLeader};
+use super::outbox::{Audience, MemberAddresses, RegionLeader};
 use super::recall;
 use super::traffic::Traffic;
 use crate::Error;
@@ -84,10 +82,9 @@ pub fn is_member_store(store: StoreId) -> bool {
 
 /// A running member's store.
 pub struct MemberStore {
-    running: RunningStore,
+    store: OpenStore,
     _directory: DataDir,
     book: Arc<MemberBook>,
-    events: Arc<Events>,
     /// They end with the store.
     _tasks: JoinSet<()>,
 }
@@ -168,10 +165,10 @@ impl MemberDirectory {
             let ident = Ident { cluster_id: record.group, store_id: me.0 };
             self.data.found(ident, rand::random(), &self.engines)?;
         }
-        let Engines { kv, log } = self.engines.clone();
         // Until it was started once it has promised nothing, and may begin anew.
         if record.is_founder(adoption.me) && !self.data.was_started() {
-            bootstrap_region(&kv, &log, me, &first_region(record))?;
+            let Engines { kv, log } = &self.engines;
+            bootstrap_region(kv, log, me, &first_region(record))?;
         }
         let mark = self.data.begin(&self.engines)?;
         super::founding::forget_nonce(&self.data)?;
@@ -180,21 +177,10 @@ impl MemberDirectory {
             record: record.clone(),
             store: ArcSwapOption::empty(),
         });
-        let events = Arc::new(Events::default());
-        let transport = RaftTransport::new(
-            Arc::new(MemberAddresses(book.clone())),
-            me.0,
-            record.group,
-            tokio::runtime::Handle::current(),
-            events.clone(),
-        );
         let (leaders, leader) = watch::channel(RegionLeader::default());
-        let outbox = NodeOutbox::new(transport, Audience::Member(leaders));
-        let store = Store::open(Parts {
+        let plan = Plan {
             store: me,
-            kv,
-            log,
-            snapshots: self.data.snap(),
+            cluster: record.group,
             config: StoreConfig {
                 workers: 1,
                 apply_workers: 1,
@@ -202,15 +188,12 @@ impl MemberDirectory {
                 heartbeat_interval: HEARTBEAT_INTERVAL,
                 ..StoreConfig::default()
             },
-            outbox: Arc::new(outbox),
-            clock: Arc::new(SystemClock::new()),
-        })?;
-        self.data.empty_snapshots()?;
-        let running = store.start()?;
-        let handle = running.handle().clone();
+            addresses: Arc::new(MemberAddresses(book.clone())),
+            audience: Audience::Member(leaders),
+        };
+        let store = OpenStore::open(plan, &self.data, self.engines, traffic)?;
+        let handle = store.handle().clone();
         book.store.store(Some(Arc::new(handle.clone())));
-        events.connect(handle.clone());
-        traffic.add(record.group, handle.clone(), self.data.snap());
         let (group, told) = (record.group, book.clone());
         let mut tasks = JoinSet::new();
         tasks.spawn(say_when_replaced(
@@ -223,7 +206,7 @@ impl MemberDirectory {
             Some(memory(group, &mark, store.as_ref()?.log_sequence()))
         }));
         let state = MemberState::new(handle, book.clone(), leader);
-        let store = MemberStore { running, _directory: self.data, book, events, _tasks: tasks };
+        let store = MemberStore { store, _directory: self.data, book, _tasks: tasks };
         Ok((store, Arc::new(state)))
     }
 }
@@ -242,8 +225,7 @@ impl MemberStore {
     pub fn stop(self) {
         // Connections to the other members, which end a little later, ask it for addresses.
         self.book.store.store(None);
-        self.events.disconnect();
-        self.running.stop();
+        self.store.stop();
     }
 }
 
@@ -501,7 +483,7 @@ impl ReplicatedState for MemberState {
         let (store, context) = (self.store.clone(), self.context());
         Box::pin(async move {
             let view = store.snapshot(REGION, context?).await.map_err(refused)?;
-            with_prefix(&view.kv, &prefix)
+            with_prefix(view.uncounted(), &prefix)
         })
     }
 

@@ -10,12 +10,12 @@ use esker_rpc::convert::optional_peer;
 use esker_rpc::display_key;
 use esker_rpc::proto::errorpb;
 use esker_rpc::proto::kvrpcpb::{ApiVersion, Context};
-use esker_rpc::service::StoreService;
+use esker_rpc::service::{Caller, Reply, Request, StoreService};
 use tokio::time::Instant;
 
 use super::cache::Route;
 use super::fence::Fence;
-use super::request::{Effect, Incoming, Outgoing, RegionRequest};
+use super::request::{Effect, RegionRequest};
 use super::stores::{Connection, SendError};
 use super::{Attempts, Failure, KvClient, Retry, Wait};
 use crate::error::ClientError;
@@ -167,8 +167,9 @@ impl KvClient {
             Effect::Swap => false,
         };
         let seen = AtomicBool::new(false);
-        let sent =
-            tokio::time::timeout_at(until, door.send(request.outgoing(context), &seen)).await;
+        let mut request = request;
+        request.set_context(context);
+        let sent = tokio::time::timeout_at(until, door.send(request.into(), &seen)).await;
         let sent = sent.unwrap_or_else(|_| {
             let reason = match timeout.is_zero() {
                 true => format!("finding the region left no time to ask store {store}"),
@@ -179,8 +180,8 @@ impl KvClient {
                 false => SendError::NotSent(reason),
             })
         });
-        let incoming = match sent {
-            Ok(incoming) => incoming,
+        let reply = match sent {
+            Ok(reply) => reply,
             Err(SendError::Refused(message)) => return Err(refused(message)),
             Err(SendError::Final(error)) => return Err(Failure::Final(error)),
             Err(SendError::Unknown(reason)) if !may_repeat => return Err(lost::<R>(key, reason)),
@@ -190,7 +191,7 @@ impl KvClient {
             }
             Err(SendError::NotSent(reason)) => return Err(self.elsewhere(route, reason)),
         };
-        let Some(mut response) = R::response(incoming) else {
+        let Some(mut response) = R::response(reply) else {
             let strange = refused("the store answered another kind of request".into());
             lose_sight::<R>(fence, "the store answered another kind of request");
             return Err(strange);
@@ -334,27 +335,13 @@ impl Door<'_> {
     }
 
     /// Hands a request over, by a function call where the store is here. See [`Connection::send`].
-    async fn send(&self, request: Outgoing, seen: &AtomicBool) -> Result<Incoming, SendError> {
+    async fn send(&self, request: Request, seen: &AtomicBool) -> Result<Reply, SendError> {
         let (store, service) = match self {
             Door::Local(store, service) => (store, service),
             Door::Remote(connection) => return connection.send(request, seen).await,
         };
         seen.store(true, Ordering::Relaxed);
-        let answered = match request {
-            Outgoing::Batched(command) => {
-                service.handle(*command).await.map(Box::new).map(Incoming::Batched)
-            }
-            Outgoing::CompareAndSwap(request) => {
-                let answer = service.compare_and_swap(*request).await;
-                answer.map(Box::new).map(Incoming::CompareAndSwap)
-            }
-            Outgoing::KeyTtl(request) => {
-                service.key_ttl(*request).await.map(Box::new).map(Incoming::KeyTtl)
-            }
-            Outgoing::Split(request) => {
-                service.split_region(*request).await.map(Box::new).map(Incoming::Split)
-            }
-        };
+        let answered = service.handle(request, Caller::default()).await;
         answered.map_err(|status| SendError::of(format_args!("store {store}"), &status))
     }
 }

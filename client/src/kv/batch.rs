@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use esker_rpc::channel;
+use esker_rpc::procedures::{Batched, BatchedReply};
 use esker_rpc::proto::tikvpb::batch_commands_request::Request;
 use esker_rpc::proto::tikvpb::tikv_client::TikvClient;
 use esker_rpc::proto::tikvpb::{BatchCommandsRequest, BatchCommandsResponse};
 use esker_rpc::server::MAX_MESSAGE_BYTES;
-use esker_rpc::service::{Command, Reply};
 use futures_util::{Stream, StreamExt, stream};
 use parking_lot::Mutex;
 use prost::Message;
@@ -34,7 +34,7 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(3);
 /// Hands requests to the stream. Clones share it; it ends with the last of them.
 #[derive(Clone)]
 pub(super) struct BatchStream {
-    waiting: mpsc::Sender<(u64, Box<Command>)>,
+    waiting: mpsc::Sender<(u64, Box<Batched>)>,
     next_id: Arc<AtomicU64>,
     pending: Arc<Pending>,
 }
@@ -53,7 +53,7 @@ struct Callers {
 }
 
 struct Caller {
-    answer: oneshot::Sender<Result<Reply, SendError>>,
+    answer: oneshot::Sender<Result<BatchedReply, SendError>>,
     /// Whether the store may have seen the request.
     sent: bool,
 }
@@ -75,9 +75,9 @@ impl BatchStream {
     /// back, if it is not on its way yet; if it is, `seen` is set then.
     pub(super) async fn send(
         &self,
-        command: Box<Command>,
+        command: Box<Batched>,
         seen: &AtomicBool,
-    ) -> Result<Reply, SendError> {
+    ) -> Result<BatchedReply, SendError> {
         let not_sent = |reason: &dyn ToString| SendError::NotSent(reason.to_string());
         let _room = self.pending.room.acquire().await.map_err(|closed| not_sent(&closed))?;
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
@@ -114,7 +114,7 @@ impl Drop for Listed<'_> {
 async fn run(
     address: String,
     channel: Channel,
-    queue: mpsc::Receiver<(u64, Box<Command>)>,
+    queue: mpsc::Receiver<(u64, Box<Batched>)>,
     pending: Arc<Pending>,
 ) {
     let reason = converse(channel, queue, &pending).await;
@@ -138,7 +138,7 @@ async fn run(
 /// Sends and receives until the stream breaks or nobody holds it any more; answers why.
 async fn converse(
     channel: Channel,
-    queue: mpsc::Receiver<(u64, Box<Command>)>,
+    queue: mpsc::Receiver<(u64, Box<Batched>)>,
     pending: &Arc<Pending>,
 ) -> String {
     let mut client = TikvClient::new(channel)
@@ -161,7 +161,7 @@ async fn converse(
 
 /// The queue as a stream of batches: what waits when the connection has room goes together.
 fn batches(
-    queue: mpsc::Receiver<(u64, Box<Command>)>,
+    queue: mpsc::Receiver<(u64, Box<Batched>)>,
     pending: Arc<Pending>,
 ) -> impl Stream<Item = BatchCommandsRequest> + Send + 'static {
     stream::unfold((queue, pending), |(mut queue, pending)| async move {

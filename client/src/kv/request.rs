@@ -2,25 +2,7 @@
 
 use esker_rpc::proto::errorpb;
 use esker_rpc::proto::kvrpcpb::*;
-use esker_rpc::service::{Command, Reply};
-
-/// A request as it is handed to a store: batched where the protocol can, by itself where not.
-#[derive(Debug)]
-pub(super) enum Outgoing {
-    Batched(Box<Command>),
-    CompareAndSwap(Box<RawCasRequest>),
-    KeyTtl(Box<RawGetKeyTtlRequest>),
-    Split(Box<SplitRegionRequest>),
-}
-
-/// A store's answer to the same.
-#[derive(Debug)]
-pub(super) enum Incoming {
-    Batched(Box<Reply>),
-    CompareAndSwap(Box<RawCasResponse>),
-    KeyTtl(Box<RawGetKeyTtlResponse>),
-    Split(Box<SplitRegionResponse>),
-}
+use esker_rpc::service::Procedure;
 
 /// What a request does to a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,20 +17,13 @@ pub(super) enum Effect {
     Swap,
 }
 
-/// A request for one region.
-pub(super) trait RegionRequest: Clone + Send + Sync {
-    type Response: Send;
-
+/// A request for one region, as the client makes it.
+pub(super) trait RegionRequest: Procedure + Clone + Sync {
     /// For errors and logs.
     const CALL: &'static str;
 
     /// What it does, and so what is to be done when an attempt may have been applied.
     const EFFECT: Effect;
-
-    fn outgoing(self, context: Context) -> Outgoing;
-
-    /// `None` for the answer to another kind of request.
-    fn response(incoming: Incoming) -> Option<Self::Response>;
 
     fn region_error(response: &mut Self::Response) -> Option<errorpb::Error>;
 
@@ -69,110 +44,53 @@ fn first_pair_error(pairs: &[KvPair]) -> String {
     }
 }
 
-macro_rules! batched {
+macro_rules! region_request {
     (
-        $request:ident -> $response:ident, $variant:ident, $call:literal, $effect:ident,
-        $applied:expr, $complaint:expr
+        $request:ident -> $response:ident, $call:literal, $effect:ident, $complaint:expr
+        $(, applied $applied:expr)?
     ) => {
         impl RegionRequest for $request {
-            type Response = $response;
             const CALL: &'static str = $call;
             const EFFECT: Effect = Effect::$effect;
 
-            fn applied_index(response: &$response) -> u64 {
+            fn region_error(response: &mut $response) -> Option<errorpb::Error> {
+                response.region_error.take()
+            }
+
+            $(fn applied_index(response: &$response) -> u64 {
                 let applied: fn(&$response) -> u64 = $applied;
                 applied(response)
-            }
-
-            fn outgoing(mut self, context: Context) -> Outgoing {
-                self.context = Some(context);
-                Outgoing::Batched(Box::new(Command::$variant(self)))
-            }
-
-            fn response(incoming: Incoming) -> Option<$response> {
-                match incoming {
-                    Incoming::Batched(reply) => match *reply {
-                        Reply::$variant(response) => Some(response),
-                        _ => None,
-                    },
-                    _ => None,
-                }
-            }
-
-            fn region_error(response: &mut $response) -> Option<errorpb::Error> {
-                response.region_error.take()
-            }
+            })?
 
             fn complaint(response: &$response) -> String {
                 let complaint: fn(&$response) -> String = $complaint;
                 complaint(response)
             }
         }
-    };
-}
-
-macro_rules! alone {
-    ($request:ident -> $response:ident, $variant:ident, $call:literal, $effect:ident, $complaint:expr) => {
-        impl RegionRequest for $request {
-            type Response = $response;
-            const CALL: &'static str = $call;
-            const EFFECT: Effect = Effect::$effect;
-
-            fn outgoing(mut self, context: Context) -> Outgoing {
-                self.context = Some(context);
-                Outgoing::$variant(Box::new(self))
-            }
-
-            fn response(incoming: Incoming) -> Option<$response> {
-                match incoming {
-                    Incoming::$variant(response) => Some(*response),
-                    _ => None,
-                }
-            }
-
-            fn region_error(response: &mut $response) -> Option<errorpb::Error> {
-                response.region_error.take()
-            }
-
-            fn complaint(response: &$response) -> String {
-                let complaint: fn(&$response) -> String = $complaint;
-                complaint(response)
-            }
-        }
-    };
-}
-
-macro_rules! read {
-    ($request:ident -> $response:ident, $variant:ident, $call:literal, $complaint:expr) => {
-        batched!($request -> $response, $variant, $call, Read, |_| 0, $complaint);
     };
 }
 
 macro_rules! write {
-    ($request:ident -> $response:ident, $variant:ident, $call:literal) => {
-        batched!(
-            $request -> $response, $variant, $call, Write,
-            |r| r.applied_index, |r| r.error.clone()
+    ($request:ident -> $response:ident, $call:literal) => {
+        region_request!(
+            $request -> $response, $call, Write, |r| r.error.clone(), applied |r| r.applied_index
         );
     };
 }
 
-read!(RawGetRequest -> RawGetResponse, RawGet, "get", |r| r.error.clone());
-read!(RawBatchGetRequest -> RawBatchGetResponse, RawBatchGet, "batch get", |r| {
+region_request!(RawGetRequest -> RawGetResponse, "get", Read, |r| r.error.clone());
+region_request!(RawBatchGetRequest -> RawBatchGetResponse, "batch get", Read, |r| {
     first_pair_error(&r.pairs)
 });
-read!(RawScanRequest -> RawScanResponse, RawScan, "scan", |r| first_pair_error(&r.kvs));
-write!(RawPutRequest -> RawPutResponse, RawPut, "put");
-write!(RawBatchPutRequest -> RawBatchPutResponse, RawBatchPut, "batch put");
-write!(RawDeleteRequest -> RawDeleteResponse, RawDelete, "delete");
-write!(RawBatchDeleteRequest -> RawBatchDeleteResponse, RawBatchDelete, "batch delete");
-write!(RawDeleteRangeRequest -> RawDeleteRangeResponse, RawDeleteRange, "delete range");
-alone!(
-    RawCasRequest -> RawCasResponse, CompareAndSwap, "compare and swap", Swap,
-    |r| r.error.clone()
-);
-alone!(RawGetKeyTtlRequest -> RawGetKeyTtlResponse, KeyTtl, "get ttl", Read, |r| r.error.clone());
+region_request!(RawScanRequest -> RawScanResponse, "scan", Read, |r| first_pair_error(&r.kvs));
+region_request!(RawGetKeyTtlRequest -> RawGetKeyTtlResponse, "get ttl", Read, |r| r.error.clone());
+write!(RawPutRequest -> RawPutResponse, "put");
+write!(RawBatchPutRequest -> RawBatchPutResponse, "batch put");
+write!(RawDeleteRequest -> RawDeleteResponse, "delete");
+write!(RawBatchDeleteRequest -> RawBatchDeleteResponse, "batch delete");
+write!(RawDeleteRangeRequest -> RawDeleteRangeResponse, "delete range");
+region_request!(RawCasRequest -> RawCasResponse, "compare and swap", Swap, |r| r.error.clone());
 // Splitting again at a key that is a boundary already changes nothing.
-alone!(SplitRegionRequest -> SplitRegionResponse, Split, "split", Settle, |r| {
+region_request!(SplitRegionRequest -> SplitRegionResponse, "split", Settle, |r| {
     r.errors.first().map(|error| format!("{error:?}")).unwrap_or_default()
 });

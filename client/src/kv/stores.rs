@@ -5,17 +5,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use esker_rpc::channel;
+use esker_rpc::procedures::{Batched, BatchedReply};
 use esker_rpc::proto::metapb::StoreState;
 use esker_rpc::proto::tikvpb::BatchCommandsEmptyRequest;
 use esker_rpc::proto::tikvpb::tikv_client::TikvClient;
 use esker_rpc::server::MAX_MESSAGE_BYTES;
-use esker_rpc::service::{Command, Reply, is_refusal};
+use esker_rpc::service::{Reply, Request, is_refusal};
 use parking_lot::RwLock;
+use tonic::Status;
 use tonic::transport::Channel;
-use tonic::{Response, Status};
 
 use super::batch::BatchStream;
-use super::request::{Incoming, Outgoing};
 use crate::error::ClientError;
 use crate::placement::PlacementClient;
 
@@ -62,31 +62,24 @@ impl Connection {
     /// for a caller who stops waiting.
     pub(super) async fn send(
         &self,
-        request: Outgoing,
+        request: Request,
         seen: &AtomicBool,
-    ) -> Result<Incoming, SendError> {
-        let client = || {
-            seen.store(true, Ordering::Relaxed);
-            TikvClient::new(self.channel.clone())
-                .max_decoding_message_size(MAX_MESSAGE_BYTES)
-                .max_encoding_message_size(MAX_MESSAGE_BYTES)
-        };
-        let answered = match request {
-            Outgoing::Batched(command) => {
-                let reply = self.batch.send(command, seen).await?;
-                return Ok(Incoming::Batched(Box::new(reply)));
+    ) -> Result<Reply, SendError> {
+        match request.into_batched() {
+            Ok(command) => {
+                let reply = self.batch.send(Box::new(command), seen).await?;
+                Reply::of_batched(reply)
+                    .ok_or_else(|| SendError::Unknown("the store answered another command".into()))
             }
-            Outgoing::CompareAndSwap(request) => {
-                alone(client().raw_compare_and_swap(*request).await, Incoming::CompareAndSwap)
+            Err(request) => {
+                seen.store(true, Ordering::Relaxed);
+                let mut client = TikvClient::new(self.channel.clone())
+                    .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                    .max_encoding_message_size(MAX_MESSAGE_BYTES);
+                let answered = request.send_alone(&mut client).await;
+                answered.map_err(|status| SendError::of(&self.address, &status))
             }
-            Outgoing::KeyTtl(request) => {
-                alone(client().raw_get_key_ttl(*request).await, Incoming::KeyTtl)
-            }
-            Outgoing::Split(request) => {
-                alone(client().split_region(*request).await, Incoming::Split)
-            }
-        };
-        answered.map_err(|status| SendError::of(&self.address, &status))
+        }
     }
 }
 
@@ -147,18 +140,11 @@ impl Stores {
 /// Asks a store whether its regions remember tagged writes. Every TiKV answers the command, and
 /// those that know no more of it than TiKV does leave the field out.
 async fn remembers_writes(batch: &BatchStream) -> Result<bool, String> {
-    let question = Command::Empty(BatchCommandsEmptyRequest::default());
+    let question = Batched::Empty(BatchCommandsEmptyRequest::default());
     match batch.send(Box::new(question), &AtomicBool::new(false)).await {
-        Ok(Reply::Empty(answer)) => Ok(answer.remembers_writes),
+        Ok(BatchedReply::Empty(answer)) => Ok(answer.remembers_writes),
         Ok(_) | Err(SendError::Refused(_)) => Ok(false),
         Err(SendError::NotSent(reason) | SendError::Unknown(reason)) => Err(reason),
         Err(SendError::Final(error)) => Err(error.to_string()),
     }
-}
-
-fn alone<T>(
-    answered: Result<Response<T>, Status>,
-    wrap: impl FnOnce(Box<T>) -> Incoming,
-) -> Result<Incoming, Status> {
-    answered.map(|response| wrap(Box::new(response.into_inner())))
 }

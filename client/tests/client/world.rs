@@ -12,7 +12,7 @@ use esker_rpc::proto::errorpb::{
 use esker_rpc::proto::kvrpcpb::*;
 use esker_rpc::proto::metapb::{Peer, Region, RegionEpoch};
 use esker_rpc::server::TikvService;
-use esker_rpc::service::{Answer, Command, Reply, StoreService, unimplemented};
+use esker_rpc::service::{Answer, Caller, Reply, Request, StoreService, unimplemented};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tonic::service::Routes;
@@ -293,7 +293,7 @@ macro_rules! served {
 
 impl FakeStore {
     /// Answers, unless the world is mute.
-    fn answer<T: Send + 'static>(&self, response: T) -> Answer<T> {
+    fn answer(&self, response: Reply) -> Answer {
         self.world.acted.send_modify(|acted| *acted += 1);
         if *self.world.mute.borrow() {
             return Box::pin(std::future::pending());
@@ -311,12 +311,12 @@ impl StoreService for FakeStore {
         !self.world.state.lock().oblivious
     }
 
-    fn handle(&self, command: Command) -> Answer<Reply> {
+    fn handle(&self, request: Request, _: Caller) -> Answer {
         let store = self.id;
         let mut guard = self.world.state.lock();
         let state = &mut *guard;
-        let reply = match command {
-            Command::RawGet(r) => Reply::RawGet(served!(
+        let reply = match request {
+            Request::RawGet(r) => Reply::RawGet(served!(
                 state,
                 store,
                 "get",
@@ -332,7 +332,7 @@ impl StoreService for FakeStore {
                     }
                 }
             )),
-            Command::RawPut(r) => Reply::RawPut(served!(
+            Request::RawPut(r) => Reply::RawPut(served!(
                 state,
                 store,
                 "put",
@@ -352,7 +352,7 @@ impl StoreService for FakeStore {
                     }
                 }
             )),
-            Command::RawDelete(r) => Reply::RawDelete(served!(
+            Request::RawDelete(r) => Reply::RawDelete(served!(
                 state,
                 store,
                 "delete",
@@ -367,7 +367,7 @@ impl StoreService for FakeStore {
                     RawDeleteResponse { applied_index, ..Default::default() }
                 }
             )),
-            Command::RawBatchGet(r) => Reply::RawBatchGet(served!(
+            Request::RawBatchGet(r) => Reply::RawBatchGet(served!(
                 state,
                 store,
                 "batch get",
@@ -384,7 +384,7 @@ impl StoreService for FakeStore {
                     RawBatchGetResponse { pairs, ..Default::default() }
                 }
             )),
-            Command::RawBatchPut(r) => Reply::RawBatchPut(served!(
+            Request::RawBatchPut(r) => Reply::RawBatchPut(served!(
                 state,
                 store,
                 "batch put",
@@ -399,7 +399,7 @@ impl StoreService for FakeStore {
                     RawBatchPutResponse { applied_index, ..Default::default() }
                 }
             )),
-            Command::RawBatchDelete(r) => Reply::RawBatchDelete(served!(
+            Request::RawBatchDelete(r) => Reply::RawBatchDelete(served!(
                 state,
                 store,
                 "batch delete",
@@ -414,7 +414,7 @@ impl StoreService for FakeStore {
                     RawBatchDeleteResponse { applied_index, ..Default::default() }
                 }
             )),
-            Command::RawScan(r) => {
+            Request::RawScan(r) => {
                 Reply::RawScan(served!(state, store, "scan", r, &[], RawScanResponse, |region| {
                     let mut kvs = if r.reverse {
                         let mut kvs = state.range(&region, &r.end_key, &r.start_key);
@@ -427,7 +427,7 @@ impl StoreService for FakeStore {
                     RawScanResponse { kvs, ..Default::default() }
                 }))
             }
-            Command::RawDeleteRange(r) => Reply::RawDeleteRange(served!(
+            Request::RawDeleteRange(r) => Reply::RawDeleteRange(served!(
                 state,
                 store,
                 "delete range",
@@ -444,64 +444,68 @@ impl StoreService for FakeStore {
                     RawDeleteRangeResponse { applied_index, ..Default::default() }
                 }
             )),
-            _ => return unimplemented("this command"),
+            Request::RawCompareAndSwap(r) => Reply::RawCompareAndSwap(served!(
+                state,
+                store,
+                "cas",
+                r,
+                &[&r.key],
+                RawCasResponse,
+                |_region| {
+                    let previous = state.data.get(&r.key).map(|(value, _)| value.clone());
+                    let expected = (!r.previous_not_exist).then(|| r.previous_value.clone());
+                    let succeed = previous == expected;
+                    if succeed {
+                        state.data.insert(r.key.clone(), (r.value.clone(), r.ttl));
+                    }
+                    RawCasResponse {
+                        succeed,
+                        previous_not_exist: previous.is_none(),
+                        previous_value: previous.unwrap_or_default(),
+                        ..Default::default()
+                    }
+                }
+            )),
+            Request::RawGetKeyTtl(r) => Reply::RawGetKeyTtl(served!(
+                state,
+                store,
+                "ttl",
+                r,
+                &[&r.key],
+                RawGetKeyTtlResponse,
+                |_region| {
+                    match state.data.get(&r.key) {
+                        Some((_, ttl)) => RawGetKeyTtlResponse { ttl: *ttl, ..Default::default() },
+                        None => RawGetKeyTtlResponse { not_found: true, ..Default::default() },
+                    }
+                }
+            )),
+            Request::SplitRegion(r) => {
+                let keys: Vec<&Bytes> = r.split_keys.iter().collect();
+                Reply::SplitRegion(served!(
+                    state,
+                    store,
+                    "split",
+                    r,
+                    &keys,
+                    SplitRegionResponse,
+                    |region| {
+                        for key in &r.split_keys {
+                            state.split(key.clone(), None);
+                        }
+                        let regions = state
+                            .regions
+                            .range(region.start_key.clone()..)
+                            .take(r.split_keys.len() + 1)
+                            .map(|(_, led)| led.0.clone())
+                            .collect();
+                        SplitRegionResponse { regions, ..Default::default() }
+                    }
+                ))
+            }
+            other => return unimplemented(other.name()),
         };
         drop(guard);
         self.answer(reply)
-    }
-
-    fn compare_and_swap(&self, r: RawCasRequest) -> Answer<RawCasResponse> {
-        let store = self.id;
-        let mut state = self.world.state.lock();
-        let response = served!(state, store, "cas", r, &[&r.key], RawCasResponse, |_region| {
-            let previous = state.data.get(&r.key).map(|(value, _)| value.clone());
-            let expected = (!r.previous_not_exist).then(|| r.previous_value.clone());
-            let succeed = previous == expected;
-            if succeed {
-                state.data.insert(r.key.clone(), (r.value.clone(), r.ttl));
-            }
-            RawCasResponse {
-                succeed,
-                previous_not_exist: previous.is_none(),
-                previous_value: previous.unwrap_or_default(),
-                ..Default::default()
-            }
-        });
-        drop(state);
-        self.answer(response)
-    }
-
-    fn key_ttl(&self, r: RawGetKeyTtlRequest) -> Answer<RawGetKeyTtlResponse> {
-        let store = self.id;
-        let mut state = self.world.state.lock();
-        let response =
-            served!(state, store, "ttl", r, &[&r.key], RawGetKeyTtlResponse, |_region| {
-                match state.data.get(&r.key) {
-                    Some((_, ttl)) => RawGetKeyTtlResponse { ttl: *ttl, ..Default::default() },
-                    None => RawGetKeyTtlResponse { not_found: true, ..Default::default() },
-                }
-            });
-        drop(state);
-        self.answer(response)
-    }
-
-    fn split_region(&self, r: SplitRegionRequest) -> Answer<SplitRegionResponse> {
-        let store = self.id;
-        let mut state = self.world.state.lock();
-        let keys: Vec<&Bytes> = r.split_keys.iter().collect();
-        let response = served!(state, store, "split", r, &keys, SplitRegionResponse, |region| {
-            for key in &r.split_keys {
-                state.split(key.clone(), None);
-            }
-            let regions = state
-                .regions
-                .range(region.start_key.clone()..)
-                .take(r.split_keys.len() + 1)
-                .map(|(_, led)| led.0.clone())
-                .collect();
-            SplitRegionResponse { regions, ..Default::default() }
-        });
-        drop(state);
-        self.answer(response)
     }
 }

@@ -644,6 +644,6 @@ pub fn peer(id: u64, store: u64) -> Peer {
 }
 
 pub fn value(snapshot: &RegionSnapshot, key: &str) -> Option<String> {
-    let stored = snapshot.kv.get(Cf::Default, key.as_bytes()).unwrap();
+    let stored = snapshot.get(Cf::Default, key.as_bytes()).unwrap();
     stored.map(|stored| String::from_utf8(stored).unwrap())
 }

@@ -17,14 +17,14 @@ use prost::Message;
 use tokio::task::JoinHandle;
 use tonic::Status;
 
+use crate::procedures::{Batched, BatchedReply};
 use crate::proto::tikvpb::batch_commands_response::Response;
 use crate::proto::tikvpb::{
     BatchCommandsEmptyRequest, BatchCommandsEmptyResponse, BatchCommandsRequest,
     BatchCommandsResponse,
 };
-use crate::proto::{errorpb, kvrpcpb};
 use crate::repeat::Repeated;
-use crate::service::{Command, Reply, StoreService, is_refusal};
+use crate::service::{Caller, Request, StoreService, is_refusal};
 
 /// Requests of one stream that may be unfinished; beyond this the stream is not read, so that the
 /// client feels it.
@@ -91,26 +91,30 @@ where
         }
     }
 
-    fn start(&self, id: u64, command: Option<Command>) -> Work {
-        let Some(command) = command else {
+    fn start(&self, id: u64, command: Option<Batched>) -> Work {
+        let request = match command {
+            Some(Batched::Empty(request)) => {
+                let reply = |reply| Response { cmd: Some(BatchedReply::Empty(reply)) };
+                let remembers = self.service.remembers_writes();
+                let answer = empty(request, remembers);
+                return answer.map(move |answer| Ok((id, reply(answer)))).boxed();
+            }
+            command => command.and_then(Request::of_batched),
+        };
+        let Some(request) = request else {
             // A command that this version does not know. An empty response makes the client's
             // call fail; no response would make it wait for ever.
             return ready(Ok((id, Response { cmd: None }))).boxed();
         };
-        if let Command::Empty(request) = command {
-            let reply = |reply| Response { cmd: Some(Reply::Empty(reply)) };
-            let remembers = self.service.remembers_writes();
-            return empty(request, remembers).map(move |answer| Ok((id, reply(answer)))).boxed();
-        }
-        let long = may_take_long(&command);
-        let refused = refusal_of(&command);
-        let answer = self.service.handle(command);
+        let long = may_take_long(&request);
+        let refusal = request.refusal();
+        let answer = self.service.handle(request, Caller::default());
         let work = async move {
             match answer.await {
-                Ok(reply) => Ok((id, Response { cmd: Some(reply) })),
+                Ok(reply) => Ok((id, Response { cmd: reply.into_batched() })),
                 Err(status) if is_refusal(&status) => {
                     tracing::debug!(%status, "a batched command was refused");
-                    Ok((id, Response { cmd: refused.map(|refused| refused(status.message())) }))
+                    Ok((id, Response { cmd: refusal(status.message()).into_batched() }))
                 }
                 // Of the store as a whole: the stream ends with it, so that the client turns to
                 // another store instead of giving up.
@@ -121,76 +125,19 @@ where
     }
 }
 
-/// How a refusal is said in a batch, which has no status for each response: by the one region
-/// error that all clients take as final and show to their callers, without a size. An error in a
-/// pair, or an empty response, would be data to some of them, and a response without a command
-/// makes Go clients believe for a while that the store is dead.
-fn refusal(why: &str) -> Option<errorpb::Error> {
-    Some(errorpb::Error {
-        message: why.to_owned(),
-        raft_entry_too_large: Some(errorpb::RaftEntryTooLarge::default()),
-        ..Default::default()
-    })
-}
-
-/// The refusal of a command, for all that have a place for an error.
-fn refusal_of(command: &Command) -> Option<fn(&str) -> Reply> {
-    macro_rules! refusals {
-        ($($variant:ident($response:ident),)*) => {
-            match command {
-                $(Command::$variant(_) => Some(|why| {
-                    Reply::$variant(kvrpcpb::$response {
-                        region_error: refusal(why),
-                        ..Default::default()
-                    })
-                }),)*
-                _ => None,
-            }
-        };
-    }
-    refusals! {
-        Get(GetResponse),
-        Scan(ScanResponse),
-        Prewrite(PrewriteResponse),
-        Commit(CommitResponse),
-        Cleanup(CleanupResponse),
-        BatchGet(BatchGetResponse),
-        BatchRollback(BatchRollbackResponse),
-        ScanLock(ScanLockResponse),
-        ResolveLock(ResolveLockResponse),
-        Gc(GcResponse),
-        DeleteRange(DeleteRangeResponse),
-        PessimisticLock(PessimisticLockResponse),
-        PessimisticRollback(PessimisticRollbackResponse),
-        CheckTxnStatus(CheckTxnStatusResponse),
-        TxnHeartBeat(TxnHeartBeatResponse),
-        CheckSecondaryLocks(CheckSecondaryLocksResponse),
-        GetHealthFeedback(GetHealthFeedbackResponse),
-        RawGet(RawGetResponse),
-        RawBatchGet(RawBatchGetResponse),
-        RawPut(RawPutResponse),
-        RawBatchPut(RawBatchPutResponse),
-        RawDelete(RawDeleteResponse),
-        RawBatchDelete(RawBatchDeleteResponse),
-        RawScan(RawScanResponse),
-        RawBatchScan(RawBatchScanResponse),
-        RawDeleteRange(RawDeleteRangeResponse),
-    }
-}
-
 /// Whether a command reads so much that it would hold up the others of its stream, which are
 /// polled on one task, and should have a task of its own.
-fn may_take_long(command: &Command) -> bool {
+fn may_take_long(request: &Request) -> bool {
     !matches!(
-        command,
-        Command::RawGet(_)
-            | Command::RawPut(_)
-            | Command::RawDelete(_)
-            | Command::RawBatchPut(_)
-            | Command::RawBatchDelete(_)
-            | Command::Get(_)
-            | Command::Prewrite(_)
-            | Command::Commit(_)
+        request,
+        Request::RawGet(_)
+            | Request::RawPut(_)
+            | Request::RawDelete(_)
+            | Request::RawBatchPut(_)
+            | Request::RawBatchDelete(_)
+            | Request::Get(_)
+            | Request::Prewrite(_)
+            | Request::Commit(_)
     )
 }
 

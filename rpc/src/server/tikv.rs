@@ -7,10 +7,11 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{MAX_MESSAGE_BYTES, batch};
+use crate::procedures::with_procedures;
 use crate::proto::kvrpcpb;
 use crate::proto::tikvpb::tikv_server::{Tikv, TikvServer};
 use crate::proto::tikvpb::{BatchCommandsRequest, BatchCommandsResponse};
-use crate::service::{Command, Reply, ScanHabit, StoreService};
+use crate::service::{self, Caller, Procedure, ScanHabit, StoreService};
 
 /// Answers the calls of the `Tikv` service with a store.
 #[derive(Debug)]
@@ -21,6 +22,20 @@ pub struct TikvService<S> {
 impl<S: StoreService> TikvService<S> {
     pub fn new(service: Arc<S>) -> Self {
         TikvService { service }
+    }
+
+    /// Answers a call that came by itself.
+    async fn answer<P: Procedure>(
+        &self,
+        request: Request<P>,
+    ) -> Result<Response<P::Response>, Status> {
+        let caller = Caller { scans: scan_habit(request.metadata()) };
+        let request: service::Request = request.into_inner().into();
+        let name = request.name();
+        let reply = self.service.handle(request, caller).await?;
+        P::response(reply).map(Response::new).ok_or_else(|| {
+            Status::internal(format!("the store answered {name} with another reply"))
+        })
     }
 
     /// The service with the limits of this crate, ready for [`tonic::service::Routes`].
@@ -45,44 +60,30 @@ fn scan_habit(headers: &MetadataMap) -> ScanHabit {
     }
 }
 
-/// Writes the service: one line for each unary method that is a command, and for each that the
-/// store has a method of its own for.
+/// Writes the service from the table of procedures.
 macro_rules! tikv_service {
     (
-        commands { $($call:ident($request:ident) -> $response:ident = $variant:ident,)* }
-        methods { $($other:ident($other_request:ident) -> $other_response:ident = $method:ident,)* }
+        batched { $($batched:ident($bq:ident) -> $br:ident = $bm:ident,)* }
+        alone { $($alone:ident($aq:ident) -> $ar:ident = $am:ident,)* }
     ) => {
         #[tonic::async_trait]
         impl<S: StoreService> Tikv for TikvService<S> {
             $(
-                async fn $call(
+                async fn $bm(
                     &self,
-                    request: Request<kvrpcpb::$request>,
-                ) -> Result<Response<kvrpcpb::$response>, Status> {
-                    let command = Command::$variant(request.into_inner());
-                    match self.service.handle(command).await? {
-                        Reply::$variant(response) => Ok(Response::new(response)),
-                        _ => Err(Status::internal(concat!(
-                            "the store answered ", stringify!($variant), " with another reply"
-                        ))),
-                    }
+                    request: Request<kvrpcpb::$bq>,
+                ) -> Result<Response<kvrpcpb::$br>, Status> {
+                    self.answer(request).await
                 }
             )*
             $(
-                async fn $other(
+                async fn $am(
                     &self,
-                    request: Request<kvrpcpb::$other_request>,
-                ) -> Result<Response<kvrpcpb::$other_response>, Status> {
-                    self.service.$method(request.into_inner()).await.map(Response::new)
+                    request: Request<kvrpcpb::$aq>,
+                ) -> Result<Response<kvrpcpb::$ar>, Status> {
+                    self.answer(request).await
                 }
             )*
-            async fn raw_scan(
-                &self,
-                request: Request<kvrpcpb::RawScanRequest>,
-            ) -> Result<Response<kvrpcpb::RawScanResponse>, Status> {
-                let habit = scan_habit(request.metadata());
-                self.service.scan(request.into_inner(), habit).await.map(Response::new)
-            }
             async fn batch_commands(
                 &self,
                 request: Request<Streaming<BatchCommandsRequest>>,
@@ -95,45 +96,7 @@ macro_rules! tikv_service {
     };
 }
 
-tikv_service! {
-    commands {
-        kv_get(GetRequest) -> GetResponse = Get,
-        kv_scan(ScanRequest) -> ScanResponse = Scan,
-        kv_prewrite(PrewriteRequest) -> PrewriteResponse = Prewrite,
-        kv_commit(CommitRequest) -> CommitResponse = Commit,
-        kv_cleanup(CleanupRequest) -> CleanupResponse = Cleanup,
-        kv_batch_get(BatchGetRequest) -> BatchGetResponse = BatchGet,
-        kv_batch_rollback(BatchRollbackRequest) -> BatchRollbackResponse = BatchRollback,
-        kv_scan_lock(ScanLockRequest) -> ScanLockResponse = ScanLock,
-        kv_resolve_lock(ResolveLockRequest) -> ResolveLockResponse = ResolveLock,
-        kv_gc(GcRequest) -> GcResponse = Gc,
-        kv_delete_range(DeleteRangeRequest) -> DeleteRangeResponse = DeleteRange,
-        kv_pessimistic_lock(PessimisticLockRequest) -> PessimisticLockResponse = PessimisticLock,
-        kv_pessimistic_rollback(PessimisticRollbackRequest) -> PessimisticRollbackResponse
-            = PessimisticRollback,
-        kv_check_txn_status(CheckTxnStatusRequest) -> CheckTxnStatusResponse = CheckTxnStatus,
-        kv_txn_heart_beat(TxnHeartBeatRequest) -> TxnHeartBeatResponse = TxnHeartBeat,
-        kv_check_secondary_locks(CheckSecondaryLocksRequest) -> CheckSecondaryLocksResponse
-            = CheckSecondaryLocks,
-        get_health_feedback(GetHealthFeedbackRequest) -> GetHealthFeedbackResponse
-            = GetHealthFeedback,
-        raw_get(RawGetRequest) -> RawGetResponse = RawGet,
-        raw_batch_get(RawBatchGetRequest) -> RawBatchGetResponse = RawBatchGet,
-        raw_put(RawPutRequest) -> RawPutResponse = RawPut,
-        raw_batch_put(RawBatchPutRequest) -> RawBatchPutResponse = RawBatchPut,
-        raw_delete(RawDeleteRequest) -> RawDeleteResponse = RawDelete,
-        raw_batch_delete(RawBatchDeleteRequest) -> RawBatchDeleteResponse = RawBatchDelete,
-        raw_delete_range(RawDeleteRangeRequest) -> RawDeleteRangeResponse = RawDeleteRange,
-        raw_batch_scan(RawBatchScanRequest) -> RawBatchScanResponse = RawBatchScan,
-    }
-    methods {
-        raw_compare_and_swap(RawCasRequest) -> RawCasResponse = compare_and_swap,
-        raw_get_key_ttl(RawGetKeyTtlRequest) -> RawGetKeyTtlResponse = key_ttl,
-        raw_checksum(RawChecksumRequest) -> RawChecksumResponse = checksum,
-        split_region(SplitRegionRequest) -> SplitRegionResponse = split_region,
-        read_index(ReadIndexRequest) -> ReadIndexResponse = read_index,
-    }
-}
+with_procedures!(tikv_service);
 
 #[cfg(test)]
 mod tests {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use esker_rpc::procedures::{Batched as Command, BatchedReply};
 use esker_rpc::proto::kvrpcpb::{
     GetRequest, RawChecksumRequest, RawGetRequest, RawGetResponse, RawPutRequest, RawScanRequest,
 };
@@ -11,7 +12,7 @@ use esker_rpc::proto::tikvpb::{
     BatchCommandsEmptyRequest, BatchCommandsRequest, BatchCommandsResponse,
 };
 use esker_rpc::server::{MAX_IN_FLIGHT_PER_STREAM, TikvService};
-use esker_rpc::service::{Answer, Command, Reply, StoreService, unimplemented};
+use esker_rpc::service::{self, Answer, Caller, Reply, StoreService, unimplemented};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::Routes;
@@ -54,14 +55,14 @@ impl StoreService for Gated {
         1
     }
 
-    fn handle(&self, command: Command) -> Answer<Reply> {
-        let request = match command {
-            Command::RawGet(request) => request,
+    fn handle(&self, request: service::Request, _: Caller) -> Answer {
+        let request = match request {
+            service::Request::RawGet(request) => request,
             // The store is stopping, however the request is worked on.
-            Command::RawPut(_) | Command::RawScan(_) => {
+            service::Request::RawPut(_) | service::Request::RawScan(_) => {
                 return Box::pin(std::future::ready(Err(Status::unavailable("stopping"))));
             }
-            _ => return unimplemented("this command"),
+            other => return unimplemented(other.name()),
         };
         let working = request.key.starts_with(b"slow").then(|| Working::begin(&self.working));
         let open = Arc::clone(&self.open);
@@ -102,7 +103,7 @@ fn gets(keys: &[(u64, &'static str)]) -> BatchCommandsRequest {
 }
 
 /// Reads until so many responses have come.
-async fn read(stream: &mut Stream, count: usize) -> Vec<(u64, Option<Reply>)> {
+async fn read(stream: &mut Stream, count: usize) -> Vec<(u64, Option<BatchedReply>)> {
     let mut responses = Vec::new();
     while responses.len() < count {
         let batch = soon("responses", stream.1.message()).await.expect("no error").expect("open");
@@ -113,9 +114,9 @@ async fn read(stream: &mut Stream, count: usize) -> Vec<(u64, Option<Reply>)> {
     responses
 }
 
-fn value(reply: &Option<Reply>) -> &[u8] {
+fn value(reply: &Option<BatchedReply>) -> &[u8] {
     match reply {
-        Some(Reply::RawGet(response)) => &response.value,
+        Some(BatchedReply::RawGet(response)) => &response.value,
         other => panic!("not the answer to a get: {other:?}"),
     }
 }
@@ -225,10 +226,10 @@ async fn a_command_that_the_store_does_not_serve_is_refused_and_harms_no_other()
     assert_eq!(value(&responses[0].1), b"a");
     // One that this version cannot even name.
     assert_eq!(responses[1], (2, None));
-    let Some(Reply::Get(refused)) = &responses[2].1 else { panic!("{:?}", responses[2]) };
+    let Some(BatchedReply::Get(refused)) = &responses[2].1 else { panic!("{:?}", responses[2]) };
     let error = refused.region_error.as_ref().expect("a refusal");
     assert!(error.raft_entry_too_large.is_some() && !refused.not_found, "{error:?}");
-    assert!(matches!(&responses[3].1, Some(Reply::Empty(reply)) if reply.test_id == 42));
+    assert!(matches!(&responses[3].1, Some(BatchedReply::Empty(reply)) if reply.test_id == 42));
     server.stop().await;
 }
 

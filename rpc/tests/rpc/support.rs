@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use esker_rpc::proto::kvrpcpb::RawGetResponse;
 use esker_rpc::server::{ConnectionLimits, ServeError, TikvService, serve};
-use esker_rpc::service::{Answer, Command, Reply, StoreService, unimplemented};
+use esker_rpc::service::{Answer, Caller, Reply, Request, StoreService, unimplemented};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -82,8 +82,8 @@ impl StoreService for Echo {
         1
     }
 
-    fn handle(&self, command: Command) -> Answer<Reply> {
-        let Command::RawGet(request) = command else { return unimplemented("this command") };
+    fn handle(&self, request: Request, _: Caller) -> Answer {
+        let Request::RawGet(request) = request else { return unimplemented(request.name()) };
         let reply = RawGetResponse { value: request.key, ..Default::default() };
         Box::pin(std::future::ready(Ok(Reply::RawGet(reply))))
     }

@@ -203,8 +203,10 @@ impl Admin for Fake {
         let bounds: Vec<_> =
             [old.start_key].into_iter().chain(request.keys).chain([old.end_key]).collect();
         let regions = bounds.windows(2).map(|range| metapb::Region {
+            id: request.region_id,
             start_key: range[0].clone(),
             end_key: range[1].clone(),
+            region_epoch: request.region_epoch,
             ..Default::default()
         });
         let regions = if region_error.is_none() { regions.collect() } else { vec![] };

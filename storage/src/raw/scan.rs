@@ -5,29 +5,31 @@
 //! elsewhere, the region has other keys than the first ones asked for, and answers none.
 
 use bytes::Bytes;
-use esker_engine::{Cf, KvIter};
+use esker_engine::Cf;
 use esker_model::limits::{KEYS_TOP, MAX_KEY_BYTES};
 use esker_model::{KeyRange, Region};
-use esker_raftstore::state::bounds;
-use esker_raftstore::{RegionSnapshot, RequestError};
+use esker_raftstore::{Cache, RegionIter, RegionSnapshot, RequestError};
 use esker_rpc::convert::{bound, end_key};
 use esker_rpc::display_key;
-use esker_rpc::proto::kvrpcpb::{self, ChecksumAlgorithm, KvPair};
+use esker_rpc::proto::kvrpcpb::{self, *};
 use esker_rpc::service::ScanHabit;
 
-use super::keys::KeyLayout;
-use super::raw::{Budget, RawError, decode, now_seconds};
+use super::{Budget, blocking, decode, family};
+use crate::keys::KeyLayout;
+use crate::target::Target;
+use crate::{Storage, StorageError};
 
 /// The most pairs that one scan of a region returns; a client that wants more asks again.
 pub const MAX_SCAN_LIMIT: u32 = 100_000;
 
 /// What a scan of one region returns.
 #[derive(Clone, Copy, Debug)]
-pub struct ScanShape {
-    pub layout: KeyLayout,
-    pub limit: u32,
-    pub key_only: bool,
-    pub reverse: bool,
+struct ScanShape {
+    layout: KeyLayout,
+    limit: u32,
+    key_only: bool,
+    reverse: bool,
+    now_s: u64,
 }
 
 /// A range that was asked for, as keys are stored; `None` for one without a key.
@@ -35,15 +37,8 @@ fn asked(layout: KeyLayout, lower: &Bytes, upper: &Bytes) -> Option<KeyRange> {
     KeyRange::new(layout.bound(lower), bound(layout.bound(upper))).ok()
 }
 
-/// An iterator over the part of a range that lies in the region; `None` where none does.
-fn iter_within(range: &KeyRange, view: &RegionSnapshot, cf: Cf) -> Option<KvIter> {
-    let part = range.intersection(&view.descriptor.range)?;
-    let (start, end) = bounds(&part);
-    Some(view.kv.iter(cf, start, end))
-}
-
 /// Whether a scan upwards begins in the region.
-fn begins_in(range: &KeyRange, region: &Region) -> Result<(), RawError> {
+fn begins_in(range: &KeyRange, region: &Region) -> Result<(), StorageError> {
     match region.contains(range.start()) {
         true => Ok(()),
         false => Err(elsewhere(region, range.start())),
@@ -51,7 +46,7 @@ fn begins_in(range: &KeyRange, region: &Region) -> Result<(), RawError> {
 }
 
 /// Whether a scan downwards begins in the region.
-fn ends_in(range: &KeyRange, region: &Region) -> Result<(), RawError> {
+fn ends_in(range: &KeyRange, region: &Region) -> Result<(), StorageError> {
     let ends_above = match (range.end(), region.range.end()) {
         (_, None) => false,
         (None, Some(_)) => !holds_the_last_key(region),
@@ -59,7 +54,7 @@ fn ends_in(range: &KeyRange, region: &Region) -> Result<(), RawError> {
     };
     if ends_above {
         // Not a region error: the client knows the region as it is, and would only repeat.
-        return Err(RawError::Refused(format!(
+        return Err(StorageError::Refused(format!(
             "a reverse scan from above region {}, which ends at {}: such a scan begins in the \
              region that holds its upper bound; where the client cannot do that, keep to \
              ranges within one region, or scan forward",
@@ -79,7 +74,7 @@ fn holds_the_last_key(region: &Region) -> bool {
 }
 
 /// The client's idea of the region is older than this region.
-fn elsewhere(region: &Region, key: &Bytes) -> RawError {
+fn elsewhere(region: &Region, key: &Bytes) -> StorageError {
     RequestError::KeyNotInRegion {
         region: region.id,
         key: key.clone(),
@@ -90,31 +85,31 @@ fn elsewhere(region: &Region, key: &Bytes) -> RawError {
 
 /// Scans the part of a range that lies in the region. Forward from `start` up to
 /// `end`; in reverse from `start`, exclusive, down to `end`, inclusive.
-pub fn scan(
+fn scan_region(
     view: &RegionSnapshot,
     cf: Cf,
     start: &Bytes,
     end: &Bytes,
     shape: ScanShape,
     budget: &mut Budget,
-) -> Result<Vec<KvPair>, RawError> {
+) -> Result<Vec<KvPair>, StorageError> {
     let (lower, upper) = if shape.reverse { (end, start) } else { (start, end) };
     let Some(range) = asked(shape.layout, lower, upper).filter(|_| shape.limit != 0) else {
         return Ok(Vec::new());
     };
     if shape.limit > MAX_SCAN_LIMIT {
         let asked = shape.limit;
-        return Err(RawError::Refused(format!(
+        return Err(StorageError::Refused(format!(
             "a scan of {asked} pairs is more than the limit of {MAX_SCAN_LIMIT}"
         )));
     }
-    let region = &view.descriptor;
+    let region = view.descriptor();
     if shape.reverse {
         ends_in(&range, region)?
     } else {
         begins_in(&range, region)?
     }
-    let Some(mut iter) = iter_within(&range, view, cf) else {
+    let Some(mut iter) = view.iter(cf, &range, Cache::Fill) else {
         return Ok(Vec::new());
     };
     if shape.reverse {
@@ -122,23 +117,19 @@ pub fn scan(
     } else {
         iter.seek_to_first();
     }
-    let before = budget.spent();
-    let pairs = collect(&mut iter, shape, budget)?;
-    view.count_read(pairs.len() as u64, budget.spent() - before);
-    Ok(pairs)
+    collect(&mut iter, shape, budget)
 }
 
 fn collect(
-    iter: &mut KvIter,
+    iter: &mut RegionIter,
     shape: ScanShape,
     budget: &mut Budget,
-) -> Result<Vec<KvPair>, RawError> {
-    let now = now_seconds();
+) -> Result<Vec<KvPair>, StorageError> {
     let mut pairs = Vec::new();
     while pairs.len() < shape.limit as usize && iter.valid()? {
         let value = decode(Bytes::copy_from_slice(iter.value()), iter.key())?;
         // What was stored under a key of another layout is not among the client's keys.
-        if value.is_live(now)
+        if value.is_live(shape.now_s)
             && let Some(key) = shape.layout.of_client(iter.key())
         {
             let value = if shape.key_only { Bytes::new() } else { value.value };
@@ -154,44 +145,75 @@ fn collect(
     Ok(pairs)
 }
 
+pub(crate) async fn scan(
+    storage: &Storage,
+    request: RawScanRequest,
+    habit: ScanHabit,
+) -> Result<RawScanResponse, StorageError> {
+    let target = storage.target(request.context.as_ref())?;
+    let cf = family(&request.cf)?;
+    let shape = ScanShape {
+        layout: target.layout,
+        limit: request.limit,
+        key_only: request.key_only,
+        reverse: request.reverse,
+        now_s: storage.now_s(),
+    };
+    let view = storage.view(target).await?;
+    let (start, end) = (&request.start_key, &request.end_key);
+    let kvs = scan_region(&view, cf, start, end, shape, &mut Budget::default())?;
+    let upper = if request.reverse { start } else { end };
+    check_habit(habit, view.descriptor(), !upper.is_empty(), shape, kvs.len())?;
+    Ok(RawScanResponse { kvs, ..Default::default() })
+}
+
 /// Scans several ranges of one region.
-pub fn batch_scan(
-    view: &RegionSnapshot,
-    cf: Cf,
-    ranges: &[kvrpcpb::KeyRange],
-    shape: ScanShape,
-) -> Result<Vec<KvPair>, RawError> {
-    let mut pairs = Vec::new();
+pub(crate) async fn batch_scan(
+    storage: &Storage,
+    request: RawBatchScanRequest,
+) -> Result<RawBatchScanResponse, StorageError> {
+    let target = storage.target(request.context.as_ref())?;
+    let cf = family(&request.cf)?;
+    let shape = ScanShape {
+        layout: target.layout,
+        limit: request.each_limit,
+        key_only: request.key_only,
+        reverse: request.reverse,
+        now_s: storage.now_s(),
+    };
+    let view = storage.view(target).await?;
+    let mut kvs = Vec::new();
     let mut budget = Budget::default();
-    for range in ranges {
-        pairs.extend(scan(view, cf, &range.start_key, &range.end_key, shape, &mut budget)?);
+    for range in &request.ranges {
+        let (start, end) = (&range.start_key, &range.end_key);
+        kvs.extend(scan_region(&view, cf, start, end, shape, &mut budget)?);
     }
-    Ok(pairs)
+    Ok(RawBatchScanResponse { kvs, ..Default::default() })
 }
 
 /// Whether a client with this habit does right by an answer of so many pairs. It never asks for
 /// the rest where it should, so it gets an error instead.
-pub fn check_habit(
+fn check_habit(
     habit: ScanHabit,
     region: &Region,
     has_upper_bound: bool,
     shape: ScanShape,
     found: usize,
-) -> Result<(), RawError> {
+) -> Result<(), StorageError> {
     // A client that has as many pairs as it wants goes nowhere.
     if habit != ScanHabit::StopsOrWraps || found >= shape.limit as usize {
         return Ok(());
     }
     let id = region.id;
     if !has_upper_bound && !holds_the_last_key(region) {
-        return Err(RawError::Refused(format!(
+        return Err(StorageError::Refused(format!(
             "this client ends a scan without an upper bound at the end of its first region, and \
              region {id} ends at {}: give the scan an upper bound (docs/clients.md)",
             display_key(&end_key(&region.range))
         )));
     }
     if has_upper_bound && region.range.end().is_none() {
-        return Err(RawError::Refused(format!(
+        return Err(StorageError::Refused(format!(
             "this client goes on at the first key where region {id} has no end: give the scan an \
              upper bound of at most {} bytes (docs/clients.md)",
             MAX_KEY_BYTES
@@ -200,55 +222,59 @@ pub fn check_habit(
     Ok(())
 }
 
-/// What stands for all pairs of some ranges.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Checksum {
-    /// The CRC-64 (XZ) of each pair's key and value, one after the other, all combined by
-    /// exclusive or: in any order, and across regions, it comes to the same.
-    pub crc64_xor: u64,
-    pub pairs: u64,
-    /// Of keys and values.
-    pub bytes: u64,
-}
-
 /// The checksum of the parts of ranges that lie in the region, over the keys and values that a
 /// scan would return.
-pub fn checksum(
-    view: &RegionSnapshot,
-    cf: Cf,
-    algorithm: i32,
-    ranges: &[kvrpcpb::KeyRange],
-    layout: KeyLayout,
-) -> Result<Checksum, RawError> {
+///
+/// It is the CRC-64 (XZ) of each pair's key and value, one after the other, all combined by
+/// exclusive or: in any order, and across regions, it comes to the same.
+pub(crate) async fn checksum(
+    storage: &Storage,
+    request: RawChecksumRequest,
+) -> Result<RawChecksumResponse, StorageError> {
+    let RawChecksumRequest { context, algorithm, ranges } = request;
+    let target = storage.target(context.as_ref())?;
     if algorithm != i32::from(ChecksumAlgorithm::Crc64Xor) {
-        return Err(RawError::Refused(format!(
+        return Err(StorageError::Refused(format!(
             "unknown checksum algorithm {algorithm}; there is Crc64_Xor, which is 0"
         )));
     }
-    let now = now_seconds();
-    let mut sum = Checksum::default();
+    let room = storage.checksums.clone().acquire_owned().await;
+    let view = storage.view(target).await?;
+    let now_s = storage.now_s();
+    let sum = move || {
+        let _room = room;
+        sum(&view, &ranges, target, now_s)
+    };
+    blocking(&storage.store, target.region, sum).await
+}
+
+fn sum(
+    view: &RegionSnapshot,
+    ranges: &[kvrpcpb::KeyRange],
+    target: Target,
+    now_s: u64,
+) -> Result<RawChecksumResponse, StorageError> {
+    let mut sum = RawChecksumResponse::default();
     for range in ranges {
-        let Some(range) = asked(layout, &range.start_key, &range.end_key) else { continue };
-        begins_in(&range, &view.descriptor)?;
-        let Some(part) = range.intersection(&view.descriptor.range) else { continue };
-        let (start, end) = bounds(&part);
-        let mut iter = view.kv.iter_uncached(cf, start, end);
+        let asked = asked(target.layout, &range.start_key, &range.end_key);
+        let Some(range) = asked else { continue };
+        begins_in(&range, view.descriptor())?;
+        let Some(mut iter) = view.iter(Cf::Default, &range, Cache::Bypass) else { continue };
         iter.seek_to_first();
         while iter.valid()? {
             let value = decode(Bytes::copy_from_slice(iter.value()), iter.key())?;
-            if value.is_live(now)
-                && let Some(key) = layout.of_client(iter.key())
+            if value.is_live(now_s)
+                && let Some(key) = target.layout.of_client(iter.key())
             {
                 let mut digest = crc64fast::Digest::new();
                 digest.write(&key);
                 digest.write(&value.value);
-                sum.crc64_xor ^= digest.sum64();
-                sum.pairs += 1;
-                sum.bytes += (key.len() + value.value.len()) as u64;
+                sum.checksum ^= digest.sum64();
+                sum.total_kvs += 1;
+                sum.total_bytes += (key.len() + value.value.len()) as u64;
             }
             iter.next();
         }
     }
-    view.count_read(sum.pairs, sum.bytes);
     Ok(sum)
 }
