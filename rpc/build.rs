@@ -1,4 +1,4 @@
-//! Compiles the schemas in `proto/` to Rust, in Rust: no `protoc` on the machine.
+//! Compiles the schemas in `proto/` to Rust, in Rust, so that no `protoc` is needed on the machine.
 
 use std::error::Error;
 
@@ -20,7 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
     let schemas = protox::compile(SCHEMAS, ["proto"])?;
     tonic_prost_build::configure()
-        // Keys and values are slices of the message they came in, not copies of it.
+        // Keys and values are slices of the message that they came in, not copies.
         .bytes(".")
         // A method that a service does not implement answers UNIMPLEMENTED.
         .generate_default_stubs(true)

@@ -1,12 +1,13 @@
 //! A client for administration: what an operator looks at, and what an operator changes.
 //!
-//! Questions and changes flow in. Placement's leader answers what it knows; what only one store
-//! knows or can do is asked of that store's `Admin` service, where placement says that it listens.
-//! A change of a region goes to the store that leads it, and goes there again while that is only an
-//! old view of the region: the store answers that it does not lead, or that the region has changed.
-//!
-//! It promises that every call ends: connecting to a store within 3 s, its answer within 10 s, and
-//! a change within the attempts or the time that its method names.
+//! Questions and changes flow in. Placement's leader answers from what it knows. What only one
+//! store knows or can do is asked of that store's `Admin` service, at the address that placement
+//! has for the store. A change of a region goes to the store that leads it. The store may answer
+//! that it does not lead, or that the region has changed. Then the client's view of the region was
+//! only outdated, and the change is sent again.
+//! It promises that every call ends: connecting to a store within 3 s, the store's answer within
+//! 10 s, and a change within the attempts or the time that its method names.
+//! s, and a change within the attempts or the time that its method names.
 
 mod members;
 mod region;
@@ -27,7 +28,7 @@ pub use store::StoreAdmin;
 /// Regions asked for in one request.
 const REGION_PAGE: u32 = 1_024;
 
-/// A client of one cluster for its operators. Cheap to clone; clones share the connections to
+/// A client of one cluster for its operators. Cheap to clone: clones share the connections to
 /// placement. A connection to a store is made for each call.
 #[derive(Clone)]
 pub struct AdminClient {
@@ -35,22 +36,22 @@ pub struct AdminClient {
 }
 
 impl AdminClient {
-    /// A client that finds regions and stores by way of `placement`.
+    /// A client that finds regions and stores by asking `placement`.
     pub fn new(placement: PlacementClient) -> Self {
         AdminClient { placement }
     }
 
-    /// The client of the placement driver that this one asks.
+    /// The client of the placement driver that this client uses.
     pub fn placement(&self) -> &PlacementClient {
         &self.placement
     }
 
     /// All regions that placement knows, in the order of their keys, each once. They are asked for
-    /// in pages of 1,024, between which regions may change.
+    /// in pages of 1,024. Regions may change between two pages.
     pub async fn regions(&self) -> Result<Vec<RegionInfo>, ClientError> {
         let mut regions: Vec<RegionInfo> = Vec::new();
         loop {
-            // A page starts where the last one ended; the first one at the first key.
+            // A page starts where the page before it ended. The first page starts at the first key.
             let start = match regions.last() {
                 None => Bytes::new(),
                 Some(last) => match last.region.range.end() {
@@ -61,7 +62,8 @@ impl AdminClient {
             let range = KeyRange::from(start.clone());
             let page = self.placement.scan_regions(&range, REGION_PAGE).await?;
             let before = regions.len();
-            // One that does not go on behind the last one is not news.
+            // A region that does not begin where the last page ended or behind it was already
+            // returned.
             regions.extend(
                 page.into_iter()
                     .filter(|found| before == 0 || *found.region.range.start() >= start),
@@ -75,7 +77,7 @@ impl AdminClient {
     /// One region as placement knows it.
     ///
     /// # Errors
-    /// [`ClientError::NoSuchRegion`] if placement knows of none with this id.
+    /// [`ClientError::NoSuchRegion`] if placement knows no region with this id.
     pub async fn region(&self, region: u64) -> Result<RegionInfo, ClientError> {
         let found = self.placement.region_by_id(region).await?;
         found.ok_or(ClientError::NoSuchRegion { region })
@@ -84,7 +86,7 @@ impl AdminClient {
     /// Where a store listens, as `host:port`.
     ///
     /// # Errors
-    /// [`ClientError::NoStore`] if placement knows of none with this id.
+    /// [`ClientError::NoStore`] if placement knows no store with this id.
     pub async fn address(&self, store: u64) -> Result<String, ClientError> {
         match self.placement.get_store(store).await {
             Ok((known, _)) => Ok(known.address),
@@ -98,14 +100,14 @@ impl AdminClient {
     /// Connects to the admin service of a store.
     ///
     /// # Errors
-    /// [`ClientError::NoStore`] if placement knows of none with this id, [`ClientError::NoAnswer`]
-    /// if it cannot be connected to within 3 s.
+    /// [`ClientError::NoStore`] if placement knows no store with this id, [`ClientError::NoAnswer`]
+    /// if no connection is made within 3 s.
     pub async fn store(&self, store: u64) -> Result<StoreAdmin, ClientError> {
         StoreAdmin::connect(store, self.address(store).await?).await
     }
 
-    /// What the replica of `region` on `store` says of itself and, if it leads, of the others. With
-    /// a checksum the store reads all that the region holds.
+    /// What the replica of `region` on `store` reports of itself and, if it leads, of the others.
+    /// For a checksum the store reads all that the region holds.
     ///
     /// # Errors
     /// Those of [`AdminClient::store`], [`ClientError::NoAnswer`] if the answer takes longer than

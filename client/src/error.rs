@@ -1,4 +1,4 @@
-//! What a client of a cluster can fail with.
+//! The errors of a client of a cluster.
 
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use tokio::time::Instant;
 
 /// Why a request did not succeed. Each message is one line that names what to look at.
 ///
-/// Of a write of keys, every variant but [`OutcomeUnknown`](ClientError::OutcomeUnknown) says that it
-/// has not happened and never will. Keys are text of at most 64 bytes of the key, as
-/// [`esker_rpc::display_key`] has it, unless they are [`Bytes`].
+/// A write of keys that ends with any variant but [`OutcomeUnknown`](ClientError::OutcomeUnknown)
+/// has not happened and never will. Keys are shown as text of at most 64 bytes of the key, by
+/// [`esker_rpc::display_key`], unless they are [`Bytes`].
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ClientError {
-    /// What was given for an address is none.
+    /// Something that was given as an address is not one.
     #[error(transparent)]
     Address(#[from] AddressError),
 
@@ -23,18 +23,18 @@ pub enum ClientError {
     #[error("no placement address was given; write HOST:PORT[,HOST:PORT...]")]
     NoEndpoints,
 
-    /// No member that leads was found, or none of those found answered the call in time.
+    /// No leading member was found, or no leader that was found answered the call in time.
     #[error("no placement leader found at {endpoints} within {waited:?}: {reason}")]
     PlacementUnreachable {
         /// The addresses that were asked, with commas between them.
         endpoints: String,
-        /// How long it was tried.
+        /// For how long the client tried.
         waited: Duration,
-        /// What was heard from them.
+        /// What the members answered.
         reason: String,
     },
 
-    /// Something answers at every address, and none of it is a placement member.
+    /// There is an answer from every address, and none from a placement member.
     #[error(
         "no placement driver at {endpoints}: what answers there is a node that runs no placement \
          member, or another program; give the addresses of the placement members"
@@ -44,7 +44,7 @@ pub enum ClientError {
         endpoints: String,
     },
 
-    /// The placement leader does not do what it was asked, and would not the next time.
+    /// The placement leader refuses the request, and would refuse it again.
     #[error("placement refused {call}: {message} ({kind:?})")]
     PlacementRefused {
         /// The call.
@@ -55,7 +55,7 @@ pub enum ClientError {
         message: String,
     },
 
-    /// The placement leader returned what makes no sense.
+    /// The placement leader's answer makes no sense.
     #[error("placement answered {call} with {problem}")]
     PlacementAnswer {
         /// The call.
@@ -64,7 +64,7 @@ pub enum ClientError {
         problem: String,
     },
 
-    /// A member of another cluster answered: nothing was asked of it.
+    /// A member of another cluster answered. The call was not sent to it.
     #[error(
         "{address} belongs to cluster {actual}, not to {expected}: check the placement addresses"
     )]
@@ -77,14 +77,14 @@ pub enum ClientError {
         actual: u64,
     },
 
-    /// Placement knows of no region for a key.
+    /// Placement knows no region for a key.
     #[error("no region holds key {key}: the cluster is not bootstrapped yet")]
     NoRegion {
         /// The key.
         key: String,
     },
 
-    /// Placement knows of no store with this id.
+    /// Placement knows no store with this id.
     #[error("store {store} is not known to placement")]
     NoStore {
         /// The id.
@@ -98,7 +98,7 @@ pub enum ClientError {
         call: &'static str,
         /// Its first key.
         key: String,
-        /// How long it was tried.
+        /// For how long the client tried.
         waited: Duration,
         /// Why the last attempt failed.
         reason: String,
@@ -114,11 +114,11 @@ pub enum ClientError {
         call: &'static str,
         /// Its first key.
         key: String,
-        /// Why it is not known.
+        /// Why the outcome is not known.
         reason: String,
     },
 
-    /// A store does not do what it was asked, and would not the next time.
+    /// A store refuses the request, and would refuse it again.
     #[error("store {store} refused {call} of key {key} in region {region}: {message}")]
     Refused {
         /// The operation.
@@ -133,7 +133,7 @@ pub enum ClientError {
         message: String,
     },
 
-    /// A write is more than fits in one entry of a log.
+    /// A write does not fit in one entry of a log.
     #[error(
         "{call} is too large for one log entry of region {region} ({size} bytes): send less at once"
     )]
@@ -146,18 +146,18 @@ pub enum ClientError {
         size: u64,
     },
 
-    /// The client's task has ended, because its runtime has.
+    /// The client's task has ended, because its runtime has ended.
     #[error("the client has been shut down")]
     Closed,
 
-    /// Placement knows of no region with this id.
+    /// Placement knows no region with this id.
     #[error("there is no region {region}")]
     NoSuchRegion {
         /// The id.
         region: u64,
     },
 
-    /// Placement named no leader of a region that took a change, as often as it was tried.
+    /// Placement never named a leader of a region that took a change, in all attempts.
     #[error(
         "region {region} has no leader that the placement driver knows of: wait for an election, \
          or start more stores"
@@ -178,15 +178,15 @@ pub enum ClientError {
         replicas: Vec<u64>,
     },
 
-    /// A leader agreed to hand over, or could not be asked, and the other one did not lead in time.
-    /// It still may.
+    /// A leader agreed to hand over, or could not be asked, and the other replica did not lead in
+    /// time. It may still become the leader.
     #[error("leadership of region {region} did not come to store {store} within {waited:?}")]
     NotTransferred {
         /// The region.
         region: u64,
         /// The store that was to lead it.
         store: u64,
-        /// How long it was waited for.
+        /// For how long the client waited.
         waited: Duration,
     },
 
@@ -204,22 +204,22 @@ pub enum ClientError {
         key: Bytes,
         /// The region's first key.
         start: Bytes,
-        /// The first key behind it; empty if there is none.
+        /// The first key behind the region; empty if there is none.
         end: Bytes,
     },
 
-    /// A store could not be reached, or not be asked.
+    /// A store could not be reached, or could not be asked.
     #[error("store {store} at {address} did not answer: {reason}")]
     NoAnswer {
         /// The store.
         store: u64,
-        /// Where it listens, as placement knows it.
+        /// Where the store listens, as placement knows it.
         address: String,
-        /// What came instead of an answer.
+        /// What happened instead of an answer.
         reason: String,
     },
 
-    /// The leader of a region does not do what it was asked, and would not the next time.
+    /// The leader of a region refuses the request, and would refuse it again.
     #[error("region {region} refused: {reason}")]
     RegionRefused {
         /// The region.
@@ -228,8 +228,8 @@ pub enum ClientError {
         reason: String,
     },
 
-    /// A placement member was not replaced, and whether it will be is not known if the reason is
-    /// that the leader could not be asked.
+    /// A placement member was not replaced. If the reason is that the leader could not be asked, it
+    /// is not known whether the member will be replaced.
     #[error("the member was not replaced: {reason}")]
     NotReplaced {
         /// The leader's reason, or why it could not be asked.
@@ -237,13 +237,13 @@ pub enum ClientError {
     },
 }
 
-/// Ids in a sentence.
+/// Ids in a list for people.
 fn list(ids: &[u64]) -> String {
     let names: Vec<_> = ids.iter().map(u64::to_string).collect();
     names.join(", ")
 }
 
-/// How long it has been, without the digits that nobody reads.
+/// The time since `started`, in whole milliseconds.
 pub(crate) fn waited_since(started: Instant) -> Duration {
     Duration::from_millis(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX))
 }

@@ -1,17 +1,18 @@
 //! A client of the key-value service, for Esker's own tools and for programs that embed a node.
 //!
-//! Operations on keys flow in; each is cut up by region, sent to the store that leads each region,
-//! and put together again. What the client believes about regions is kept in a bounded cache, and
-//! is corrected by the stores: an answer that says "not here" makes it look again and repeat.
-//! Requests to a store in the same process are function calls; those to other stores share one
-//! `BatchCommands` stream for each store.
+//! Operations on keys flow in. Each operation is divided by region, each part is sent to the store
+//! that leads its region, and the answers are combined. The client's view of the regions is kept in
+//! a bounded cache, which the stores' answers correct: when a store does not serve a region, the
+//! client looks for the region again and repeats the request. Requests to a store in the same
+//! process are function calls. Requests to other stores share one `BatchCommands` stream for each
+//! store.
 //!
-//! It promises that an operation ends within the deadline, with one of three outcomes: it
-//! happened, it did not and will not, or [`ClientError::OutcomeUnknown`], which is also what an
-//! operation on many keys ends with after a part of it. Reads, puts and deletes are repeated until
-//! they succeed. A write whose outcome is unknown is repeated under a tag that its region knows it
-//! by, so that it happens once however often it arrives, and in whatever order ([`fence`]);
-//! where a store gives no such promise, it is not repeated. A compare-and-swap is never repeated
+//! It promises that an operation ends within the deadline, with one of three outcomes: it happened,
+//! it did not and will not, or [`ClientError::OutcomeUnknown`]. An operation on many keys also ends
+//! with the third when only a part of it happened. Reads, puts and deletes are repeated until they
+//! succeed. A write whose outcome is unknown is repeated under a tag that its region recognises. So
+//! the write happens once, however often it arrives and in whatever order ([`fence`]). Where a
+//! store does not remember tags, the write is not repeated. A compare-and-swap is never repeated
 //! once it may have been applied.
 
 mod attempt;
@@ -40,31 +41,34 @@ pub use batch::{MAX_IN_FLIGHT, MAX_REQUESTS_PER_BATCH};
 pub use cache::MAX_CACHED_REGIONS;
 pub use ops::{KeyTtl, Pair, Swap};
 
-/// How long one operation may take, retries included, unless set otherwise. One that goes through
-/// regions in turn (a scan, a delete of a range, a split) may take as long for each.
+/// How long one operation may take, retries included, unless set otherwise. An operation that goes
+/// through regions in turn (a scan, a delete of a range, a split) may take as long for each region.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(20);
 
-/// How long one attempt may take before the leader is looked for again.
+/// How long one attempt may take before the client looks for the leader again.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 
 const FIRST_RETRY: Duration = Duration::from_millis(5);
 const LONGEST_RETRY: Duration = Duration::from_millis(500);
 
-/// Attempts that are repeated at once, because a store said where to go instead, before they too
-/// wait: two stores that name each other must not be asked in a loop.
+/// Attempts that are repeated at once, because a store named another store. Further ones wait, so
+/// that two stores that name each other are not asked in a fast loop.
 const PROMPT_RETRIES: u32 = 2;
 
 /// Regions that one operation asks at the same time.
 const MAX_CONCURRENT_REGIONS: usize = 16;
 
-/// A client of one cluster. Cheap to clone; clones share cache and connections.
+/// A client of one cluster. Cheap to clone: clones share the cache and the connections.
 ///
-/// Every operation ends within its deadline ([`DEFAULT_DEADLINE`]): with [`ClientError::Deadline`]
-/// if it has not been answered until then, with [`ClientError::Refused`] or
-/// [`ClientError::TooLarge`] if a store does not do it (for an empty key, say, or one of more than
-/// 8 KiB), with [`ClientError::NoRegion`] in a cluster that is not bootstrapped, with an error of
-/// placement's if that cannot be asked, and with [`ClientError::OutcomeUnknown`] if a write may have
-/// happened. Each other error of a write means that it has not, and will not.
+/// Every operation ends within its deadline ([`DEFAULT_DEADLINE`]). It fails
+///
+/// - with [`ClientError::Deadline`] if there was no answer until then;
+/// - with [`ClientError::Refused`] or [`ClientError::TooLarge`] if a store refuses it, for an empty
+///   key, say, or for a key of more than 8 KiB;
+/// - with [`ClientError::NoRegion`] in a cluster that is not bootstrapped;
+/// - with an error of placement's if placement cannot be asked;
+/// - with [`ClientError::OutcomeUnknown`] if a write may have happened. Each other error of a write
+///   means that the write has not happened and will not.
 #[derive(Clone)]
 pub struct KvClient {
     shared: Arc<Shared>,
@@ -81,7 +85,7 @@ struct Shared {
 }
 
 impl KvClient {
-    /// A client that finds regions by way of `placement`. Requests to regions led by one of the
+    /// A client that finds regions by asking `placement`. Requests to regions led by one of the
     /// `local` stores are function calls.
     pub fn new(
         placement: PlacementClient,
@@ -108,7 +112,7 @@ impl KvClient {
         self
     }
 
-    /// The client of the placement driver by which it finds regions and stores.
+    /// The client of the placement driver that this client finds regions and stores with.
     pub fn placement(&self) -> &PlacementClient {
         &self.shared.placement
     }
@@ -122,7 +126,7 @@ struct Attempts {
     deadline: Duration,
     backoff: Backoff,
     prompt: u32,
-    /// Why the last attempt failed that had its time.
+    /// Why the last attempt failed that was not cut short by the deadline.
     said: Option<String>,
 }
 
@@ -137,7 +141,7 @@ impl Attempts {
         ATTEMPT_TIMEOUT.min(self.deadline.saturating_sub(self.started.elapsed()))
     }
 
-    /// Waits before the next attempt, or says that there will be none.
+    /// Waits before the next attempt, or returns why there will be none.
     async fn next(&mut self, retry: Retry) -> Result<(), ClientError> {
         let wait = match retry.wait {
             Wait::None if self.prompt < PROMPT_RETRIES => {
@@ -147,7 +151,7 @@ impl Attempts {
             Wait::None | Wait::Backoff => self.backoff.step(),
             Wait::AtLeast(asked) => self.backoff.step().max(asked.min(LONGEST_RETRY)),
         };
-        // An attempt that was cut off by the end of all has nothing to say.
+        // The failure of an attempt that the deadline cut short is no useful reason.
         let cut_off = self.started.elapsed() >= self.deadline;
         let reason = self.said.take().filter(|_| cut_off).unwrap_or(retry.reason);
         if self.started.elapsed() + wait >= self.deadline {
@@ -176,7 +180,7 @@ struct Retry {
 
 #[derive(Clone, Copy, Debug)]
 enum Wait {
-    /// The store said where to go instead.
+    /// The store named the place to go to.
     None,
     Backoff,
     AtLeast(Duration),
@@ -192,7 +196,7 @@ enum Failure {
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         match error {
-            // A new leader of placement knows a region once the region's leader has reported.
+            // A new leader of placement knows a region only after the region's leader has reported.
             ClientError::PlacementRefused { kind: ErrorType::RegionNotFound, message, .. } => {
                 Failure::Again(Retry { wait: Wait::Backoff, reason: message })
             }
@@ -218,7 +222,7 @@ mod tests {
             attempts.next(retry("no answer within 1ms")).await.expect_err("no time is left");
         assert!(error.to_string().ends_with(": store 1 is busy"), "{error}");
 
-        // The only one there was is better than none.
+        // Where there was only one attempt, its reason is better than none.
         let mut attempts = Attempts::new("get", Bytes::from("k"), Duration::ZERO);
         let error = attempts.next(retry("no answer")).await.expect_err("no time is left");
         assert!(error.to_string().ends_with(": no answer"), "{error}");

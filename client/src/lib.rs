@@ -2,9 +2,9 @@
 //!
 //! | module | what flows in | what flows out |
 //! |---|---|---|
-//! | [`kv`] | operations on keys | their results, from whichever stores lead the regions |
-//! | [`placement`] | calls | answers of whichever member leads |
-//! | [`admin`] | questions and changes of an operator | answers of placement, and of the stores that are concerned |
+//! | [`kv`] | operations on keys | their results, from the stores that lead the regions |
+//! | [`placement`] | calls | answers of the member that leads |
+//! | [`admin`] | questions and changes of an operator | answers of placement and of single stores |
 //! | [`error`] | | what a client can fail with, one line each |
 //!
 //! ```no_run
@@ -24,14 +24,18 @@
 //! # }
 //! ```
 //!
-//! The crate decides what the wire (`esker-rpc`) only carries: whom to ask, when to ask again, and
-//! what an answer means. It promises that every call ends, with a [`ClientError`] that says in one
-//! line why if not with a result; that a write of keys which ends with any error but
-//! [`ClientError::OutcomeUnknown`] has not happened and never will; and that what it keeps in memory
-//! is within the bounds that its modules name. Clients are cheap to clone, and must be used within a
-//! tokio runtime.
+//! The crate decides what the wire (`esker-rpc`) only carries: which server to ask, when to ask
+//! again, and what an answer means. It promises that
 //!
-//! Messages in arguments and results are those of the protocol, `esker_rpc::proto`.
+//! - every call ends, with a result or with a [`ClientError`] that gives the reason in one line;
+//! - a write of keys which ends with any error but [`ClientError::OutcomeUnknown`] has not happened
+//!   and never will;
+//! - what it keeps in memory is within the bounds that its modules name.
+//!
+//! Clients are cheap to clone, and must be used within a tokio runtime.
+//!
+//! Regions, reports, orders and timestamps are types of `esker_model`. Other messages in arguments
+//! and results are those of the protocol, `esker_rpc::proto`.
 
 #![warn(missing_docs)]
 

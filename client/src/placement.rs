@@ -1,11 +1,11 @@
 //! A client of the placement driver.
 //!
-//! Calls flow in as methods; each goes to the member that leads, which the client finds by asking
-//! the members it knows and finds again when a call fails, or when the leader is silent and another
-//! member has taken its place. It promises that a call ends within [`CALL_DEADLINE`], and that it
-//! never talks to members of another cluster than the one it connected to. Calls are repeated when
-//! their outcome is unknown: all are either reads, or harmless to repeat (an id or a timestamp more
-//! is lost).
+//! Calls flow in as methods, and each goes to the member that leads. The client finds that member
+//! by asking the members it knows. It looks again when a call fails, or when the leader is silent,
+//! and changes over when another member has taken the leader's place. It promises that a call ends
+//! within [`CALL_DEADLINE`], and that it never makes a call on members of another cluster than the
+//! one it connected to. Calls are repeated when their outcome is unknown, because every call is
+//! either a read or harmless to repeat (an id or a timestamp more is lost).
 
 mod calls;
 mod heartbeat;
@@ -32,12 +32,12 @@ pub use timestamps::MAX_TIMESTAMPS_PER_REQUEST;
 /// How long one call may take, retries included.
 pub const CALL_DEADLINE: Duration = Duration::from_secs(10);
 
-/// How long one attempt may take before it is given up, though nobody else is known to lead: a
+/// How long one attempt may take before it is given up, even if no other member is known to lead: a
 /// little longer than the leader lets a lookup wait. The connection may be dead at one end.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The least that an attempt gets: one that the deadline cuts shorter would fail with nothing but
-/// that to say, in place of what the attempts before it found.
+/// The least time that an attempt gets. An attempt that the deadline cuts shorter would fail with
+/// nothing but that as its reason, and hide what the attempts before it found.
 const LEAST_ATTEMPT: Duration = Duration::from_millis(500);
 
 /// How long `connect` looks for a leader.
@@ -46,16 +46,16 @@ pub const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 const FIRST_RETRY: Duration = Duration::from_millis(20);
 const LONGEST_RETRY: Duration = Duration::from_millis(500);
 
-/// How a member that does not lead refuses a call: with this at the start of the message of the
-/// header's error, or of a gRPC status.
+/// How a member that does not lead refuses a call: the message of the header's error, or of a gRPC
+/// status, begins with this.
 pub const NOT_LEADER: &str = "not leader";
 
-/// A client of one cluster's placement driver. Cheap to clone; clones share connections.
+/// A client of one cluster's placement driver. Cheap to clone: clones share connections.
 ///
-/// Every call ends within [`CALL_DEADLINE`]: with [`ClientError::PlacementUnreachable`] if no member
-/// that leads has answered until then, with [`ClientError::PlacementRefused`] or
-/// [`ClientError::PlacementAnswer`] if what one answered will not change. Other errors are named
-/// where they can come.
+/// Every call ends within [`CALL_DEADLINE`]. It fails with [`ClientError::PlacementUnreachable`] if
+/// no leading member has answered until then, and with [`ClientError::PlacementRefused`] or
+/// [`ClientError::PlacementAnswer`] if a member answered what a repetition would not change. Other
+/// errors are named at the methods that return them.
 #[derive(Clone)]
 pub struct PlacementClient {
     shared: Arc<Shared>,
@@ -68,17 +68,17 @@ struct Shared {
 }
 
 impl PlacementClient {
-    /// Finds the leader by way of `endpoints` (`host:port`), within [`CONNECT_DEADLINE`].
+    /// Finds the leader by asking `endpoints` (`host:port`), within [`CONNECT_DEADLINE`].
     ///
     /// # Errors
-    /// [`ClientError::Address`] or [`ClientError::NoEndpoints`] for what cannot be asked,
+    /// [`ClientError::Address`] or [`ClientError::NoEndpoints`] for endpoints that cannot be asked,
     /// [`ClientError::NoPlacement`] if no address is that of a member, and
     /// [`ClientError::PlacementUnreachable`] if no leader is found in time.
     pub async fn connect(endpoints: Vec<String>) -> Result<Self, ClientError> {
         Self::connect_within(endpoints, CONNECT_DEADLINE).await
     }
 
-    /// The same with a deadline of the caller's.
+    /// As [`connect`](Self::connect), with a deadline of the caller's.
     pub async fn connect_within(
         endpoints: Vec<String>,
         deadline: Duration,
@@ -86,9 +86,10 @@ impl PlacementClient {
         Self::connect_as_of(endpoints, None, deadline).await
     }
 
-    /// The same for somebody who has belonged to a cluster before, and says so to the members:
-    /// one that has lost its memory learns from it that there was one. The answer may be another
-    /// cluster all the same.
+    /// As [`connect_within`](Self::connect_within), for a caller that has belonged to a cluster
+    /// before. The caller names that cluster to the members, so a member that has lost its memory
+    /// learns that there was one. The members that answer may belong to another cluster all the
+    /// same.
     pub async fn connect_as_of(
         endpoints: Vec<String>,
         cluster: Option<u64>,
@@ -103,7 +104,7 @@ impl PlacementClient {
         Ok(PlacementClient { shared })
     }
 
-    /// The id of the cluster that it is connected to, for good.
+    /// The id of the cluster that the client is connected to. It never changes.
     pub fn cluster_id(&self) -> u64 {
         self.shared.cluster_id
     }
@@ -123,7 +124,7 @@ trait Answered {
 enum Attempt {
     /// Look for the leader and try again.
     Again(String),
-    /// It would fail again.
+    /// A repeated attempt would fail again.
     Final(ClientError),
 }
 
@@ -132,7 +133,8 @@ impl Shared {
         pdpb::RequestHeader { cluster_id: self.cluster_id, ..Default::default() }
     }
 
-    /// Makes a call on the leader until it is answered, refused, or the deadline has passed.
+    /// Makes a call on the leader until the call is answered or refused, or the deadline has
+    /// passed.
     async fn call<T, F, Fut>(&self, call: &'static str, make: F) -> Result<T, ClientError>
     where
         T: Answered,
@@ -162,8 +164,8 @@ impl Shared {
         }
     }
 
-    /// One attempt on the leader. It is left when it takes too long, and as soon as another member
-    /// is found to lead: a frozen leader never answers, and never hangs up.
+    /// One attempt on the leader. It ends when it takes too long, and as soon as another member is
+    /// found to lead, because a frozen leader never answers and never hangs up.
     async fn attempt<T>(
         &self,
         current: &Current,
@@ -182,7 +184,7 @@ impl Shared {
         }
     }
 
-    /// Waits a moment and looks for the leader, or says that there will be no further attempt.
+    /// Waits a moment and looks for the leader, or returns why there will be no further attempt.
     async fn before_next(
         &self,
         call: &'static str,

@@ -12,18 +12,18 @@ use rustix::time::{ClockId, clock_gettime};
 /// Monotonic time and wall time.
 pub trait Clock: Send + Sync + 'static {
     /// The time of leases and promises. It never goes back, and it goes on while the machine
-    /// sleeps: a leader that slept through its lease must find it over when it wakes, for the
-    /// others have not slept.
+    /// sleeps. The other members do not sleep with it, so a leader that slept through its lease
+    /// must find the lease over when it wakes.
     fn now(&self) -> Time;
 
-    /// The time of silences: how long others have not been heard. It never goes back, and it
-    /// stands still while the machine sleeps, when nobody could have been heard.
+    /// The time of silences: for how long others have not been heard. It never goes back, and it
+    /// stands still while the machine sleeps, because a sleeping machine cannot hear anything.
     fn awake(&self) -> Time {
         self.now()
     }
 
-    /// Milliseconds since the Unix epoch; may step either way. People read it, timestamps are made
-    /// of it, and values with a time to live expire by it.
+    /// Milliseconds since the Unix epoch. This time may step either way. People read it, timestamps
+    /// are made of it, and values with a time to live expire by it.
     fn wall_ms(&self) -> u64;
 
     /// Seconds since the Unix epoch.
@@ -35,8 +35,8 @@ pub trait Clock: Send + Sync + 'static {
 /// The clocks of the operating system.
 ///
 /// On Linux and Android [`Clock::now`] is `CLOCK_BOOTTIME`. Elsewhere it is `CLOCK_MONOTONIC`,
-/// which goes on during sleep on macOS and stands still on some BSDs: there, a machine that sleeps
-/// must not run a store.
+/// which goes on during sleep on macOS and stands still on some BSDs. On such a BSD, a machine that
+/// sleeps must not run a store.
 #[derive(Debug)]
 pub struct SystemClock {
     /// Nanoseconds of [`SystemClock::ID`].
@@ -70,8 +70,8 @@ impl Default for SystemClock {
 
 impl Clock for SystemClock {
     fn now(&self) -> Time {
-        // A year of nanoseconds is 2^55: this does not overflow in the life of a process.
-        // One is added so that zero, "no lease", is before every moment.
+        // A year of nanoseconds is 2^55, so this does not overflow in the life of a process. One is
+        // added so that zero, "no lease", is before every moment.
         Time(Self::nanos() - self.start + 1)
     }
 
@@ -81,8 +81,8 @@ impl Clock for SystemClock {
     }
 
     fn wall_ms(&self) -> u64 {
-        // A clock before 1970 counts as zero: timestamps then come from placement's durable window
-        // alone, which is correct, only slow.
+        // A clock before 1970 counts as zero. Timestamps then come from placement's durable window
+        // alone, which is correct, but slow.
         SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
@@ -93,8 +93,8 @@ impl Clock for SystemClock {
 mod tests {
     use super::*;
 
-    /// A test cannot put the machine to sleep, but a time namespace can pretend that it
-    /// slept: in it, the clocks that count sleep are ahead of those that do not.
+    /// A test cannot put the machine to sleep, but a time namespace can pretend that it slept. In
+    /// such a namespace, the clocks that count sleep are ahead of the others.
     #[cfg(target_os = "linux")]
     #[test]
     fn the_clock_of_leases_counts_the_time_that_a_machine_slept() {

@@ -4,8 +4,8 @@ use std::fmt;
 
 use bytes::Bytes;
 
-/// The keys from `start` (included) to `end` (excluded); every key from `start` on where there is
-/// no end. Never empty.
+/// The keys from `start` (included) to `end` (excluded). Without an end, every key from `start` on.
+/// Never empty.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct KeyRange {
     start: Bytes,
@@ -56,8 +56,8 @@ impl KeyRange {
         self.end.as_ref().is_none_or(|end| *key < **end)
     }
 
-    /// Whether the keys just below `bound` are in the range; without a bound, the highest keys of
-    /// all.
+    /// Whether the keys just below `bound` are in the range. `None` as a bound stands for the
+    /// highest keys of all.
     pub fn contains_below(&self, bound: Option<&[u8]>) -> bool {
         match (bound, &self.end) {
             (None, end) => end.is_none(),
@@ -100,7 +100,7 @@ impl KeyRange {
         KeyRange { start: self.start.clone().min(other.start.clone()), end }
     }
 
-    /// The parts that `keys` cut the range into, in key order: one more than there are keys.
+    /// The parts into which `keys` cut the range, in key order: one more than there are keys.
     /// `None` where a key does not lie inside the range, or the keys are not in ascending order.
     pub fn split_at(&self, keys: &[Bytes]) -> Option<Vec<KeyRange>> {
         let mut parts = Vec::with_capacity(keys.len() + 1);

@@ -12,8 +12,8 @@
 //! | [`limits`] | the largest key, region and epoch that any part of the system accepts |
 //!
 //! A value of one of these types is possible: its ids are not zero, its range is not empty, its
-//! epoch is not absent. What arrives on the wire becomes such a value in `esker_rpc::convert`, or
-//! a typed error there, and in no other place.
+//! epoch is not absent. A message from the wire becomes such a value, or a typed error, in
+//! `esker_rpc::convert` and in no other place.
 //!
 //! This crate does no I/O apart from reading the clock, and depends on nothing of Esker but the
 //! ids of `esker-raft`.

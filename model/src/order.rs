@@ -16,7 +16,7 @@ pub struct Seat {
 }
 
 impl Seat {
-    /// The peer in this seat, in a role.
+    /// The peer in this seat, with a role.
     pub fn with(self, role: Role) -> Peer {
         Peer { id: self.peer, store: self.store, role, witness: false }
     }
@@ -63,18 +63,18 @@ impl PeerChange {
 /// What is to be done to a region.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// All at once, by joint consensus where more than one voter changes. Without changes: leaves
-    /// the joint configuration.
+    /// Makes all changes at once, by joint consensus where more than one voter changes. Without
+    /// changes, it leaves the joint configuration.
     ChangePeers(Vec<PeerChange>),
-    /// Another voter leads.
+    /// Makes another voter the leader.
     TransferLeader(Seat),
     /// Cuts the region at keys inside of it.
     Split(Vec<Bytes>),
 }
 
-/// An action for the leader of a region, made for the epoch that the leader reported last. An
-/// order is advice: what no longer fits the region is dropped, and placement sees from the next
-/// report how the region is.
+/// An action for the leader of a region, made for the epoch that the leader reported last. An order
+/// is advice. An order that no longer fits the region is dropped, and placement sees the region's
+/// state in the next report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Order {
     pub region: RegionId,

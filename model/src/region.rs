@@ -8,7 +8,7 @@ use crate::id::{RegionId, StoreId};
 use crate::key::KeyRange;
 use crate::limits::MAX_EPOCH_LEAP;
 
-/// How often a region changed: `version` counts changes of its range, `conf_ver` changes of its
+/// How often a region changed. `version` counts changes of its range, `conf_ver` changes of its
 /// peers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Epoch {
@@ -17,7 +17,7 @@ pub struct Epoch {
 }
 
 impl Epoch {
-    /// What a cluster's first region begins with.
+    /// The epoch of a cluster's first region.
     pub const FIRST: Epoch = Epoch { conf_ver: 1, version: 1 };
 
     /// Whether both epochs describe the same range of a region.
@@ -33,8 +33,8 @@ impl fmt::Display for Epoch {
 }
 
 /// What a peer may do in its group. In a joint configuration an `IncomingVoter` votes in the new
-/// majority alone and a `DemotingVoter` in the old one alone, so that the roles of a region's
-/// peers carry the whole Raft configuration.
+/// majority alone, and a `DemotingVoter` in the old one alone. So the roles of a region's peers
+/// carry the whole Raft configuration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Role {
     #[default]
@@ -50,7 +50,7 @@ impl Role {
         matches!(self, Role::IncomingVoter | Role::DemotingVoter)
     }
 
-    /// The field's name for it.
+    /// The role's name in the literature, for messages.
     pub fn name(self) -> &'static str {
         match self {
             Role::Voter => "voter",
@@ -64,12 +64,12 @@ impl Role {
 /// One replica and the store that holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Peer {
-    /// Not zero; never used again after the peer was removed.
+    /// Not zero. Never used again after the peer was removed.
     pub id: PeerId,
     /// Not zero.
     pub store: StoreId,
     pub role: Role,
-    /// Votes and keeps the log, and stores no data.
+    /// A witness votes and keeps the log, and stores no data.
     pub witness: bool,
 }
 
@@ -97,14 +97,14 @@ pub struct Region {
     pub id: RegionId,
     pub range: KeyRange,
     pub epoch: Epoch,
-    /// Ids and stores are different for each. Empty where the holder of the descriptor does not
-    /// know them: see [`Region::uninitialized`].
+    /// No two peers have the same id or the same store. Empty where the holder of the descriptor
+    /// does not know the peers: see [`Region::uninitialized`].
     pub peers: Vec<Peer>,
 }
 
 impl Region {
-    /// What a peer knows of its region that was created by a message and has received nothing yet,
-    /// or whose data is going.
+    /// The descriptor of a peer that was created by a message and has received nothing yet, or of a
+    /// peer whose data is being deleted.
     pub fn uninitialized(id: RegionId) -> Region {
         Region { id, range: KeyRange::all(), epoch: Epoch::default(), peers: Vec::new() }
     }
@@ -142,12 +142,12 @@ pub struct NewRegion {
     pub peers: Vec<PeerId>,
 }
 
-/// Whether `newer` can be what became of `known`, or of a part of it.
+/// Whether `newer` can have come from `known`: the region itself later, or a part of it.
 ///
-/// Regions are split and never joined, so that whatever comes later lies inside of what was there
-/// before: a region keeps its range until its version rises, and is smaller then; another region
-/// that has a part of the range came out of it, with a higher version. A change that makes regions
-/// grow has to extend this rule.
+/// Regions are split and never joined, so a later region lies inside the earlier one. A region
+/// keeps its range until its version rises, and its range is smaller then. Another region that has
+/// a part of the range came out of this one by a split, with a higher version. A change that lets
+/// regions grow has to extend this rule.
 pub fn may_follow(known: &Region, newer: &Region) -> bool {
     let leap = |old: u64, new: u64| old <= new && new - old <= MAX_EPOCH_LEAP;
     let (old, new) = (known.epoch, newer.epoch);

@@ -4,7 +4,7 @@ use esker_raft::{PeerId, Term};
 
 use crate::region::{Peer, Region};
 
-/// What went through a region since the report before.
+/// The reads and writes of a region since its last report.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     pub bytes_written: u64,
@@ -26,8 +26,8 @@ pub struct RegionReport {
     pub region: Region,
     /// One of the region's peers.
     pub leader: Peer,
-    /// The leader's Raft term. `None` where it is not known: such a report neither wins over one
-    /// with a term nor loses to it.
+    /// The leader's Raft term. `None` where the term is not known. Such a report neither wins over
+    /// a report with a term nor loses to it.
     pub term: Option<Term>,
     pub down: Vec<DownPeer>,
     /// Replicas that are not caught up with the leader.

@@ -17,7 +17,7 @@ impl Timestamp {
     /// Puts the two parts together.
     ///
     /// # Panics
-    /// When a part does not fit: that would be a timestamp out of order.
+    /// When a part does not fit, because the result would be out of order.
     pub fn new(physical: u64, logical: u64) -> Self {
         assert!(
             physical <= MAX_PHYSICAL && logical < LOGICAL_LIMIT,

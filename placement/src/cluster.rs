@@ -1,6 +1,6 @@
-//! What the leader of the placement driver holds in memory of the cluster, and
-//! what it does with each heartbeat and each tick. No I/O and no clock: the time
-//! is given, and what regions should be told is the answer.
+//! What the leader of the placement driver holds in memory of the cluster, and what it does with
+//! each heartbeat and each tick. There is no I/O and no clock. The time is an argument, and the
+//! orders for regions' leaders are the result.
 
 use bytes::Bytes;
 use esker_model::{KeyRange, Order, PeerId, Region, RegionId, RegionReport, Time, Traffic};
@@ -11,10 +11,10 @@ use crate::operator::{Operator, OperatorLimits, OperatorSet};
 use crate::schedule::leaders::ScatterError;
 use crate::schedule::{ScheduleConfig, View, leaders, replicas};
 
-/// Regions that one tick looks over, so that a tick takes a bounded time.
+/// Regions that one tick looks at, so that a tick takes a bounded time.
 const PATROL_BATCH: usize = 512;
 
-/// Draws the id of a new replica, or nothing when none is at hand.
+/// Draws the id of a new replica; `None` when no id is at hand.
 pub type FreshPeer<'a> = &'a mut dyn FnMut() -> Option<PeerId>;
 
 /// The cluster map and the operators on it.
@@ -23,12 +23,12 @@ pub struct Cluster {
     pub regions: RegionMap,
     pub operators: OperatorSet,
     pub config: ScheduleConfig,
-    /// Where the patrol goes on.
+    /// Where the patrol continues.
     patrol_from: Bytes,
 }
 
 impl Cluster {
-    /// No regions yet, and the stores that are durable.
+    /// A cluster without regions, and with the stores that are durable.
     pub fn new(stores: StoreMap, config: ScheduleConfig, limits: OperatorLimits) -> Self {
         Self {
             stores,
@@ -50,7 +50,7 @@ impl Cluster {
         }
     }
 
-    /// Takes in a leader's report and answers what that leader should do.
+    /// Takes in a leader's report, and returns the order for that leader.
     pub fn heartbeat(
         &mut self,
         report: RegionReport,
@@ -66,7 +66,7 @@ impl Cluster {
         Ok(self.attend(id, now, fresh))
     }
 
-    /// Goes on with a region's operator, or plans one if it needs one.
+    /// Continues a region's operator, or plans one if the region needs one.
     fn attend(&mut self, id: RegionId, now: Time, fresh: FreshPeer<'_>) -> Option<Order> {
         let report = self.regions.get(id)?.clone();
         if self.operators.get(id).is_some() {
@@ -89,7 +89,7 @@ impl Cluster {
         }
     }
 
-    /// Admits what a scheduler proposes; answers its first step.
+    /// Admits an operator that a scheduler proposes, and returns its first step.
     fn start(&mut self, operator: Operator, now: Time) -> Option<Order> {
         let region = operator.region;
         let told = operator.to_string();
@@ -102,9 +102,9 @@ impl Cluster {
         self.operators.on_report(&report, now)
     }
 
-    /// Looks over the next part of the regions, and balances leaders once all
-    /// of them are known: counts of half a map would move leaders to stores
-    /// that merely have not reported yet.
+    /// Looks at the next part of the regions, and balances leaders once all regions are known. If
+    /// only a part of the map were counted, leaders would move to stores that merely have not
+    /// reported yet.
     pub fn tick(&mut self, now: Time, fresh: FreshPeer<'_>) -> Vec<Order> {
         self.operators.expire(now);
         let from = KeyRange::from(self.patrol_from.clone());
@@ -142,11 +142,10 @@ impl Cluster {
         Ok(proposed.and_then(|operator| self.start(operator, now)))
     }
 
-    /// Takes in the outcome of a split before its regions' own heartbeats come.
-    /// The store that led the split region will, almost always, lead its parts,
-    /// so they are entered under its replicas; where that is wrong, the first
-    /// heartbeat corrects it. Without this, keys of a new part would be nobody's
-    /// for one heartbeat.
+    /// Takes in the outcome of a split before its regions' own heartbeats come. The store that led
+    /// the split region will almost always lead its parts, so they are entered under its replicas.
+    /// Where that is wrong, the first heartbeat corrects it. Without this, the map would have no
+    /// region for the keys of a new part until its first heartbeat.
     pub fn split_happened(&mut self, regions: Vec<Region>, now: Time) {
         self.regions.advance(now);
         let leader_store = regions
@@ -223,8 +222,8 @@ mod tests {
         let alone = report(1, "", "").build();
         let order = cluster.heartbeat(alone, Time::from_millis(1), &mut fresh).unwrap();
         assert!(adds_learner_on(order, 2));
-        // Two of three; the checker goes on with store 3 in the same heartbeat
-        // that shows the operator before done.
+        // The region has two voters of three. The heartbeat that shows the first operator done also
+        // starts the next one, for store 3.
         let mut two = report(1, "", "").with(2, Role::Voter).conf_ver(3).build();
         two.region.peers[1].id = PeerId(901);
         let order = cluster.heartbeat(two, Time::from_millis(2), &mut fresh).unwrap();
@@ -272,7 +271,7 @@ mod tests {
         assert!(cluster.covers_all_keys());
         let found = cluster.regions.by_key(b"a").unwrap();
         assert_eq!((found.region.id.0, found.leader.store.0), (2, 2));
-        // Reported twice, and late: nothing changes.
+        // The split is reported twice, and late. Nothing changes.
         let newer = report(2, "", "g").voters(&[1, 2, 3]).version(3).build();
         cluster.heartbeat(newer, Time::from_millis(3), &mut || None).unwrap();
         cluster.split_happened(parts.to_vec(), Time::from_millis(4));

@@ -1,14 +1,12 @@
-//! The id allocator: stores, regions and replicas draw their identities from
-//! one sequence that never repeats.
+//! The id allocator: stores, regions and replicas draw their ids from one sequence that never
+//! repeats.
 //!
-//! A window of ids is made durable before the first of them is handed out. A
-//! new leader starts behind the whole window of the one before, because it
-//! cannot know how much of it was used; the rest of the window is lost, which
-//! costs nothing.
+//! A window of ids is made durable before the first of them is handed out. A new leader starts
+//! behind the whole window of the leader before, because it cannot know how much of the window was
+//! used. The rest of the window is lost, which costs nothing.
 //!
-//! Flows in: requests, and notices that a window is durable. Flows out: ids,
-//! and the bound that should be made durable next. Promise: no id is ever given
-//! twice, across restarts and leaders.
+//! Flows in: requests, and notices that a window is durable. Flows out: ids, and the bound that
+//! should be made durable next. Promise: no id is ever given twice, across restarts and leaders.
 
 use thiserror::Error;
 
@@ -34,33 +32,33 @@ pub struct IdAllocator {
     next: u64,
     /// Ids below this are reserved on disk.
     durable: u64,
-    /// The largest request that found too little of a window.
+    /// The largest request that the rest of the window did not satisfy.
     unmet: u64,
 }
 
 impl IdAllocator {
-    /// Continues behind `durable`, the bound read from the replicated state;
-    /// `None` where there is none yet. Zero is never an id.
+    /// Continues behind `durable`, the bound read from the replicated state; `None` if there is
+    /// none yet. Zero is never an id.
     pub fn resume(durable: Option<u64>) -> Self {
         let next = durable.unwrap_or(1).max(1);
         Self { next, durable: next, unmet: 0 }
     }
 
-    /// The bound to write next, when less than half a window is left or a
-    /// request found too little.
+    /// The bound to write next, when less than half a window is left or a request found too few
+    /// ids.
     pub fn wanted_bound(&self) -> Option<u64> {
         let left = self.durable - self.next;
         let needed = self.unmet.max(ID_WINDOW / 2);
         (left < needed).then(|| self.next.saturating_add(self.unmet).saturating_add(ID_WINDOW))
     }
 
-    /// The replicated state holds `bound` now.
+    /// Notes that the replicated state holds `bound` now.
     pub fn bound_is_durable(&mut self, bound: u64) {
         self.durable = self.durable.max(bound);
         self.unmet = 0;
     }
 
-    /// Draws `count` consecutive ids (zero counts as one) and answers the last.
+    /// Draws `count` consecutive ids (zero counts as one) and returns the last.
     pub fn allocate(&mut self, count: u32) -> Result<u64, IdError> {
         let count = count.max(1);
         if count > MAX_IDS_PER_REQUEST {

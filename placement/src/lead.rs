@@ -1,13 +1,13 @@
 //! One term of office of the placement driver's leader.
 //!
-//! [`office`] takes it up (loads the durable state and secures fresh windows
-//! before anything is served), keeps the windows ahead, runs the schedulers, and
-//! ends it. A [`Lead`] is what the services work with in between; it belongs to
-//! one term and is never revived.
+//! [`office`] begins it: it loads the durable state and secures fresh windows before anything is
+//! served. Then it keeps the windows ahead, runs the schedulers, and ends the term of office. A
+//! [`Lead`] is what the services work with in between. It belongs to one Raft term and is never
+//! revived.
 //!
-//! The rule behind every hand-out: first take from memory, then look whether
-//! [`ReplicatedState::lease`] still names this very term, then answer. If it
-//! does, no other member could have answered anything newer at that moment.
+//! The rule for everything that is handed out: first read from memory, then check that
+//! [`ReplicatedState::lease`] still names this very term, then answer. If it does, no other member
+//! could have answered anything newer at that moment.
 
 pub mod office;
 
@@ -31,16 +31,16 @@ use crate::server::convert;
 use crate::state::{Fact, ReplicatedState, ServiceSafePoint, StateError};
 use crate::timestamp::{TimestampError, TimestampOracle};
 
-/// How long a request waits for a window, a lease or a new leader. Below the two
-/// seconds after which clients in the field give up on one attempt.
+/// How long a request waits for a window, a lease or a new leader. Less than the two seconds after
+/// which published clients give up an attempt.
 pub const PATIENCE: Duration = Duration::from_millis(1_500);
-/// How often a missing lease is looked for again: nobody announces its return.
+/// How often a missing lease is looked for again, because its return is not announced.
 const LEASE_POLL: Duration = Duration::from_millis(5);
-/// Attempts at one durable write whose outcome is unknown. Facts are absolute,
-/// so that writing one twice in the same term is writing it once.
+/// Attempts at one durable write whose outcome is unknown. A fact does not depend on the state
+/// before it, so writing it twice in the same term has the effect of writing it once.
 const WRITE_ATTEMPTS: usize = 3;
 
-/// The stream on which a store hears what its leaders should do.
+/// The stream on which a store receives the orders for its leaders.
 pub type OrderStream = mpsc::Sender<Result<pdpb::RegionHeartbeatResponse, Status>>;
 
 /// Why a leader did not answer.
@@ -56,7 +56,7 @@ pub enum LeadError {
     Timestamps(TimestampError),
 }
 
-/// The two sequences; under one lock, because both only count.
+/// The two sequences. They share a lock, because both only count.
 struct Counters {
     timestamps: TimestampOracle,
     ids: IdAllocator,
@@ -81,13 +81,13 @@ pub struct Lead {
     window_wanted: Notify,
     /// The cluster map. Never held across an await.
     pub cluster: RwLock<Cluster>,
-    /// Counts the reports taken in; lookups in a gap wait for the next one.
+    /// Counts the reports taken in. Lookups in a gap wait for the next one.
     heard: watch::Sender<u64>,
     bootstrapped: AtomicBool,
-    /// Held from the check of a durable change until memory shows it, so that
-    /// two such changes never both pass their check.
+    /// Held from the check of a durable change until memory shows it, so that two conflicting
+    /// changes never both pass their check.
     pub facts: tokio::sync::Mutex<Facts>,
-    /// Held by the one who has key spaces cut: others would ask for the same.
+    /// Held by the task that has key spaces cut, because others would ask for the same cuts.
     pub cutting: tokio::sync::Mutex<()>,
     streams: Mutex<HashMap<StoreId, OrderStream>>,
     ended: watch::Sender<bool>,
@@ -99,7 +99,7 @@ impl Lead {
         !*self.ended.borrow() && self.state.lease() == Some(self.term)
     }
 
-    /// Waits a moment for a lease that is late; fails when the office is over.
+    /// Waits a moment for a lease that is late. Fails when the term of office is over.
     pub async fn current(&self) -> Result<(), LeadError> {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         while !self.is_current() {
@@ -115,19 +115,19 @@ impl Lead {
         LeadError::Deposed { term: self.term }
     }
 
-    /// Ends the office: whoever waits on it fails, streams close.
+    /// Ends the term of office. All waits on it fail, and all streams close.
     pub(crate) fn end(&self) {
         self.ended.send_replace(true);
         self.streams.lock().clear();
     }
 
-    /// Completes when the office is over.
+    /// Completes when the term of office is over.
     pub async fn ended(&self) {
-        // The sender lives as long as `self`, so the wait ends by the value.
+        // The sender is a field of `self`, so the wait ends only with a value.
         let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
     }
 
-    /// Draws `count` timestamps and answers the last.
+    /// Draws `count` timestamps and returns the last.
     pub async fn timestamps(&self, count: u32) -> Result<Timestamp, LeadError> {
         let last = self
             .draw(|counters| {
@@ -143,7 +143,7 @@ impl Lead {
         Ok(last)
     }
 
-    /// Draws `count` consecutive ids and answers the last.
+    /// Draws `count` consecutive ids and returns the last.
     pub async fn ids(&self, count: u32) -> Result<u64, LeadError> {
         self.draw(|counters| {
             counters.ids.allocate(count).map_err(|error| match error {
@@ -154,8 +154,8 @@ impl Lead {
         .await
     }
 
-    /// Draws from the counters, waiting for the next window where the present
-    /// one is used up (`Err(None)`), and vouches for the result with the lease.
+    /// Draws from the counters, and checks the lease before it returns the result. Waits for the
+    /// next window where the present one is used up (`take` returns `Err(None)`).
     async fn draw<T>(
         &self,
         mut take: impl FnMut(&mut Counters) -> Result<T, Option<LeadError>>,
@@ -210,8 +210,8 @@ impl Lead {
         self.bootstrapped.store(true, Ordering::Release);
     }
 
-    /// Makes facts durable in this term. When the outcome stays unknown, memory
-    /// and disk may differ, so the office ends and the next one reads the disk.
+    /// Makes facts durable in this term. When the outcome stays unknown, memory and disk may
+    /// differ. So the term of office ends, and the next one reads the disk.
     pub async fn commit(&self, facts: Vec<Fact>) -> Result<(), LeadError> {
         let writes: Vec<_> = facts.into_iter().map(Fact::into_write).collect();
         for _ in 0..WRITE_ATTEMPTS {
@@ -238,29 +238,29 @@ impl Lead {
         Err(self.deposed())
     }
 
-    /// Tells everybody who waits for a lookup that the map has changed.
+    /// Wakes all lookups that wait for the map to change.
     pub fn map_changed(&self) {
         self.heard.send_modify(|count| *count += 1);
     }
 
-    /// Sees the map change.
+    /// Counts changes of the map.
     pub fn map_changes(&self) -> watch::Receiver<u64> {
         self.heard.subscribe()
     }
 
-    /// From now on, orders for `store` go to this stream.
+    /// Sends the orders for `store` to this stream from now on.
     pub fn connect(&self, store: StoreId, stream: OrderStream) {
         let replaced = self.streams.lock().insert(store, stream);
         debug!(%store, again = replaced.is_some(), "a store reports its regions");
-        // The end of the office clears the streams once; one that connects in
-        // that moment must not stay.
+        // The end of the term of office clears the streams once. A stream that connects in that
+        // moment must not stay.
         if *self.ended.borrow() {
             self.streams.lock().clear();
         }
     }
 
-    /// The same, where `store` has no stream that is open: another that spoke in its name and
-    /// closed must not leave it without orders.
+    /// As [`Lead::connect`], but only if `store` has no open stream. Another stream may have sent a
+    /// report in the store's name and closed, and must not leave the store without orders.
     pub fn stay_connected(&self, store: StoreId, stream: &OrderStream) {
         let is_open = |known: &OrderStream| !known.is_closed();
         if !self.streams.lock().get(&store).is_some_and(is_open) {
@@ -268,7 +268,7 @@ impl Lead {
         }
     }
 
-    /// Forgets a stream that closed, unless a newer one took its place.
+    /// Forgets a stream that closed, unless a newer stream took its place.
     pub fn disconnect(&self, store: StoreId, stream: &OrderStream) {
         let mut streams = self.streams.lock();
         if streams.get(&store).is_some_and(|known| known.same_channel(stream)) {
@@ -276,16 +276,16 @@ impl Lead {
         }
     }
 
-    /// Asks the leader of a region to cut it at keys. As little is sure to arrive as with
-    /// [`Lead::tell`]: the caller looks at the map and asks again.
+    /// Asks the leader of a region to cut it at keys. As with [`Lead::tell`], the order may be
+    /// lost, so the caller looks at the map and asks again.
     pub fn ask_split(&self, report: &RegionReport, keys: Vec<Bytes>) {
         let RegionReport { region, leader, .. } = report;
         let action = Action::Split(keys);
         self.tell([Order { region: region.id, epoch: region.epoch, leader: *leader, action }]);
     }
 
-    /// Sends orders to the leaders they are for. What cannot be sent is dropped:
-    /// the next report of its region brings it up again.
+    /// Sends orders to the leaders they are for. An order that cannot be sent is dropped. The next
+    /// report of its region causes it again.
     pub fn tell(&self, orders: impl IntoIterator<Item = Order>) {
         let streams = self.streams.lock();
         for order in orders {

@@ -1,28 +1,28 @@
-//! The placement driver: it decides where Esker's data lives, and hands out the
-//! cluster's ids and timestamps.
+//! The placement driver: it decides where Esker's data is placed, and hands out the cluster's ids
+//! and timestamps.
 //!
-//! **What flows in**: heartbeats of stores and of regions' leaders, lookups and
-//! requests of clients over gRPC and HTTP, and the outcome of its own group's
-//! elections. **What flows out**: answers, instructions for regions' leaders,
-//! and writes to its own replicated key space. It never touches user data.
+//! **What flows in**: heartbeats of stores and of regions' leaders, lookups and requests of clients
+//! over gRPC and HTTP, and the outcome of its own group's elections. **What flows out**: answers,
+//! orders for regions' leaders, and writes to its own replicated key space. It never touches user
+//! data.
 //!
 //! **What it promises**
 //!
-//! - Ids never repeat and timestamps never go back, across leaders, restarts and
-//!   clock steps: [`ids`], [`timestamp`].
-//! - A deposed leader answers nothing: every answer is given under a lease of the
-//!   very term whose state it comes from ([`lead`]).
+//! - Ids never repeat and timestamps never go back, across leaders, restarts and clock steps:
+//!   [`ids`], [`timestamp`].
+//! - A deposed leader answers nothing. Every answer is given under a lease of the very term whose
+//!   state it comes from ([`lead`]).
 //! - A region is never left with fewer live voters than before: [`schedule`].
 //!
-//! **What it does not keep.** The map from keys to regions is not durable: the
-//! stores own that truth and a new leader learns it from their heartbeats. Until
-//! the leader of the region that holds a key has spoken (after the bootstrap, or
-//! after a change of the placement driver's leader), a lookup waits for a moment
-//! and then answers an error that clients retry, never a guess.
+//! **What it does not keep.** The map from keys to regions is not durable. The stores own that
+//! truth, and a new leader learns it from their heartbeats. After the bootstrap, or after a change
+//! of the placement driver's leader, the leader of the region that holds a key may not have
+//! reported yet. Then a lookup waits for a moment and returns an error that clients retry, never a
+//! guess.
 //!
-//! The rooms, from the inside out:
+//! The modules, from the inside out:
 //!
-//! | room | what is in it | I/O |
+//! | module | what is in it | I/O |
 //! |---|---|---|
 //! | [`map`], [`operator`], [`schedule`], [`cluster`] | the cluster as known, and what to do about it | none, the time is an argument |
 //! | [`ids`], [`timestamp`] | sequences with a durable window | none |

@@ -1,14 +1,13 @@
-//! Operators: what the placement driver wants of a region, step by step.
+//! Operators: the changes that the placement driver makes to a region, step by step.
 //!
-//! A scheduler proposes an [`Operator`]; [`OperatorSet`] admits it when its
-//! region has none and its stores have room, and from then on every heartbeat
-//! of the region is compared with the present step: done, to be sent, to be
-//! waited for, or no longer possible. Nothing is remembered of what was sent;
-//! only what leaders report counts, so that a lost message is sent again and a
-//! step that somebody else took is not taken twice.
+//! A scheduler proposes an [`Operator`]. [`OperatorSet`] admits it when its region has none and its
+//! stores have room. From then on every heartbeat of the region is compared with the current step:
+//! the step is done, is to be sent, is to be waited for, or is no longer possible. Nothing is
+//! remembered of what was sent. Only what leaders report counts, so a lost order is sent again, and
+//! a step that was already taken in another way is not taken twice.
 //!
-//! Flows in: operators, reports, the time. Flows out: instructions for regions'
-//! leaders, and how operators ended.
+//! Flows in: operators, reports, the time. Flows out: orders for regions' leaders, and how
+//! operators ended.
 
 mod set;
 mod step;
@@ -32,8 +31,8 @@ pub enum OperatorKind {
 }
 
 impl OperatorKind {
-    /// Milliseconds after which an operator is given up. A replica may have to
-    /// be copied by a snapshot over a limited line; a leader moves at once.
+    /// Milliseconds after which an operator is given up. A replica may have to be copied by a
+    /// snapshot with a limited rate. A leader moves at once.
     pub fn timeout_ms(self) -> u64 {
         match self {
             Self::Replica => 10 * 60_000,
@@ -52,24 +51,24 @@ impl fmt::Display for OperatorKind {
     }
 }
 
-/// How an operator stands or ended.
+/// Whether an operator runs, or how it ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Status {
     Running,
     Success,
     Timeout,
-    /// What it was planned for is no longer so.
+    /// The region is no longer as it was when the operator was planned.
     Cancelled(String),
 }
 
-/// Steps that bring one region from what it is to what it should be.
+/// Steps that bring one region from its present state to the wanted one.
 #[derive(Clone, Debug)]
 pub struct Operator {
     pub region: RegionId,
     pub kind: OperatorKind,
     /// For a person: why, and from where to where.
     pub reason: String,
-    /// The version of the region's range that it was planned for.
+    /// The version of the region's range that the operator was planned for.
     pub version: u64,
     pub created: Time,
     steps: Vec<Step>,
@@ -80,7 +79,7 @@ impl Operator {
     /// Plans `steps` for the region as `report` shows it.
     ///
     /// # Panics
-    /// Without a step: a scheduler that wants nothing proposes nothing.
+    /// Without a step: a scheduler that has nothing to do proposes no operator.
     pub fn plan(
         report: &RegionReport,
         kind: OperatorKind,
@@ -105,7 +104,7 @@ impl Operator {
         (&self.steps, self.current)
     }
 
-    /// Stores that it burdens, once each.
+    /// The stores that the operator burdens, each once.
     pub fn stores(&self) -> Vec<StoreId> {
         let mut stores: Vec<_> = self.steps.iter().flat_map(Step::stores).collect();
         stores.sort_unstable();
@@ -113,7 +112,7 @@ impl Operator {
         stores
     }
 
-    /// Where its last transfer moves the leader, if it has one that is not done.
+    /// The target of the operator's last transfer of leadership; `None` if none is left to do.
     pub fn moves_leader_to(&self) -> Option<StoreId> {
         self.steps[self.current..].iter().rev().find_map(|step| match step {
             Step::TransferLeader { to, .. } => Some(to.store),
@@ -121,7 +120,7 @@ impl Operator {
         })
     }
 
-    /// Where it is about to add a replica.
+    /// The store on which the operator's next replica is added; `None` if none is left to add.
     pub fn adds_replica_on(&self) -> Option<StoreId> {
         self.steps[self.current..].iter().find_map(|step| match step {
             Step::AddLearner(seat) => Some(seat.store),
@@ -129,8 +128,8 @@ impl Operator {
         })
     }
 
-    /// Judges the operator by what the region's leader reports: passes over the
-    /// steps that are done and answers what is next.
+    /// Compares the operator with the report of the region's leader. Passes over the steps that are
+    /// done, and returns what comes next.
     pub(crate) fn advance(&mut self, report: &RegionReport, now: Time) -> Advance {
         if report.region.epoch.version != self.version {
             return Advance::Ended(Status::Cancelled(format!(
@@ -150,7 +149,7 @@ impl Operator {
         Advance::Ended(Status::Success)
     }
 
-    /// Whether its time is over.
+    /// Whether the operator's time is over.
     pub fn is_late(&self, now: Time) -> bool {
         now.millis_since(self.created) >= self.kind.timeout_ms()
     }

@@ -3,8 +3,8 @@
 //! - [`replicas`] brings every region to its number of healthy replicas.
 //! - [`leaders`] spreads leaders over the stores, and scatters on request.
 //!
-//! They read nothing but the view and change nothing; whoever calls them admits
-//! what they propose, or does not.
+//! They read nothing but the view, and change nothing. The caller decides whether to admit what
+//! they propose.
 
 pub mod leaders;
 pub mod replicas;
@@ -14,17 +14,17 @@ use esker_model::{StoreId, Time};
 use crate::map::{Liveness, RegionMap, Store, StoreConfig, StoreHealth, StoreMap, StoreState};
 use crate::operator::{OperatorKind, OperatorSet};
 
-/// What the schedulers strive for.
+/// The goals of the schedulers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScheduleConfig {
     /// Voters that every region should have.
     pub max_replicas: usize,
     pub stores: StoreConfig,
-    /// A difference in leaders between two stores that is worth a transfer. At
-    /// least 2, or one leader would go to and fro for ever.
+    /// A difference in leaders between two stores that deserves a transfer. At least 2, because
+    /// otherwise one leader would go to and fro for ever.
     pub leader_difference: usize,
-    /// A region's leader is not moved again by balance for this long, in
-    /// milliseconds, because each move costs its clients a retry.
+    /// For how many milliseconds balance does not move a region's leader again, because each move
+    /// costs its clients a retry.
     pub leader_rest_ms: u64,
     /// Transfers that one round of balance proposes at most.
     pub leader_batch: usize,
@@ -52,7 +52,7 @@ pub struct View<'a> {
 }
 
 impl View<'_> {
-    /// What a replica on `store` is worth.
+    /// The state of `store`, as far as a replica on it is concerned.
     pub fn health(&self, store: StoreId) -> StoreHealth {
         self.stores.health(store, &self.config.stores, self.now)
     }

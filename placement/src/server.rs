@@ -1,13 +1,12 @@
 //! The placement driver on the wire: the gRPC services `pdpb.PD`,
 //! `keyspacepb.Keyspace` and `esker.PlacementAdmin`, and the HTTP pages that tools read.
 //!
-//! A member that does not lead answers `GetMembers` with the leader's address
-//! ([`roll`]), and everything else with gRPC `UNAVAILABLE` after a short wait:
-//! clients then look up the leader again. The wait matters, because clients in the field
-//! retry at once a small number of times, but look up at most once a second.
+//! A member that does not lead answers `GetMembers` with the leader's address ([`roll`]), and
+//! everything else with gRPC `UNAVAILABLE` after a short wait. Clients then look up the leader
+//! again. The wait matters, because published clients retry at once a small number of times, but
+//! look up the leader at most once a second.
 //!
-//! A request for another cluster is an error in the response's header, on a
-//! connection that stays.
+//! A request for another cluster is an error in the response's header. The connection stays open.
 
 mod admin;
 pub(crate) mod checks;
@@ -48,14 +47,14 @@ pub use keyspace::KeyspaceService;
 pub use pd::PdService;
 pub use roll::MembersService;
 
-/// How long a member that does not lead waits for a leader before it refuses.
-/// Ten refusals in a row, which is what clients try, last longer than the second
-/// for which they do not look up the leader again.
+/// How long a member that does not lead waits for a leader before it refuses. Clients try up to ten
+/// times in a row. Ten refusals last longer than the second for which clients do not look up the
+/// leader again.
 const REFUSAL_PATIENCE: Duration = Duration::from_millis(250);
 
-/// The least that a stream of timestamps lives, also one that is refused. A
-/// client in the field fails every request at once when its stream is gone, and
-/// opens a new one only when it last connected more than a second ago.
+/// The shortest life of a stream of timestamps, also of one that is refused. A published client
+/// fails every request at once when its stream is gone, and opens a new stream only when it last
+/// connected more than a second ago.
 pub(crate) const MIN_STREAM_LIFE: Duration = Duration::from_millis(1_100);
 
 /// How a member of the placement driver runs.
@@ -69,7 +68,7 @@ pub struct PlacementConfig {
 }
 
 impl PlacementConfig {
-    /// A member with everything else at its default.
+    /// The settings of a member with this name, and with all others at their defaults.
     pub fn new(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
@@ -80,12 +79,12 @@ impl PlacementConfig {
     }
 }
 
-/// What the services, the pages and the background task of a member share.
+/// The state that the services, the pages and the background task of a member share.
 pub(crate) struct Shared {
     pub config: PlacementConfig,
     pub state: Arc<dyn ReplicatedState>,
     pub clock: Arc<dyn Clock>,
-    /// Zero until it is known.
+    /// Zero until the id is known.
     cluster_id: AtomicU64,
     pub lead: watch::Sender<Option<Arc<Lead>>>,
     roll_call: RollCall,
@@ -103,14 +102,14 @@ impl Shared {
         self.cluster_id.store(id, Ordering::Release);
     }
 
-    /// This member's office; waits a moment for one that is about to begin, and
-    /// for a lease that is late.
+    /// This member's lead. Waits a moment for a term of office that is about to begin, and for a
+    /// lease that is late.
     pub async fn lead(&self) -> Result<Arc<Lead>, Status> {
         self.lead_within(REFUSAL_PATIENCE).await
     }
 
-    /// The same, waiting for `patience` where this member is not elected, and
-    /// longer where it is and only has to load.
+    /// As [`Shared::lead`], but waits for `patience` if this member is not elected, and longer if
+    /// it is elected and only has to load its state.
     pub async fn lead_within(&self, patience: Duration) -> Result<Arc<Lead>, Status> {
         let mut leads = self.lead.subscribe();
         let is_elected = self.state.leadership().borrow().is_self;
@@ -134,7 +133,7 @@ impl Shared {
         self.lead.borrow().as_ref().is_some_and(|lead| lead.is_current())
     }
 
-    /// Which members are there, and which one leads.
+    /// Which members answer, and which one leads.
     pub async fn roll(&self) -> Arc<Roll> {
         self.roll_call.take(self).await
     }
@@ -148,7 +147,7 @@ impl Shared {
         ))
     }
 
-    /// The member that leads, as far as this one knows; it may be gone.
+    /// The member that leads, as far as this member knows. It may be gone.
     pub fn leader(&self) -> Option<MemberInfo> {
         let leader = self.state.leadership().borrow().leader?;
         self.state.members().into_iter().find(|member| member.id == leader)
@@ -186,7 +185,7 @@ impl Shared {
     }
 }
 
-/// Why a request gets no answer: in the response's header, or instead of it.
+/// A failed request: an error in the response's header, or a status in place of the response.
 #[derive(Debug)]
 pub(crate) enum Refusal {
     Header(pdpb::Error),
@@ -198,7 +197,7 @@ impl Refusal {
         Self::Header(pdpb::Error { r#type: kind.into(), message: message.into() })
     }
 
-    /// A request that says something impossible.
+    /// The refusal of a request with an impossible content.
     pub fn invalid(message: impl Into<String>) -> Self {
         Self::header(pdpb::ErrorType::InvalidValue, message)
     }
@@ -229,8 +228,8 @@ pub struct PlacementServer {
 }
 
 impl PlacementServer {
-    /// A member that keeps its state in `state`. It serves nothing before
-    /// [`PlacementServer::run`] is running.
+    /// A member that keeps its state in `state`. It serves nothing before [`PlacementServer::run`]
+    /// is polled.
     pub fn new(
         config: PlacementConfig,
         state: Arc<dyn ReplicatedState>,
@@ -253,12 +252,12 @@ impl PlacementServer {
         PdServer::new(PdService::new(Arc::clone(&self.shared)))
     }
 
-    /// The service `keyspacepb.Keyspace`; clients expect it at the same address.
+    /// The service `keyspacepb.Keyspace`. Clients expect it at the same address.
     pub fn keyspace_service(&self) -> KeyspaceServer<KeyspaceService> {
         KeyspaceServer::new(KeyspaceService::new(Arc::clone(&self.shared)))
     }
 
-    /// The service `esker.Members`, which the other members ask; at the same address.
+    /// The service `esker.Members`, which the other members call at the same address.
     pub fn members_service(&self) -> MembersServer<MembersService> {
         MembersServer::new(MembersService::new(Arc::clone(&self.shared)))
     }
@@ -273,18 +272,18 @@ impl PlacementServer {
         http::router(Arc::clone(&self.shared))
     }
 
-    /// The background task: follows elections and serves while this member
-    /// leads. Ends when the group of members ends, or with an error when its
-    /// stored state cannot be read; the node should stop then.
+    /// The background task, which follows elections and serves while this member leads. It ends
+    /// when the group of members ends, or with an error when the stored state cannot be read. Then
+    /// the node should stop.
     pub fn run(&self) -> impl Future<Output = Result<(), DamagedState>> + Send + 'static {
         office::run(Arc::clone(&self.shared))
     }
 
-    /// Completes once this member leads and serves; for those that start it in
-    /// their own process.
+    /// Completes when this member leads and serves, for programs that start the member in their own
+    /// process.
     pub async fn serving(&self) {
         let mut leads = self.shared.lead.subscribe();
-        // The sender lives in `self`, so the wait ends by the value.
+        // The sender is a field of `self`, so the wait ends only with a value.
         let _ = leads.wait_for(Option::is_some).await;
     }
 

@@ -1,11 +1,9 @@
-//! The durable state of the placement driver: a few plain keys in a replicated
-//! key space, and what is written under them.
+//! The durable state of the placement driver: a few plain keys in a replicated key space, and the
+//! values under them.
 //!
-//! Durable are: the cluster's id, whether it is bootstrapped, the stores, the
-//! bounds of the windows of ids and timestamps, and the GC safe points. Regions
-//! and heartbeats are not: see [`crate::map`].
-//!
-//! Every value begins with the version of its format.
+//! Durable are the cluster's id, whether it is bootstrapped, the stores, the bounds of the windows
+//! of ids and timestamps, and the GC safe points. Regions and heartbeats are not durable: see
+//! [`crate::map`].
 
 use bytes::Bytes;
 use esker_model::MemberId;
@@ -22,7 +20,7 @@ pub enum StateWrite {
     Delete { key: Vec<u8> },
 }
 
-/// Who leads the placement driver, as this member knows it.
+/// Which member leads the placement driver, as this member knows it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Leadership {
     pub term: u64,
@@ -39,13 +37,13 @@ pub struct MemberInfo {
     pub address: String,
 }
 
-/// Why the replicated key space did not do what it was asked.
+/// Why the replicated key space did not carry out a request.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum StateError {
-    /// It certainly was not and will not be done.
+    /// The write was not done and never will be.
     #[error("this member does not lead the placement driver{}", named(*leader))]
     NotLeader { leader: Option<MemberId> },
-    /// It may have been done, or may still be.
+    /// The write may have been done, or may still be.
     #[error("the outcome of a write to the placement driver's state is unknown")]
     Unknown,
 }
@@ -57,54 +55,52 @@ fn named(leader: Option<MemberId>) -> String {
 /// Pairs of keys and values, in key order.
 pub type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
 
-/// The replicated key space in which the placement driver keeps its state:
-/// implemented over a raftstore of one region that is never split.
+/// The replicated key space in which the placement driver keeps its state. It is implemented over a
+/// raftstore of one region that is never split.
 pub trait ReplicatedState: Send + Sync + 'static {
-    /// Writes atomically, and answers only when the entry was proposed *and*
-    /// committed by this member as leader in exactly `term`. A deposed leader's
-    /// write must not succeed: its window of timestamps would overlap its
-    /// successor's.
+    /// Writes atomically. Succeeds only when the entry was proposed *and* committed by this member
+    /// as leader in exactly `term`. A deposed leader's write must not succeed, because its window
+    /// of timestamps would overlap its successor's.
     fn write(
         &self,
         writes: Vec<StateWrite>,
         term: u64,
     ) -> BoxFuture<'static, Result<(), StateError>>;
 
-    /// A linearizable read of all keys with `prefix`; includes every write that
-    /// was acknowledged, by any member, before it was called.
+    /// A linearizable read of all keys with `prefix`. It includes every write that was
+    /// acknowledged, by any member, before the call.
     fn scan(&self, prefix: Vec<u8>) -> BoxFuture<'static, Result<Pairs, StateError>>;
 
-    /// What this member has applied, however old; works on any member and
-    /// without the others. For facts that never change once they are written.
+    /// What this member has applied, however old. Works on any member, and without the others. For
+    /// facts that never change after they were written.
     fn scan_stale(&self, prefix: Vec<u8>) -> BoxFuture<'static, Result<Pairs, StateError>>;
 
-    /// Who leads, and every change of it. The term in it is the one to be given
-    /// to [`ReplicatedState::write`].
+    /// Which member leads, and every change of that. The term in it is the one to pass to
+    /// [`ReplicatedState::write`].
     fn leadership(&self) -> watch::Receiver<Leadership>;
 
-    /// Somebody asked for this cluster, which is not zero. What a member that is not part of a
-    /// group yet makes of it is its own affair.
+    /// Notes that a request was for this cluster, which is not zero. A member that is not part of a
+    /// group yet may make use of that.
     fn heard_of_cluster(&self, _cluster: u64) {}
 
-    /// This member's own id; a member that is replaced has another one from then on.
+    /// This member's own id. A member that is replaced has another id from then on.
     fn me(&self) -> MemberId;
 
-    /// All members of the group, this one too, as this member knows them now: a
-    /// member that is replaced has another id and address from then on.
+    /// All members of the group, including this one, as this member knows them now. A member that
+    /// is replaced has another id and address from then on.
     fn members(&self) -> Vec<MemberInfo>;
 
-    /// The term in which this member leads *and* holds a valid lease at this
-    /// moment, so that nobody else can have become leader. Asked at every
-    /// hand-out; it must be cheap. The term, and not just whether there is one:
-    /// a member that was deposed and elected again in between has a lease, but
-    /// what it remembers from its earlier term is void.
+    /// The term in which this member leads *and* holds a valid lease at this moment, so that no
+    /// other member can have become leader. Called for everything that is handed out, so it must be
+    /// cheap. It returns the term, because a member that was deposed and elected again in between
+    /// has a lease, too, but its memory of the earlier term is void.
     fn lease(&self) -> Option<u64>;
 }
 
 /// The first byte of every value.
 const FORMAT: u8 = 1;
 
-/// All keys begin with this, so that the key space has room for others.
+/// All keys begin with this, so that the key space has room for other uses.
 pub const PREFIX: &[u8] = b"pd/";
 const CLUSTER_ID: &[u8] = b"pd/cluster_id";
 const BOOTSTRAPPED: &[u8] = b"pd/bootstrapped";
@@ -118,8 +114,8 @@ const STORE: &[u8] = b"pd/store/";
 /// The prefix under which the cluster's id alone is found.
 pub const CLUSTER_ID_PREFIX: &[u8] = CLUSTER_ID;
 
-/// A stored value that cannot be read: the data is damaged or from a later
-/// release, and carrying on would lose what it says.
+/// A stored value that cannot be read. The data is damaged or from a later release. Going on would
+/// lose the content of the value.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error(
     "the placement driver's stored value at {} is not readable: {why}",
@@ -167,7 +163,7 @@ pub enum Fact {
 }
 
 impl Fact {
-    /// The write that makes it durable.
+    /// The write that makes the fact durable.
     pub fn into_write(self) -> StateWrite {
         match self {
             Self::ClusterId(id) => put(CLUSTER_ID, &id.to_be_bytes()),
@@ -196,8 +192,8 @@ fn put(key: &[u8], payload: &[u8]) -> StateWrite {
 }
 
 impl DurableState {
-    /// Reads the pairs under [`PREFIX`]. Keys that this release does not know
-    /// are left alone; values that it cannot read are errors.
+    /// Reads the pairs under [`PREFIX`]. Keys that this release does not know are ignored. Values
+    /// that it cannot read are errors.
     pub fn decode(pairs: Pairs) -> Result<Self, DamagedState> {
         let mut state = Self::default();
         for (key, value) in pairs {

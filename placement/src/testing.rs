@@ -8,18 +8,18 @@ use esker_model::{
 
 use crate::map::{StoreDescriptor, StoreMap};
 
-/// The peer of region `region` on store `store` has this id in tests.
+/// The id that the peer of region `region` on store `store` has in tests.
 pub fn peer_id(region: u64, store: u64) -> PeerId {
     PeerId(region * 100 + store)
 }
 
-/// The keys from `start` to `end`; an empty end is none.
+/// The keys from `start` to `end`. An empty end means no end.
 pub fn range(start: &str, end: &str) -> KeyRange {
     let key = |text: &str| Bytes::copy_from_slice(text.as_bytes());
     KeyRange::new(key(start), Some(key(end)).filter(|end| !end.is_empty())).expect("a range")
 }
 
-/// A report under construction; one voter on store 1, which leads.
+/// A report under construction. It has one voter, on store 1, which leads.
 pub struct ReportBuilder {
     report: RegionReport,
 }

@@ -1,23 +1,21 @@
-//! The timestamp oracle: 64 bits, physical milliseconds `<< 18 | logical`, that
-//! never go back.
+//! The timestamp oracle: 64 bits, physical milliseconds `<< 18 | logical`, that never go back.
 //!
-//! Flows in: the wall clock, requests, and notices that a window is durable.
-//! Flows out: timestamps, and the bound that should be made durable next.
+//! Flows in: the wall clock, requests, and notices that a window is durable. Flows out: timestamps,
+//! and the bound that should be made durable next.
 //!
-//! What makes them monotone:
+//! Why they are monotone:
 //!
-//! - Within one leader, by memory: a physical part is never smaller than the
-//!   last one given, whatever the wall clock does.
-//! - Across leaders and restarts, by the window: nothing is given at or above a
-//!   bound that is durable in the replicated state, and a new leader starts *at*
-//!   that bound, so everything it gives is larger than everything before, also
-//!   when its own clock is behind.
-//! - In real time (what is asked for later is larger), by the lease: the caller
-//!   hands nothing out without one, so that a deposed leader does not answer a
-//!   small timestamp after its successor answered a large one.
+//! - Within one leader, by memory: a physical part is never smaller than the one given before,
+//!   whatever the wall clock does.
+//! - Across leaders and restarts, by the window: nothing is given at or above a bound that is
+//!   durable in the replicated state, and a new leader starts *at* that bound. So everything that
+//!   it gives is larger than everything before, also when its own clock is behind.
+//! - In real time (a later request gets a larger timestamp), by the lease: the caller hands nothing
+//!   out without one. So a deposed leader does not return a small timestamp after its successor
+//!   returned a large one.
 //!
-//! When a millisecond's logical part overflows, the physical part advances
-//! ahead of the wall clock, up to the bound.
+//! When a millisecond's logical part overflows, the physical part advances ahead of the wall clock,
+//! up to the bound.
 
 pub use esker_model::timestamp::{LOGICAL_LIMIT, MAX_PHYSICAL, Timestamp};
 use thiserror::Error;
@@ -46,28 +44,26 @@ pub struct TimestampOracle {
 }
 
 impl TimestampOracle {
-    /// Continues at `durable`, the bound (milliseconds) read from the
-    /// replicated state; `None` where there is none yet.
+    /// Continues at `durable`, the bound (milliseconds) read from the replicated state; `None` if
+    /// there is none yet.
     pub fn resume(durable: Option<u64>) -> Self {
         let bound = durable.unwrap_or(0);
         Self { physical: bound, logical: 0, durable: bound }
     }
 
-    /// The bound (milliseconds) to write next, when little of the window is
-    /// left at `wall_ms`.
+    /// The bound (milliseconds) to write next, when little of the window is left at `wall_ms`.
     pub fn wanted_bound(&self, wall_ms: u64) -> Option<u64> {
         let from = self.physical.max(wall_ms.min(MAX_PHYSICAL));
         let bound = from.saturating_add(WINDOW_MS).min(MAX_PHYSICAL);
         (self.durable < from.saturating_add(WINDOW_LOW_MS) && bound > self.durable).then_some(bound)
     }
 
-    /// The replicated state holds `bound` now.
+    /// Notes that the replicated state holds `bound` now.
     pub fn bound_is_durable(&mut self, bound: u64) {
         self.durable = self.durable.max(bound);
     }
 
-    /// Draws `count` timestamps with one physical part (zero counts as one) and
-    /// answers the last.
+    /// Draws `count` timestamps with one physical part (zero counts as one) and returns the last.
     pub fn allocate(&mut self, count: u32, wall_ms: u64) -> Result<Timestamp, TimestampError> {
         let count_of = u64::from(count.max(1));
         if count_of > LOGICAL_LIMIT {
@@ -75,8 +71,8 @@ impl TimestampOracle {
         }
         let mut physical = self.physical;
         let mut logical = self.logical;
-        // A clock that stepped far ahead must wait for its window, but time
-        // goes on inside the present one meanwhile.
+        // If the clock stepped far ahead, time goes on inside the present window until the next one
+        // is durable.
         let now = wall_ms.min(self.durable.saturating_sub(1));
         if now > physical {
             physical = now;

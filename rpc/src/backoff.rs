@@ -1,8 +1,8 @@
-//! Waits that grow, with jitter, so that those who failed together do not come back together.
+//! Waits that grow, with jitter, so that callers that failed together do not come back together.
 
 use std::time::Duration;
 
-/// The next waits after consecutive failures.
+/// The next waits after failures without a success between them.
 #[derive(Clone, Debug)]
 pub struct Backoff {
     first: Duration,
@@ -29,7 +29,7 @@ impl Backoff {
         half + Duration::from_nanos(rand::random_range(0..=spread))
     }
 
-    /// Starts over: what was waited for has succeeded.
+    /// Starts over, after a success.
     pub fn reset(&mut self) {
         self.next = self.first;
     }

@@ -1,4 +1,4 @@
-//! Connections to other processes: addresses and the settings that all of them share.
+//! Connections to other processes: their addresses, and the settings that all of them share.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use crate::server::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 /// How long a connection attempt may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A connection on which nothing is heard for this long is asked whether it lives. Short, since
-/// what was sent on a dead connection is lost until its death is noticed.
+/// A connection on which nothing is heard for this long is sent a ping. Short, because everything
+/// that is sent on a dead connection is lost until its death is noticed.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How long the answer to that may take before the connection counts as broken.
+/// How long the answer to the ping may take before the connection counts as broken.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Why a text is not the address of a server, in one line.
@@ -26,11 +26,11 @@ pub struct AddressError {
     pub reason: String,
 }
 
-/// The endpoint behind `host:port`, with or without `http://` before it. A connection to it that
-/// is dead is noticed within seconds, and what waits for an answer on it fails.
+/// The endpoint at `host:port`, with or without `http://` before it. A dead connection to it is
+/// noticed within seconds, and calls that wait for an answer on that connection fail.
 ///
 /// # Errors
-/// When the address is none.
+/// When the text is no address.
 pub fn endpoint(address: &str) -> Result<Endpoint, AddressError> {
     let refused = |reason: String| AddressError { address: address.into(), reason };
     let bare = address.trim();
@@ -61,14 +61,13 @@ pub fn endpoint(address: &str) -> Result<Endpoint, AddressError> {
         .keep_alive_while_idle(true))
 }
 
-/// Connects now, within [`CONNECT_TIMEOUT`], or returns one line that names the address and says
-/// why not.
+/// Connects now, within [`CONNECT_TIMEOUT`]. An error is one line with the address and the reason.
 pub async fn connect(address: &str) -> Result<Channel, String> {
     let endpoint = endpoint(address).map_err(|error| error.to_string())?;
     endpoint.connect().await.map_err(|error| format!("{address}: {}", root_cause(&error)))
 }
 
-/// The innermost of an error's causes: tonic's own message is only "transport error".
+/// The innermost of an error's causes, because tonic's own message is only "transport error".
 fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(inner) = cause.source() {

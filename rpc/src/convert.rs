@@ -1,8 +1,8 @@
-//! Between the wire's messages and the types of `esker-model`: the one place where what is absent
-//! or makes no sense becomes a typed error.
+//! Conversion between the messages of the wire and the types of `esker-model`. It is the one place
+//! where a missing or senseless field becomes a typed error.
 //!
-//! From the wire: `TryFrom`, with [`Malformed`] as the error. To the wire: `From`, which cannot
-//! fail. An open end of a range is an empty key on the wire, and nowhere else.
+//! `TryFrom` converts from the wire, with [`Malformed`] as the error. `From` converts to the wire,
+//! and cannot fail. An open end of a range is an empty key on the wire, and nowhere else.
 
 use bytes::Bytes;
 use esker_model::limits::{MAX_BOUND_BYTES, MAX_EPOCH, MAX_ID, MAX_PEERS};
@@ -15,7 +15,7 @@ use thiserror::Error;
 
 use crate::proto::{eraftpb, metapb, pdpb};
 
-/// What a message lacks, or in what it contradicts itself.
+/// What a message lacks, or what it contradicts itself in.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Malformed {
     #[error("the message has no {0}")]
@@ -30,10 +30,10 @@ pub enum Malformed {
     Region { region: u64, what: &'static str },
 }
 
-/// A range of keys, as the wire has it: two keys, of which an empty end means no end.
+/// A range of keys from the two keys of the wire, where an empty end means no end.
 ///
 /// # Errors
-/// When no key is in it, or a bound is longer than any.
+/// When the range holds no key, or a bound is longer than any that exists.
 pub fn key_range(start: Bytes, end: Bytes) -> Result<KeyRange, Malformed> {
     for bound in [&start, &end] {
         if bound.len() > MAX_BOUND_BYTES {
@@ -44,12 +44,12 @@ pub fn key_range(start: Bytes, end: Bytes) -> Result<KeyRange, Malformed> {
     KeyRange::new(start, end).map_err(|_| Malformed::EmptyRange)
 }
 
-/// A bound as the wire has it: an empty one is none.
+/// A bound from the wire, where an empty key means no bound.
 pub fn bound(bound: Bytes) -> Option<Bytes> {
     Some(bound).filter(|bound| !bound.is_empty())
 }
 
-/// The end of a range as the wire has it.
+/// The end of a range for the wire: empty for no end.
 pub fn end_key(range: &KeyRange) -> Bytes {
     range.end().cloned().unwrap_or_default()
 }
@@ -67,10 +67,10 @@ impl TryFrom<metapb::RegionEpoch> for Epoch {
     }
 }
 
-/// An epoch that the wire may leave out.
+/// The epoch of a message in which it is optional.
 ///
 /// # Errors
-/// When it is absent, or nothing can have reached it.
+/// When it is absent, or no region can have reached it.
 pub fn epoch(epoch: Option<metapb::RegionEpoch>) -> Result<Epoch, Malformed> {
     epoch.ok_or(Malformed::Missing("epoch"))?.try_into()
 }
@@ -152,7 +152,7 @@ impl From<Seat> for metapb::Peer {
 impl TryFrom<metapb::Region> for Region {
     type Error = Malformed;
 
-    /// A region without peers is one whose peers its sender does not know.
+    /// No peers in the message mean that its sender does not know them.
     fn try_from(message: metapb::Region) -> Result<Region, Malformed> {
         let wrong = |what| Malformed::Region { region: message.id, what };
         if !(1..=MAX_ID).contains(&message.id) {
@@ -203,7 +203,7 @@ impl From<Region> for metapb::Region {
     }
 }
 
-/// A region that the wire may leave out.
+/// The region of a message in which it is optional.
 ///
 /// # Errors
 /// When it is absent or malformed.
@@ -211,7 +211,7 @@ pub fn region(region: Option<metapb::Region>) -> Result<Region, Malformed> {
     region.ok_or(Malformed::Missing("region"))?.try_into()
 }
 
-/// A peer that the wire may leave out; one of id 0 is none.
+/// The peer of a message in which it is optional. A peer with the id 0 counts as absent.
 ///
 /// # Errors
 /// When it is there and malformed.
@@ -219,16 +219,16 @@ pub fn optional_peer(peer: Option<metapb::Peer>) -> Result<Option<Peer>, Malform
     peer.filter(|peer| peer.id != 0).map(Peer::try_from).transpose()
 }
 
-/// Peers of a region that were not heard from, as the wire has them.
+/// The down peers of a region, from the wire.
 pub fn down_peers(messages: Vec<pdpb::PeerStats>) -> Vec<DownPeer> {
-    // One without a peer speaks of nobody.
+    // An entry without a peer has no meaning.
     let named = |down: pdpb::PeerStats| {
         Some(DownPeer { peer: PeerId(down.peer?.id), seconds: down.down_seconds })
     };
     messages.into_iter().filter_map(named).collect()
 }
 
-/// The same for the wire; of the region's peers only.
+/// The down peers of a region for the wire. Leaves out those that are not peers of the region.
 pub fn down_messages(region: &Region, down: &[DownPeer]) -> Vec<pdpb::PeerStats> {
     let named = |down: &DownPeer| {
         let peer = Some(region.peer(down.peer)?.into());
@@ -237,7 +237,7 @@ pub fn down_messages(region: &Region, down: &[DownPeer]) -> Vec<pdpb::PeerStats>
     down.iter().filter_map(named).collect()
 }
 
-/// Peers of a region that lag, for the wire.
+/// The peers of a region that lag, for the wire.
 pub fn pending_messages(region: &Region, pending: &[PeerId]) -> Vec<metapb::Peer> {
     pending.iter().filter_map(|id| region.peer(*id).map(metapb::Peer::from)).collect()
 }
@@ -274,7 +274,7 @@ impl TryFrom<pdpb::RegionHeartbeatRequest> for RegionReport {
 }
 
 impl From<RegionReport> for pdpb::RegionHeartbeatRequest {
-    /// Header and interval are the sender's to fill in.
+    /// The sender fills in header and interval.
     fn from(report: RegionReport) -> Self {
         pdpb::RegionHeartbeatRequest {
             leader: Some(report.leader.into()),
@@ -325,7 +325,7 @@ impl From<PeerChange> for pdpb::ChangePeer {
 }
 
 impl From<&Order> for pdpb::RegionHeartbeatResponse {
-    /// The header is the sender's to fill in.
+    /// The sender fills in the header.
     fn from(order: &Order) -> Self {
         let mut message = pdpb::RegionHeartbeatResponse {
             region_id: order.region.0,
@@ -354,10 +354,10 @@ impl From<&Order> for pdpb::RegionHeartbeatResponse {
     }
 }
 
-/// An order of placement; `None` for a message that orders nothing, as the beats of a leader do.
+/// An order of placement; `None` for a message without an order, such as a leader's sign of life.
 ///
 /// # Errors
-/// When the message contradicts itself, or orders what no store does.
+/// When the message contradicts itself, or contains an order that no store carries out.
 pub fn order(message: pdpb::RegionHeartbeatResponse) -> Result<Option<Order>, Malformed> {
     let action = if let Some(split) = message.split_region {
         if split.policy != i32::from(pdpb::CheckPolicy::Usekey) || split.keys.is_empty() {

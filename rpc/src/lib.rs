@@ -11,12 +11,13 @@
 //! | [`channel`] | an address | a connection with the settings that all of them share |
 //! | [`members`] | questions of one placement member to another | their answers |
 //! | [`backoff`] | failures in a row | how long to wait after each |
-//! | [`repeat`] | failures, one after another | those that are worth a line in the log |
+//! | [`repeat`] | failures of one kind | those that deserve a line in the log |
 //! | [`text`] | bytes | text that people can read, and that reads back as the same bytes |
 //!
-//! The crate promises that no peer can make it hold more than the bounds that its modules name,
-//! that every wait ends, and that work whose client has gone is dropped. It knows nothing of
-//! consensus, storage or scheduling: it is used by them, and by way of traits calls back.
+//! The crate promises that no client or store can make it hold more than the bounds that its
+//! modules name, that every wait ends, and that work whose client has gone is dropped. It knows
+//! nothing of consensus, storage or scheduling. Those layers use it, and it calls them through
+//! traits.
 
 pub mod backoff;
 pub mod channel;

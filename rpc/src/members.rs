@@ -1,5 +1,5 @@
-//! What the members of the placement driver ask each other, and how often the one that leads says
-//! so to the stores.
+//! What the members of the placement driver ask each other, and how often the leading member sends
+//! a sign of life to the stores.
 
 use std::time::Duration;
 
@@ -9,8 +9,7 @@ use crate::channel::{self, AddressError};
 use crate::proto::esker::members_client::MembersClient;
 use crate::proto::esker::{MemberStatusRequest, MemberStatusResponse};
 
-/// How often a leader says on each stream of heartbeats that it still leads: with a message about
-/// no region.
+/// How often a leader sends a sign of life on each stream of heartbeats: a message about no region.
 pub const BEAT_INTERVAL: Duration = Duration::from_millis(300);
 
 /// A connection to one member, opened when it is first used and again when it breaks.
@@ -21,10 +20,10 @@ pub struct MemberClient {
 }
 
 impl MemberClient {
-    /// Connects to nobody yet. Must be called within a runtime.
+    /// A client that has not connected yet. Must be called within a runtime.
     ///
     /// # Errors
-    /// Only for what is no `host:port`.
+    /// Only for a text that is not `host:port`.
     pub fn new(address: &str) -> Result<Self, AddressError> {
         let channel = channel::endpoint(address)?.connect_lazy();
         Ok(MemberClient { address: address.to_owned(), client: MembersClient::new(channel) })
@@ -35,7 +34,7 @@ impl MemberClient {
         &self.address
     }
 
-    /// What the member says of itself, or one line that says why there is no answer.
+    /// What the member reports of itself, or one line about why there is no answer.
     pub async fn status(&self, within: Duration) -> Result<MemberStatusResponse, String> {
         let mut client = self.client.clone();
         let asked = client.member_status(MemberStatusRequest {});

@@ -1,9 +1,14 @@
 //! The procedures of the `Tikv` service, in one table.
 //!
 //! A line of the table is all that the wire needs to know of a procedure: its name here, its
-//! request and response, and its unary method. From the table come [`Request`] and [`Reply`], which
-//! a store's one door takes and returns; the `Tikv` service over that door; the two ways in which a
-//! client sends a request, batched and by itself; and how a refusal is said in a batch.
+//! request and response, and its unary method. The table generates
+//!
+//! - [`Request`] and [`Reply`], the argument and the result of [`StoreService`]'s one method;
+//! - the `Tikv` service over that method;
+//! - the two ways in which a client sends a request: in a batch, or by itself;
+//! - the form of a refusal in a batch.
+//!
+//! [`StoreService`]: crate::service::StoreService
 
 use tonic::Status;
 use tonic::transport::Channel;
@@ -14,10 +19,10 @@ use crate::proto::{errorpb, tikvpb};
 
 /// A command of a `BatchCommands` stream.
 pub type Batched = tikvpb::batch_commands_request::request::Cmd;
-/// The response to one.
+/// The response to a command of a `BatchCommands` stream.
 pub type BatchedReply = tikvpb::batch_commands_response::response::Cmd;
 
-/// Hands the table to a macro.
+/// Passes the table to a macro.
 macro_rules! with_procedures {
     ($macro:ident) => {
         $macro! {
@@ -74,10 +79,10 @@ pub trait Procedure: Into<Request> + Send {
     /// Its response.
     type Response: Send;
 
-    /// Says where the request goes.
+    /// Sets the context, which names the region that the request is for.
     fn set_context(&mut self, context: Context);
 
-    /// Its response among all replies; `None` for the reply to another procedure.
+    /// The response in a reply; `None` for the reply to another procedure.
     fn response(reply: Reply) -> Option<Self::Response>;
 }
 
@@ -94,7 +99,7 @@ macro_rules! types {
             $($alone($aq),)*
         }
 
-        /// A store's reply, of the request's name.
+        /// A store's reply. It has the name of its request.
         #[derive(Clone, Debug, PartialEq)]
         #[allow(missing_docs, reason = "each is named after its procedure")]
         pub enum Reply {
@@ -111,8 +116,8 @@ macro_rules! types {
                 }
             }
 
-            /// The request of a batched command; `None` for a command that is no request of a
-            /// store: `Empty`.
+            /// The request of a batched command; `None` for `Empty`, which is no request to a
+            /// store.
             pub fn of_batched(command: Batched) -> Option<Request> {
                 match command {
                     $(Batched::$batched(request) => Some(Request::$batched(request)),)*
@@ -123,7 +128,7 @@ macro_rules! types {
             /// The request as a command of a batch.
             ///
             /// # Errors
-            /// The request itself, where the protocol has it as a unary call only.
+            /// The request itself, if the protocol has it as a unary call only.
             pub fn into_batched(self) -> Result<Batched, Box<Request>> {
                 match self {
                     $(Request::$batched(request) => Ok(Batched::$batched(request)),)*
@@ -131,12 +136,13 @@ macro_rules! types {
                 }
             }
 
-            /// The reply that refuses the request in a batch, for a reason.
+            /// A function that makes the reply which refuses the request in a batch, from the
+            /// reason.
             ///
-            /// A batch has no status for each response. A refusal is said by the one region error
-            /// that all clients take as final and show to their callers, without a size. An error
-            /// in a pair, or an empty response, would be data to some of them, and a response
-            /// without a command makes Go clients believe for a while that the store is dead.
+            /// A batch has no status for each response. So the refusal is a region error that all
+            /// clients take as final and show to their callers: an entry that is too large, without
+            /// a size. Some clients would take an error in a pair, or an empty response, for data.
+            /// After a response without a command, Go clients treat the store as dead for a while.
             pub(crate) fn refusal(&self) -> fn(&str) -> Reply {
                 fn error(why: &str) -> Option<errorpb::Error> {
                     Some(errorpb::Error {
@@ -158,7 +164,7 @@ macro_rules! types {
             /// Sends the request by itself.
             ///
             /// # Errors
-            /// What the store answers instead of a response, or the connection's end.
+            /// The status that the store answers instead of a response, or the connection's end.
             pub async fn send_alone(
                 self,
                 client: &mut TikvClient<Channel>,
@@ -185,8 +191,8 @@ macro_rules! types {
                 }
             }
 
-            /// The reply as a response of a batch; `None` where the protocol has it as the
-            /// response to a unary call only.
+            /// The reply as a response of a batch; `None` if the protocol has it as the response to
+            /// a unary call only.
             pub fn into_batched(self) -> Option<BatchedReply> {
                 match self {
                     $(Reply::$batched(response) => Some(BatchedReply::$batched(response)),)*

@@ -1,7 +1,7 @@
 //! The generated wire types, one module for each package of the schemas.
 //!
-//! Everything else in this crate is written by hand; the schemas in `proto/` say what the
-//! messages mean.
+//! Everything else in this crate is written by hand. The comments in the schemas in `proto/`
+//! describe the messages.
 
 #![allow(missing_docs, clippy::all)]
 

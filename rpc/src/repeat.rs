@@ -1,22 +1,22 @@
-//! Which of many alike events are worth a line in the log.
+//! Which of many similar events deserve a line in the log.
 //!
-//! A store that is away fails every attempt to reach it, many times a second. The log gets the
-//! first failure, then one line a minute with the number of those that it stands for, and one line
-//! when all is well again. Whoever fails owns a [`Repeated`] and asks it; the time is an argument,
-//! an [`Instant`] or whatever else the caller's clock counts in.
+//! When a store is away, every attempt to reach it fails, many times a second. The log gets the
+//! first failure, then one line a minute with the number of failures that it stands for, and one
+//! line when all is well again. The code that can fail owns a [`Repeated`] and reports to it. The
+//! time is an argument: an [`Instant`], or the time of another clock.
 
 use std::ops::Sub;
 use std::time::{Duration, Instant};
 
-/// Between two lines about the same failure.
+/// The time between two lines about the same failure.
 pub const REPEAT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What is remembered of one kind of failure.
 #[derive(Debug, Clone)]
 pub struct Repeated<T = Instant> {
-    /// When a line was written last.
+    /// When the last line was written.
     told: Option<T>,
-    /// Failures since then.
+    /// Failures since that line.
     untold: u64,
     outage: Option<Outage<T>>,
 }
@@ -29,7 +29,7 @@ struct Outage<T> {
     told: bool,
 }
 
-/// What is over: for the line that says so.
+/// The failures that are over, for the line about their end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Recovery {
     pub times: u64,
@@ -49,13 +49,14 @@ impl<T> Default for Repeated<T> {
 }
 
 impl<T: Copy + Sub<Output = Duration>> Repeated<T> {
-    /// It failed. Returns for how many failures a line is due now, this one included; `None` when
-    /// none is.
+    /// Counts a failure. Returns the number of failures for the line that is due now, this one
+    /// included; `None` when no line is due.
     pub fn failed(&mut self, now: T) -> Option<u64> {
         let outage = self.outage.get_or_insert(Outage { began: now, times: 0, told: false });
         outage.times += 1;
         self.untold += 1;
-        // Also across recoveries: what breaks and heals twice a second is still one line a minute.
+        // This holds across recoveries, too: a thing that breaks and heals twice a second gets one
+        // line a minute.
         if self.told.is_some_and(|told| now - told < REPEAT_INTERVAL) {
             return None;
         }
@@ -64,7 +65,8 @@ impl<T: Copy + Sub<Output = Duration>> Repeated<T> {
         Some(std::mem::take(&mut self.untold))
     }
 
-    /// It works. Returns what is over if there was a line about it; nothing where all was well.
+    /// Counts a success. Returns the failures that are over if there was a line about them; `None`
+    /// otherwise.
     pub fn recovered(&mut self, now: T) -> Option<Recovery> {
         let outage = self.outage.take()?;
         outage.told.then(|| Recovery { times: outage.times, lasted: now - outage.began })
@@ -75,7 +77,7 @@ impl<T: Copy + Sub<Output = Duration>> Repeated<T> {
 mod tests {
     use super::*;
 
-    /// A clock that a test can read.
+    /// A clock that a test sets.
     #[derive(Clone, Copy)]
     struct Second(u64);
 
@@ -117,7 +119,7 @@ mod tests {
         assert_eq!(repeated.failed(Second(0)), Some(1));
         assert!(repeated.recovered(Second(1)).is_some());
         assert_eq!(repeated.failed(Second(30)), None);
-        // It goes on, so it is told, late.
+        // The failure goes on, so it gets its line, late.
         assert_eq!(repeated.failed(Second(61)), Some(2));
         let over = Recovery { times: 2, lasted: Duration::from_secs(40) };
         assert_eq!(repeated.recovered(Second(70)), Some(over));

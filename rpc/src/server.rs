@@ -1,9 +1,9 @@
 //! The server's side of a socket: one port that speaks gRPC and plain HTTP.
 //!
-//! A listener, the gRPC services and an HTTP router flow in; [`serve`] runs until told to stop. It
-//! promises to return soon after that, however long-lived the streams of its clients are: they get
-//! [`SHUTDOWN_GRACE`] to end, and are then cut. And it promises that connections which only sit
-//! there cost a client that works neither its place nor its time: see `connections`.
+//! A listener, the gRPC services and an HTTP router flow in. [`serve`] runs until its shutdown
+//! signal. It promises to return soon after the signal, however long-lived the streams of its
+//! clients are. Streams get [`SHUTDOWN_GRACE`] to end, and are then cut. It also promises that idle
+//! connections never keep out or slow down a client that works: see `connections`.
 
 mod batch;
 mod calls;
@@ -31,33 +31,34 @@ pub use connections::{
 pub use socket::{LISTEN_BACKLOG, listen};
 pub use tikv::TikvService;
 
-/// The largest message in either direction. Above every limit that the layers behind it set, so
-/// that what is too large for them is refused by them, with a response that says so.
+/// The largest message in either direction. It is above every limit of the layers behind the
+/// socket, so these layers refuse what is too large for them, with a response that gives the
+/// reason.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
-/// How much of one stream may be on the way unread: enough for the bandwidth-delay product of a
-/// fast network, small enough that a stalled reader holds little memory.
+/// How many unread bytes of one stream may be on the way: enough for the bandwidth-delay product of
+/// a fast network, and so few that a stalled reader holds little memory.
 pub const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 
-/// The same for all streams of a connection together.
+/// How many unread bytes of all streams of a connection together may be on the way.
 pub const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 
 /// Calls that may be open at once on one connection.
 pub const MAX_CONCURRENT_STREAMS: u32 = 4096;
 
-/// A connection on which nothing is heard for this long is asked whether it lives.
+/// A connection on which nothing is heard for this long is sent a ping.
 pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How long the answer to that may take before the connection is closed.
+/// How long the answer to the ping may take before the connection is closed.
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often connections are looked at that may have to go.
+/// How often the server looks for connections that are overdue.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long open calls may take to end after the shutdown signal.
 pub const SHUTDOWN_GRACE: Duration = Duration::from_millis(500);
 
-/// Why a server stopped other than because it was told to.
+/// Why a server stopped without its shutdown signal.
 #[derive(Debug, thiserror::Error)]
 #[error("serving on {address} failed: {source}")]
 pub struct ServeError {
@@ -67,8 +68,9 @@ pub struct ServeError {
 
 /// Serves gRPC `services` and the routes of `http` on one listener until `shutdown` completes.
 ///
-/// Plain HTTP/1.1 and HTTP/2 without TLS are told apart by their first bytes. A path that neither
-/// side knows gets the fallback of `http`, by default 404, which gRPC clients read as UNIMPLEMENTED.
+/// The first bytes of a connection show whether it is plain HTTP/1.1 or HTTP/2 without TLS. A path
+/// that neither side knows gets the fallback of `http`, by default 404, which gRPC clients read as
+/// UNIMPLEMENTED.
 pub async fn serve(
     listener: TcpListener,
     limits: ConnectionLimits,
@@ -95,7 +97,8 @@ pub async fn serve(
         .serve_with_incoming_shutdown(
             socket::incoming(listener, Arc::clone(&connections.0)),
             async move {
-                // An error means that the sender is gone, which only happens when `serve` itself is.
+                // An error means that the sender is gone. That happens only when `serve` itself is
+                // dropped.
                 let _ = stop_seen.wait_for(|stop| *stop).await;
             },
         );
@@ -104,7 +107,7 @@ pub async fn serve(
         let _ = stop.send(true);
         tokio::time::sleep(SHUTDOWN_GRACE).await;
         connections.0.close();
-        // The server's own future ends the race, once the last connection has noticed.
+        // The server's own future ends the race when the last connection has closed.
         std::future::pending::<Infallible>().await
     };
     let sweeping = async {
@@ -121,7 +124,7 @@ pub async fn serve(
     }
 }
 
-/// Connections are tasks of their own, and end with the server also when it is dropped.
+/// Connections are tasks of their own. They end with the server, also when it is dropped.
 struct Ending(Arc<Connections>);
 
 impl Drop for Ending {

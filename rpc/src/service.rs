@@ -1,20 +1,23 @@
-//! A store's one door between sockets and what a request means.
+//! The one entrance to a store's requests, between the sockets and what a request means.
 //!
-//! Requests flow in as wire types, whether they came by a unary call, in a `BatchCommands` stream,
-//! or from a client in the same process; replies flow out as wire types. An implementation
-//! promises that a returned future may be dropped at any time: that abandons the reply, not a
-//! write that has already been proposed.
+//! Requests flow in as wire types, from a unary call, from a `BatchCommands` stream, or from a
+//! client in the same process. Replies flow out as wire types. An implementation promises that a
+//! returned future may be dropped at any time. Dropping it abandons the reply, but not a write that
+//! has already been proposed.
 
 use futures_util::future::BoxFuture;
 use tonic::{Code, Status};
 
 pub use crate::procedures::{Procedure, Reply, Request};
 
-/// The future that a store answers with. A `Status` is for what the store does not do at all
-/// (`UNIMPLEMENTED`), can no longer do (`UNAVAILABLE`, while it stops: this also ends the stream
-/// that a batched command came by), or refuses where the response has no place for a text that no
-/// client takes for data (`INVALID_ARGUMENT` and the like). Everything else that concerns a region
-/// or a key travels inside the reply.
+/// The future of a store's answer. A `Status` is for three cases:
+///
+/// - a procedure that the store does not serve at all (`UNIMPLEMENTED`);
+/// - a store that stops (`UNAVAILABLE`), which also ends the stream that a batched command came by;
+/// - a refusal where the response has no place for a text that no client takes for data
+///   (`INVALID_ARGUMENT` and the like).
+///
+/// Everything else about a region or a key is inside the reply.
 pub type Answer = BoxFuture<'static, Result<Reply, Status>>;
 
 /// What is known of the client that sent a request.
@@ -24,42 +27,43 @@ pub struct Caller {
     pub scans: ScanHabit,
 }
 
-/// What a client makes of the answer to one raw scan that is not batched, as far as the headers of
-/// its request tell. Some published clients need other answers than the rest; which, and why, is
-/// in `docs/clients.md`.
+/// How a client treats the answer to one raw scan that is not batched, as far as the headers of its
+/// request show. Some published clients need other answers than the rest. `docs/clients.md` lists
+/// them with the reasons.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ScanHabit {
-    /// Goes on where the region ends, until there is no region or the range ends.
+    /// Goes on where the region ends, until there are no more regions or the range ends.
     #[default]
     Walks,
-    /// `tikv-client` 0.4: stops where the first region ends if the range has no end, and takes a
-    /// region without an end for "go on at the beginning" if it has one.
+    /// `tikv-client` 0.4. Without an end of the range, it stops where the first region ends. With
+    /// an end, it takes a region without an end for "go on at the beginning".
     StopsOrWraps,
-    /// What is in the Python package `tikv-client` 0.0.4: takes a region error for an empty region.
+    /// The client in the Python package `tikv-client` 0.0.4. It takes a region error for an empty
+    /// region.
     IgnoresRegionErrors,
 }
 
-/// A store's requests.
+/// A store that answers requests.
 ///
-/// Every reply to a write with a `region_error` other than `UndeterminedResult` promises that the
-/// write has not been applied and never will be: clients repeat it on the strength of that.
+/// A reply to a write with a `region_error` other than `UndeterminedResult` promises that the write
+/// has not been applied and never will be. Clients rely on that when they repeat the write.
 pub trait StoreService: Send + Sync + 'static {
-    /// The store that answers.
+    /// The id of the store that answers.
     fn store_id(&self) -> u64;
 
-    /// Whether the store's regions remember tagged writes (`kvrpcpb.WriteTag`), so that one which
-    /// is sent twice takes effect once. Clients that share a process ask here, others by the
-    /// command `Empty`.
+    /// Whether the store's regions remember tagged writes (`kvrpcpb.WriteTag`), so that a write
+    /// which is sent twice takes effect once. Clients in the same process call this, others send
+    /// the command `Empty`.
     fn remembers_writes(&self) -> bool {
         false
     }
 
-    /// Answers a request with the reply of the same name.
+    /// Answers a request. The reply has the name of the request.
     fn handle(&self, request: Request, caller: Caller) -> Answer;
 }
 
-/// Whether a status concerns one request: its store has seen it, has not carried it out, and would
-/// say the same again. Any other is of the store as a whole.
+/// Whether a status is about one request: the store has seen the request, has not carried it out,
+/// and would refuse it again. Any other status is about the store as a whole.
 pub fn is_refusal(status: &Status) -> bool {
     matches!(
         status.code(),

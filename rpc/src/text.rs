@@ -1,8 +1,8 @@
 //! Bytes as text that people can read, and that reads back as the same bytes.
 //!
-//! Printable text stands for itself, whatever its language. What is not printable (control
-//! characters, those that turn the direction of writing, joiners with nothing to join,
-//! unassigned ones, bytes that are no UTF-8) is `\xNN` for each of its bytes, and a backslash is `\\`.
+//! Printable text stands for itself, in any language. Unprintable parts are `\xNN` for each of
+//! their bytes: control characters, characters that turn the direction of writing, joiners with
+//! nothing to join, unassigned characters, and bytes that are not UTF-8. A backslash is `\\`.
 
 use std::fmt::{self, Write};
 
@@ -12,7 +12,7 @@ pub struct Printable<'a>(pub &'a [u8]);
 
 impl fmt::Display for Printable<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The visible character on which a combining one can stand, if there is one.
+        // The visible character on which a combining character can stand, if there is one.
         let mut base = None;
         for chunk in self.0.utf8_chunks() {
             let mut characters = chunk.valid().chars().peekable();
@@ -43,8 +43,8 @@ impl fmt::Display for Printable<'_> {
     }
 }
 
-/// Whether a joiner between these is seen, by what it makes of them: as in an emoji of several,
-/// or within a word of a script that joins its letters.
+/// Whether a joiner between these characters is visible by its effect: as in an emoji of several
+/// characters, or within a word of a script that joins its letters.
 fn joins(before: Option<char>, after: Option<char>) -> bool {
     let is_joined = |character: char| {
         !character.is_ascii() && matches!(kind(character), Kind::Printable | Kind::Combining)
@@ -58,15 +58,15 @@ fn escape(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
 
 enum Kind {
     Printable,
-    /// It changes how the character before it looks.
+    /// It changes the look of the character before it.
     Combining,
-    /// It joins its neighbours, or keeps them apart, and is nothing by itself.
+    /// It joins its neighbours, or keeps them apart, and is invisible by itself.
     Joiner,
     Hidden,
     Backslash,
 }
 
-/// The space of the scripts whose characters are as wide as high; it is seen.
+/// The space of scripts whose characters are as wide as they are high. It is visible.
 pub const WIDE_SPACE: char = '\u{3000}';
 
 fn kind(character: char) -> Kind {
@@ -75,9 +75,9 @@ fn kind(character: char) -> Kind {
         ' '..='~' | WIDE_SPACE => Kind::Printable,
         '\u{200C}' | '\u{200D}' => Kind::Joiner,
         _ => {
-            // The standard library knows what is printable, and says so in two ways: a string
-            // that begins with a combining character has it escaped, one that has it later has
-            // not; what is not printable is escaped everywhere.
+            // The standard library knows what is printable. It escapes a combining character at the
+            // beginning of a string, but not a later one. It escapes an unprintable character
+            // everywhere.
             let mut buffer = [0; 5];
             buffer[0] = b'a';
             let length = 1 + character.encode_utf8(&mut buffer[1..]).len();
@@ -92,9 +92,9 @@ fn kind(character: char) -> Kind {
     }
 }
 
-/// A key as text, as [`Printable`] has it.
+/// A key as text, in the form of [`Printable`].
 pub fn display_key(key: &[u8]) -> String {
-    /// Longer keys are cut: an error is one line.
+    /// Longer keys are cut, because an error is one line.
     const SHOWN: usize = 64;
     if key.is_empty() {
         return "\"\"".into();
@@ -102,7 +102,7 @@ pub fn display_key(key: &[u8]) -> String {
     if key.len() <= SHOWN {
         return Printable(key).to_string();
     }
-    // Not in the middle of a character, where it is one.
+    // Not in the middle of a character, if the key is text there.
     let is_inside = |at: &usize| (0x80..0xC0).contains(&key[*at]);
     let cut = (SHOWN - 3..=SHOWN).rev().find(|at| !is_inside(at)).unwrap_or(SHOWN);
     format!("{}...", Printable(&key[..cut]))
@@ -142,7 +142,7 @@ mod tests {
             ("a\u{200B}\u{FEFF}".as_bytes(), "a\\xE2\\x80\\x8B\\xEF\\xBB\\xBF"),
             ("a\u{A0}b\u{2028}".as_bytes(), "a\\xC2\\xA0b\\xE2\\x80\\xA8"),
             ("\u{E000}".as_bytes(), "\\xEE\\x80\\x80"),
-            // Nothing is joined here.
+            // There is nothing to join here.
             ("a\u{200D}b".as_bytes(), "a\\xE2\\x80\\x8Db"),
             ("👩\u{200D}".as_bytes(), "👩\\xE2\\x80\\x8D"),
             (

@@ -1,13 +1,14 @@
 //! Raft traffic between stores.
 //!
 //! Outgoing: [`RaftTransport::send`] takes a message from any thread and never blocks. Messages
-//! wait in a bounded queue for their store; a task for each store drains its queue into batches on
-//! one stream for all regions. A store that cannot be reached loses what waits for it, and the
-//! region logic is told, so that it stops streaming entries there: Raft repeats what matters.
-//! Snapshots travel on connections of their own, so that they do not delay heartbeats.
+//! wait in a bounded queue for their store. A task for each store drains its queue into batches on
+//! one stream for all regions. If a store cannot be reached, the messages that wait for it are
+//! dropped. The region logic is notified, so that it stops streaming entries there, and Raft
+//! repeats what matters. Snapshots travel on connections of their own, so that they do not delay
+//! heartbeats.
 //!
 //! Incoming: [`TransportService`] checks that a stream is meant for this cluster and store, checks
-//! the sums of snapshots, and hands everything on to a [`RaftHandler`].
+//! the checksums of snapshots, and passes everything on to a [`RaftHandler`].
 //!
 //! Messages from one store to another arrive in the order in which they were sent, or not at all.
 //! None arrives twice.
@@ -34,26 +35,26 @@ pub use snapshot::{
     SnapshotPart, SnapshotSource,
 };
 
-/// What goes wrong while reading or taking over a snapshot's data, in the words of the store.
+/// Why a snapshot's data could not be read or taken over. The store defines the errors.
 pub type SnapshotError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Where stores are. Asked before every connection attempt, so that a store may move.
+/// Where stores listen. Called before every connection attempt, so that a store may move.
 pub trait AddressResolver: Send + Sync + 'static {
-    /// The `host:port` of a store, or one line that says why it is not known.
+    /// The `host:port` of a store, or one line about why it is not known.
     fn address(&self, store: u64) -> BoxFuture<'_, Result<String, String>>;
 }
 
-/// What the region logic must hear about its traffic. Called from the transport's tasks; must not
-/// block.
+/// Events that the region logic must learn of. The transport's tasks call these methods, which must
+/// not block.
 pub trait TransportEvents: Send + Sync + 'static {
-    /// Messages to this store may have been lost. Told at most once per connection attempt.
+    /// Messages to this store may have been lost. Called at most once per connection attempt.
     fn unreachable(&self, store: u64);
 
-    /// What became of a snapshot. Told exactly once for each [`RaftTransport::send_snapshot`].
+    /// The outcome of a snapshot. Called exactly once for each [`RaftTransport::send_snapshot`].
     fn snapshot_outcome(&self, snapshot: SentSnapshot, outcome: SnapshotOutcome);
 }
 
-/// Names a snapshot that was sent.
+/// Which snapshot an outcome is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SentSnapshot {
     pub to_store: u64,
@@ -62,14 +63,14 @@ pub struct SentSnapshot {
     pub to_peer: u64,
 }
 
-/// Whether the receiver has taken over all of it.
+/// Whether the receiver has taken over the whole snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SnapshotOutcome {
     Delivered,
     Failed,
 }
 
-/// The sending side of the traffic of one store. Cheap to clone; the tasks behind it end when the
+/// The sending side of the traffic of one store. Cheap to clone. The tasks behind it end when the
 /// last clone is dropped.
 #[derive(Clone)]
 pub struct RaftTransport {
@@ -77,7 +78,7 @@ pub struct RaftTransport {
     links: Arc<RwLock<HashMap<u64, link::Link>>>,
 }
 
-/// What all tasks of a transport use.
+/// The state that all tasks of a transport share.
 struct Shared {
     resolver: Arc<dyn AddressResolver>,
     events: Arc<dyn TransportEvents>,
@@ -88,7 +89,7 @@ struct Shared {
 }
 
 impl RaftTransport {
-    /// Nothing is connected before something is sent. Tasks run on `runtime`.
+    /// A transport that connects only when something is sent. Its tasks run on `runtime`.
     pub fn new(
         resolver: Arc<dyn AddressResolver>,
         self_store: u64,
@@ -106,8 +107,8 @@ impl RaftTransport {
         self.shared.snapshots.set_rate(bytes_per_second);
     }
 
-    /// Queues a message for a store. Returns at once: a full queue means that the store takes
-    /// less than it is sent, and the message is to be treated as lost on the way.
+    /// Queues a message for a store. Returns at once. A full queue means that the store receives
+    /// less than it is sent. The caller must then treat the message as lost on the way.
     pub fn send(&self, to_store: u64, message: RaftMessage) -> Result<(), Full> {
         if let Some(link) = self.links.read().get(&to_store) {
             return link.push(message);
@@ -119,8 +120,8 @@ impl RaftTransport {
             .push(message)
     }
 
-    /// Sends a snapshot: `message` is the core's InstallSnapshot, `source` the data. Returns at
-    /// once; the outcome comes as an event.
+    /// Sends a snapshot. `message` is the core's InstallSnapshot, and `source` reads the data.
+    /// Returns at once. The outcome comes as an event.
     pub fn send_snapshot(
         &self,
         to_store: u64,
@@ -130,8 +131,8 @@ impl RaftTransport {
         snapshot::start(Arc::clone(&self.shared), to_store, message, source);
     }
 
-    /// Forgets a store that has left the cluster: what waits for it is dropped and its connection
-    /// closed. A later message would open it again.
+    /// Forgets a store that has left the cluster. The messages that wait for it are dropped, and
+    /// its connection is closed. A later message would connect again.
     pub fn disconnect(&self, store: u64) {
         self.links.write().remove(&store);
     }

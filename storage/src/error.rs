@@ -1,7 +1,8 @@
-//! Why a request was not carried out, and how its client is told.
+//! Why a request was not carried out, and how its client learns of that.
 //!
-//! What goes wrong is a [`StorageError`], and becomes an answer in one place: what concerns the
-//! region, a region error that clients act on; what is wrong with the request itself, a sentence.
+//! Every failure is a [`StorageError`], and becomes an answer in one place. A failure that concerns
+//! the region becomes a region error, which clients act on. A fault of the request itself becomes a
+//! message for the user.
 
 use esker_engine::EngineError;
 use esker_model::RegionId;
@@ -17,22 +18,22 @@ use crate::Storage;
 /// Why a request was not carried out.
 #[derive(Debug)]
 pub enum StorageError {
-    /// For the client's region logic.
+    /// For the part of the client that finds regions.
     Region(RequestError),
-    /// For the user: what is wrong with the request. It would be refused again.
+    /// For the user: what is wrong with the request. A repeated request would be refused again.
     Refused(String),
-    /// The client was told of another cluster, which perhaps had this address once.
+    /// The request is for another cluster, which perhaps had this address before.
     OtherCluster { asked: u64, here: u64 },
-    /// The engine cannot read what it should hold.
+    /// The engine cannot read data that it should hold.
     Engine(EngineError),
-    /// What is stored makes no sense.
+    /// Stored data makes no sense.
     Damaged(String),
 }
 
 impl From<RequestError> for StorageError {
     fn from(error: RequestError) -> Self {
         match error {
-            // Nothing about the region is wrong; asking elsewhere would not help.
+            // Nothing about the region is wrong, so asking elsewhere would not help.
             RequestError::EmptyKey | RequestError::KeyTooLarge { .. } => {
                 StorageError::Refused(error.to_string())
             }
@@ -71,13 +72,13 @@ impl From<EngineError> for StorageError {
     }
 }
 
-/// What a client is told instead of an answer.
+/// What a client gets instead of an answer.
 enum Refusal {
-    /// Inside of the response: the client's region logic acts on it.
+    /// Inside the response, where the client's region logic acts on it.
     Region(Box<errorpb::Error>),
-    /// For the user: in the response where it has a place for a text, and a status otherwise.
+    /// For the user: in the response if it has a place for a text, otherwise a status.
     Said(Status),
-    /// For the user, always a status: no client that it is for should make anything of a response.
+    /// For the user, always a status, because the client must not interpret a response.
     Status(Status),
 }
 
@@ -92,8 +93,8 @@ impl Refusal {
                      check the client's placement addresses"
                 )))
             }
-            // The store has begun to hand its regions over: another replica has the data. The
-            // client is sent there, as when a store stops.
+            // The store has begun to hand its regions over, and another replica has the data. So
+            // the client is sent there, as when a store stops.
             StorageError::Engine(error) if error.is_corruption() => {
                 let (store, region) = (storage.store.store_id(), RegionId(0));
                 Refusal::Region(Box::new(RequestError::Stopped { store, region }.to_proto()))
@@ -108,9 +109,11 @@ impl Refusal {
 pub(crate) trait Refusable: Default {
     fn set_region_error(&mut self, error: errorpb::Error);
 
+    /// Puts a text for the user into the response.
+    ///
     /// # Errors
-    /// The text's status, where the response has no place for a text. Those of reads of several
-    /// keys have a place for an error in each pair, where published clients take it for data.
+    /// The text's status, where the response has no place for a text. Responses to reads of several
+    /// keys have a place for an error in each pair, but published clients take that error for data.
     fn set_text(&mut self, said: Status) -> Result<(), Status> {
         Err(said)
     }
@@ -156,7 +159,7 @@ refusable! {
     }
 }
 
-/// The answer, with what went wrong where the response has a place for it.
+/// The answer. A failure is put into the response where the response has a place for it.
 pub(crate) fn told<R: Refusable>(
     storage: &Storage,
     answer: Result<R, StorageError>,
@@ -174,7 +177,8 @@ pub(crate) fn told<R: Refusable>(
     Ok(response)
 }
 
-/// The answer to a scan for a client that ignores region errors: it gets a status in their place.
+/// The answer to a scan for a client that ignores region errors. The client gets a status in their
+/// place.
 pub(crate) fn for_habit(
     answer: Result<RawScanResponse, Status>,
     habit: ScanHabit,
@@ -190,7 +194,7 @@ pub(crate) fn for_habit(
 }
 
 impl Storage {
-    /// What went wrong, for a response that has a place for nothing but a region error.
+    /// The failure, for a response that has a place for nothing but a region error.
     pub fn region_error(&self, error: StorageError) -> errorpb::Error {
         match Refusal::of(self, error) {
             Refusal::Region(error) => *error,

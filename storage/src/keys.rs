@@ -1,9 +1,9 @@
-//! Which key of the store a client's key stands for.
+//! Under which key a client's key is stored.
 //!
-//! Clients of API version 2 ask placement for the memcomparable form of a key, and take
-//! the bounds of regions to be in that form; the keys of their requests are plain. So
-//! their keys are stored in that form, and come back out of it. Clients of version 1
-//! see keys and bounds as they are stored.
+//! Clients of API version 2 ask placement for the memcomparable form of a key, and expect the
+//! bounds of regions in that form. But the keys in their requests are plain. So their keys are
+//! stored in memcomparable form, and decoded for answers. Clients of version 1 see keys and bounds
+//! as they are stored.
 
 use bytes::Bytes;
 use esker_model::limits::MAX_KEY_BYTES;
@@ -42,7 +42,7 @@ impl KeyLayout {
         Ok(self.bound(key))
     }
 
-    /// The same for an end of a range, where an empty key means that there is no end.
+    /// The stored form of a bound of a range, where an empty key means that there is no bound.
     pub fn bound(self, key: &Bytes) -> Bytes {
         match self {
             KeyLayout::Memcomparable if !key.is_empty() => memcomparable(key),
@@ -50,8 +50,8 @@ impl KeyLayout {
         }
     }
 
-    /// Returns the client's key for a stored one, or nothing where no key of a client is stored
-    /// like that.
+    /// Returns the client's key for a stored one, or `None` where no key of a client is stored like
+    /// that.
     pub fn of_client(self, stored: &[u8]) -> Option<Bytes> {
         match self {
             KeyLayout::Plain => Some(Bytes::copy_from_slice(stored)),
@@ -60,8 +60,8 @@ impl KeyLayout {
     }
 }
 
-/// A key as its clients order it: groups of eight bytes, each with a marker that says how
-/// many bytes of the group are padding.
+/// The memcomparable form of a key, which sorts as the key does. It has groups of eight bytes, each
+/// followed by a marker for the number of padding bytes in the group.
 pub fn memcomparable(key: &[u8]) -> Bytes {
     let mut out = Vec::with_capacity((key.len() / GROUP + 1) * (GROUP + 1));
     for at in (0..=key.len()).step_by(GROUP) {
@@ -74,7 +74,7 @@ pub fn memcomparable(key: &[u8]) -> Bytes {
     out.into()
 }
 
-/// The key in its memcomparable form; none if this is not one.
+/// The key whose memcomparable form `stored` is; `None` if it is not such a form.
 fn plain(stored: &[u8]) -> Option<Bytes> {
     let (last, full) =
         stored.split_last_chunk::<{ GROUP + 1 }>().map(|(rest, last)| (last, rest))?;

@@ -1,16 +1,16 @@
 //! What a request means on a region.
 //!
-//! A request flows in as a wire type, through the one door that [`StoreService`] is, and becomes
-//! reads of one view of a region or one atomic write to it. The reply flows out. Nothing here
-//! knows a socket, a schedule or another store.
+//! A request flows in as a wire type, through the one entrance, [`StoreService`]. It becomes reads
+//! of one view of a region, or one atomic write to it. The reply flows out. Nothing here knows a
+//! socket, a schedule or another store.
 //!
 //! | module | what it owns |
 //! |---|---|
 //! | [`raw`] | requests on raw keys: one function for each, with its meaning |
 //! | [`split`] | the request to cut a region |
-//! | [`keys`] | which stored key stands for a client's key |
-//! | [`target`] | to which region a request goes, and what its client believes of it |
-//! | [`error`] | why a request was not carried out, and how its client is told |
+//! | [`keys`] | under which key a client's key is stored |
+//! | [`target`] | which region a request is for, and what its client knows of that region |
+//! | [`error`] | why a request was not carried out, and how its client learns of that |
 //!
 //! A new request is a function in one of the first two, and a line in [`Storage::answer`].
 
@@ -29,10 +29,10 @@ use tokio::sync::Semaphore;
 pub use error::StorageError;
 pub use split::SplitIds;
 
-/// Checksums that a store computes at the same time; others wait.
+/// Checksums that a store computes at the same time. Others wait.
 pub const MAX_CHECKSUMS: usize = 4;
 
-/// A store's requests, answered from its regions. Cheap to clone.
+/// Answers the requests to a store from its regions. Cheap to clone.
 #[derive(Clone)]
 pub struct Storage {
     store: StoreHandle,
@@ -42,8 +42,8 @@ pub struct Storage {
 }
 
 impl Storage {
-    /// The requests of `store`, which belongs to this cluster. New regions get their ids from
-    /// `ids`.
+    /// Answers the requests to `store`, which belongs to this cluster. New regions get their ids
+    /// from `ids`.
     pub fn new(store: StoreHandle, cluster_id: u64, ids: Arc<dyn SplitIds>) -> Self {
         Storage { store, cluster_id, ids, checksums: Arc::new(Semaphore::new(MAX_CHECKSUMS)) }
     }

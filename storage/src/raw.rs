@@ -16,8 +16,8 @@ use esker_rpc::proto::kvrpcpb::*;
 use crate::target::Target;
 use crate::{Storage, StorageError};
 
-/// The most bytes of keys and values that one answer holds: what a message may
-/// carry, less room for everything around them.
+/// The most bytes of keys and values that one answer holds: the limit of a message, less room for
+/// everything around them.
 pub const MAX_ANSWER_BYTES: u64 = 48 << 20;
 
 /// What is left of [`MAX_ANSWER_BYTES`] for one request.
@@ -30,8 +30,8 @@ impl Default for Budget {
 }
 
 impl Budget {
-    /// Fewer pairs than asked for would tell a client that there are no more; so a
-    /// request for too much is refused as a whole.
+    /// Refuses a request for too much as a whole. A client would take fewer pairs than it asked for
+    /// to mean that there are no more.
     fn spend(&mut self, bytes: usize) -> Result<(), StorageError> {
         self.0 = self.0.checked_sub(bytes as u64).ok_or_else(|| {
             StorageError::Refused(format!(
@@ -43,7 +43,7 @@ impl Budget {
     }
 }
 
-/// The column family that a request names; none is the default one.
+/// The column family that a request names. An empty name stands for the default family.
 fn family(name: &str) -> Result<Cf, StorageError> {
     match name {
         "" | "default" => Ok(Cf::Default),
@@ -55,7 +55,8 @@ fn family(name: &str) -> Result<Cf, StorageError> {
     }
 }
 
-/// Runs what reads too much for a thread that serves others, too: a whole region, or ranges of it.
+/// Runs a read that is too long for a thread that also serves other requests: a read of a whole
+/// region, or of ranges of it.
 pub async fn blocking<T: Send + 'static>(
     store: &StoreHandle,
     region: RegionId,
@@ -112,7 +113,8 @@ async fn write(
     Ok(storage.store.write(target.region, target.context, mutations).await?)
 }
 
-/// As [`write`]; returns where in the log the write was decided, for a client that sent a tag.
+/// As [`write`], but returns the index at which the log decided the write, for a client that sent a
+/// tag; otherwise 0.
 async fn decided(
     storage: &Storage,
     target: Target,
@@ -122,7 +124,7 @@ async fn decided(
     Ok(target.context.tag.map_or(0, |_| result.index.0))
 }
 
-/// When a value ends that is written now; a time to live of zero seconds is none.
+/// When a value that is written now expires. A time to live of zero seconds means never.
 fn expires_at(now_s: u64, ttl: u64) -> Option<u64> {
     (ttl != 0).then(|| now_s.saturating_add(ttl))
 }
@@ -151,7 +153,7 @@ pub(crate) async fn key_ttl(
     })
 }
 
-/// The pairs found, in the order in which they were asked for.
+/// The pairs that were found, in the order in which they were asked for.
 pub(crate) async fn batch_get(
     storage: &Storage,
     request: RawBatchGetRequest,
@@ -209,7 +211,7 @@ pub(crate) async fn batch_put(
     request: RawBatchPutRequest,
 ) -> Result<RawBatchPutResponse, StorageError> {
     let RawBatchPutRequest { context, pairs, cf, ttl, ttls, .. } = request;
-    // One time to live for all pairs, or one for each.
+    // One time to live for all pairs, or one for each pair.
     if ttls.len() > 1 && ttls.len() != pairs.len() {
         let (pairs, ttls) = (pairs.len(), ttls.len());
         return Err(StorageError::Refused(format!("{pairs} pairs but {ttls} ttls")));
@@ -275,7 +277,8 @@ pub(crate) async fn delete_range(
     Ok(RawDeleteRangeResponse { applied_index, ..Default::default() })
 }
 
-/// Writes the value, or removes the key, if the key has the value expected, or none.
+/// Writes the value, or removes the key, if the key's current value is the expected one, or if no
+/// value was expected and there is none.
 pub(crate) async fn compare_and_swap(
     storage: &Storage,
     request: RawCasRequest,

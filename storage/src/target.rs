@@ -1,4 +1,4 @@
-//! To which region a request goes, and what its client believes of it.
+//! Which region a request is for, and what its client knows of that region.
 
 use esker_model::{LogIndex, PeerId, RegionId, StoreId, Term};
 use esker_raftstore::{RegionSnapshot, RequestContext, RequestError, WriteTag};
@@ -7,7 +7,7 @@ use esker_rpc::proto::kvrpcpb::Context;
 use crate::keys::KeyLayout;
 use crate::{Storage, StorageError};
 
-/// Where a request goes.
+/// Which region a request is for.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
     pub region: RegionId,
@@ -17,18 +17,18 @@ pub struct Target {
 }
 
 impl Storage {
-    /// Where a request goes, once it is known to be meant for this store. The first thing that
-    /// every request does.
+    /// Where a request goes, after a check that it is meant for this store. Every request begins
+    /// with this.
     ///
     /// # Errors
-    /// When the request is for another cluster or store, or names no epoch.
+    /// When the request is for another cluster or store, or has no valid epoch.
     pub fn target(&self, context: Option<&Context>) -> Result<Target, StorageError> {
         let layout = KeyLayout::of(context);
         let Some(context) = context else {
-            // It names no region either.
+            // Without a context, the request names no region either.
             return Err(RequestError::RegionNotFound(RegionId(0)).into());
         };
-        // Most clients do not say.
+        // Most clients leave the cluster's id out.
         if context.cluster_id != 0 && context.cluster_id != self.cluster_id {
             let (asked, here) = (context.cluster_id, self.cluster_id);
             return Err(StorageError::OtherCluster { asked, here });
@@ -42,7 +42,7 @@ impl Storage {
         }
         let region = RegionId(context.region_id);
         let Some(epoch) = context.region_epoch else {
-            // A client that believes nothing of the region is told how it is.
+            // A client that knows no epoch gets the region's descriptor.
             let known = self.store.delegates().get(region).map(|known| known.descriptor());
             return Err(match known {
                 Some(known) => {
@@ -67,7 +67,7 @@ impl Storage {
         Ok(Target { region, context, layout })
     }
 
-    /// The region's data, linearizable.
+    /// A linearizable view of the region's data.
     pub(crate) async fn view(&self, target: Target) -> Result<RegionSnapshot, StorageError> {
         Ok(self.store.snapshot(target.region, target.context).await?)
     }

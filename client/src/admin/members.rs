@@ -1,4 +1,4 @@
-//! The members of the placement driver: how each is, and one in the place of another.
+//! The members of the placement driver: their states, and the replacement of a member.
 
 use std::time::Duration;
 
@@ -13,11 +13,11 @@ use super::AdminClient;
 use super::store::connect;
 use crate::error::ClientError;
 
-/// For how long, and how often, another leader is asked to replace a member.
+/// For how long, and how often, the client asks again to replace a member.
 const REPLACE_WITHIN: Duration = Duration::from_secs(10);
 const REPLACE_AGAIN: Duration = Duration::from_millis(250);
 
-/// How long a placement member may take to say how it is.
+/// How long a placement member may take to answer how it is.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A member of the placement driver.
@@ -31,12 +31,12 @@ pub struct MemberInfo {
     pub state: MemberState,
 }
 
-/// What a placement member is doing, by its own word.
+/// What a placement member is doing, as the member itself reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemberState {
     /// It takes part in the group.
     Up,
-    /// It runs, and waits to be let in: its directory is empty, or is being looked at.
+    /// It runs, and waits to be let in. Its directory is empty, or is being looked at.
     Waiting,
     /// It does not answer.
     Silent,
@@ -45,28 +45,28 @@ pub enum MemberState {
 /// The ids of a member that was replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReplacedMember {
-    /// The id that is a member no more.
+    /// The id that is no longer a member.
     pub removed: u64,
     /// The id that took its place.
     pub added: u64,
 }
 
-/// What a member says of itself.
+/// Asks a member for its state.
 async fn state_of(member: &pdpb::Member) -> MemberState {
     let address = member.client_urls.first().map_or("", |url| url.trim_start_matches("http://"));
     let Ok(client) = MemberClient::new(address) else { return MemberState::Silent };
     match client.status(STATUS_TIMEOUT).await {
-        // Of no cluster yet.
+        // It does not belong to a cluster yet.
         Ok(status) if status.cluster_id == 0 => MemberState::Waiting,
         Ok(status) if status.member_id == member.member_id => MemberState::Up,
-        // Another one has its address by now.
+        // Another member has its address by now.
         Ok(_) | Err(_) => MemberState::Silent,
     }
 }
 
 impl AdminClient {
-    /// All members of the placement driver. Each is asked how it is, all at once; one that does not
-    /// answer within 1 s is silent.
+    /// All members of the placement driver. Each is asked for its state, all at once. A member that
+    /// does not answer within 1 s is silent.
     pub async fn members(&self) -> Result<Vec<MemberInfo>, ClientError> {
         let answer = self.placement.get_members().await?;
         let leader = answer.leader;
@@ -79,8 +79,8 @@ impl AdminClient {
     }
 
     /// Lets a placement member that lost its directory join again, under a new id. Its node must
-    /// run, with an empty directory and the addresses of before. The leader may take as long as it
-    /// needs; another one is asked when it cannot be, for up to 10 s.
+    /// run, with an empty directory and the same addresses as before. The leader may take as long
+    /// as it needs. When the leader cannot be asked, another one is asked, for up to 10 s.
     ///
     /// # Errors
     /// [`ClientError::NotReplaced`] if the leader refuses, or cannot be asked.
@@ -94,7 +94,7 @@ impl AdminClient {
                     return Ok(ReplacedMember { removed, added });
                 }
                 Ok(answer) => return Err(ClientError::NotReplaced { reason: answer.refusal }),
-                // The leader has just changed: another one goes on where it was.
+                // The leader has just changed. The new leader goes on from where the old one was.
                 Err(_) if began.elapsed() < REPLACE_WITHIN => sleep(REPLACE_AGAIN).await,
                 Err(reason) => return Err(ClientError::NotReplaced { reason }),
             }
@@ -105,7 +105,8 @@ impl AdminClient {
         let leader = self.placement.get_members().await.map_err(|error| error.to_string())?.leader;
         let address = leader.and_then(|leader| leader.client_urls.first().cloned());
         let address = address.ok_or("the placement driver has no leader; try again")?;
-        // No limit to the answer: the member has its own, and a dead connection is noticed.
+        // There is no limit to the answer, because the member has its own limit and a dead
+        // connection is noticed.
         let channel = connect(&address, |endpoint| endpoint).await?;
         let request = wire::ReplaceMemberRequest { name: name.to_owned() };
         let answer = FoundingClient::new(channel).replace(request).await;

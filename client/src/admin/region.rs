@@ -1,4 +1,4 @@
-//! Changes that an operator makes to a region: its splits, and who leads it.
+//! Changes that an operator makes to a region: splits, and transfers of its leadership.
 
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ use tokio::time::{Instant, sleep};
 use super::AdminClient;
 use crate::error::ClientError;
 
-/// How often a change is sent to the leader that the placement driver names, when the
-/// store answers that it does not lead, or that the region has changed since.
+/// How often a change is sent to the leader that the placement driver names, when the store answers
+/// that it does not lead, or that the region has changed since.
 pub const CHANGE_ATTEMPTS: usize = 20;
 
-/// Between two looks at something that is about to change.
+/// The time between two looks at something that is about to change.
 const LOOK_AGAIN: Duration = Duration::from_millis(150);
 
 /// Where a region is to be split.
@@ -23,14 +23,14 @@ const LOOK_AGAIN: Duration = Duration::from_millis(150);
 pub enum SplitAt {
     /// Each of these keys begins a region afterwards. At least one.
     Keys(Vec<Bytes>),
-    /// Where so many parts of about equal size come of it: 2 to 128.
+    /// As many keys as cut the region into so many parts of about equal size: 2 to 128.
     Parts(u32),
 }
 
 impl AdminClient {
-    /// Splits one region, and returns the regions that came of it in the order of their keys; the
-    /// last keeps its id. The leader that placement names is asked up to [`CHANGE_ATTEMPTS`] times,
-    /// until the view of the region is the latest.
+    /// Splits one region, and returns the parts in the order of their keys. The last part keeps the
+    /// region's id. The leader that placement names is asked up to [`CHANGE_ATTEMPTS`] times, until
+    /// the view of the region is the latest.
     ///
     /// # Errors
     /// [`ClientError::KeyOutside`] for a key that leaves nothing on one side,
@@ -61,7 +61,7 @@ impl AdminClient {
             };
             let answer = self.store(leader.store.0).await?.split_region(request).await?;
             match answer.region_error {
-                // A part that cannot be read is one that the answer leaves out.
+                // A part that cannot be read is treated as one that the answer leaves out.
                 None => {
                     let parts = answer.regions.into_iter();
                     return Ok(parts.filter_map(|part| part.try_into().ok()).collect());
@@ -73,12 +73,13 @@ impl AdminClient {
     }
 
     /// Asks the leader of a region to hand over until the replica on store `to` leads, or until
-    /// `patience` ends. Some election timeouts are enough. Does nothing if it leads already.
+    /// `patience` ends. A few election timeouts are enough. Does nothing if that replica leads
+    /// already.
     ///
     /// # Errors
-    /// [`ClientError::NotTransferred`] when the time is over, [`ClientError::NoReplica`] if `to`
-    /// has none, [`ClientError::NoSuchRegion`], [`ClientError::RegionRefused`] with the leader's
-    /// reason, and those of [`AdminClient::store`].
+    /// [`ClientError::NotTransferred`] when the time is over, [`ClientError::NoReplica`] if store
+    /// `to` has no replica, [`ClientError::NoSuchRegion`], [`ClientError::RegionRefused`] with the
+    /// leader's reason, and those of [`AdminClient::store`].
     pub async fn transfer_leader(
         &self,
         region: u64,
@@ -121,7 +122,7 @@ impl AdminClient {
     }
 }
 
-/// A key outside is the caller's mistake only as long as the region is what it was.
+/// A key outside the region is the caller's mistake only while the region is as the caller saw it.
 fn check_split_keys(region: &Region, keys: &[Bytes]) -> Result<(), ClientError> {
     match keys.iter().find(|key| !is_split_by(region, key)) {
         None => Ok(()),
@@ -139,7 +140,7 @@ fn is_split_by(region: &Region, key: &Bytes) -> bool {
     region.contains(key) && key != region.range.start()
 }
 
-/// Waits where the placement driver's view was only old; gives up on anything else.
+/// Waits if the placement driver's view was only outdated. Any other error is returned.
 async fn look_again_or_refuse(region: u64, error: errorpb::Error) -> Result<(), ClientError> {
     if !is_outdated_view(&error) {
         return Err(ClientError::RegionRefused { region, reason: error.message });
@@ -148,7 +149,7 @@ async fn look_again_or_refuse(region: u64, error: errorpb::Error) -> Result<(), 
     Ok(())
 }
 
-/// The command was not executed, and may be when sent to the leader of now.
+/// Whether the command was not executed, and may succeed when it is sent to the current leader.
 fn is_outdated_view(error: &errorpb::Error) -> bool {
     error.not_leader.is_some()
         || error.epoch_not_match.is_some()

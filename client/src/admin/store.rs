@@ -12,7 +12,7 @@ use crate::error::ClientError;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Connects to one of the cluster's servers, or says why not.
+/// Connects to one of the cluster's servers, or returns why that failed.
 pub(super) async fn connect(
     address: &str,
     adjusted: impl FnOnce(Endpoint) -> Endpoint,
@@ -22,7 +22,7 @@ pub(super) async fn connect(
     connected.map_err(|error| causes(&error))
 }
 
-/// An error and what caused it: the transport's own message does not say.
+/// An error and its causes, which the transport's own message leaves out.
 fn causes(error: &dyn std::error::Error) -> String {
     std::iter::successors(Some(error), |error| error.source())
         .map(ToString::to_string)
@@ -30,9 +30,10 @@ fn causes(error: &dyn std::error::Error) -> String {
         .join(": ")
 }
 
-/// A connection to the admin service of one store, for one request. A request ends within 10 s.
-/// What concerns a region (that it is not led here, say) is a `region_error` in the answer. A store
-/// that does not answer in time, or with a status, is a [`ClientError::NoAnswer`].
+/// A connection to the admin service of one store, for one request. A request ends within 10 s. An
+/// error that concerns a region (the store does not lead it, say) is a `region_error` in the
+/// answer. If the store does not answer in time, or answers with a status, the call fails with
+/// [`ClientError::NoAnswer`].
 pub struct StoreAdmin {
     store: u64,
     address: String,
@@ -56,8 +57,8 @@ impl StoreAdmin {
         self.answer(answer)
     }
 
-    /// Asks the store to hand over a region that it leads, once. Whether another one leads then
-    /// is for placement to say.
+    /// Asks the store to hand over a region that it leads, once. Placement knows whether another
+    /// store leads then.
     pub async fn transfer_leader(
         mut self,
         request: wire::TransferLeaderRequest,
@@ -66,7 +67,7 @@ impl StoreAdmin {
         self.answer(answer)
     }
 
-    /// What the store's replica of a region says of itself.
+    /// What the store's replica of a region reports of itself.
     pub async fn region_detail(
         mut self,
         request: wire::RegionDetailRequest,

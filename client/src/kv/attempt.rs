@@ -22,7 +22,7 @@ use crate::error::ClientError;
 use crate::placement::RegionInfo;
 
 impl KvClient {
-    /// Asks the region that holds `key`, until it answers.
+    /// Sends the request to the region that holds `key`, until it is answered.
     pub(super) async fn ask<R: RegionRequest>(
         &self,
         key: &Bytes,
@@ -31,8 +31,8 @@ impl KvClient {
         self.ask_at(At::Key, key, |_| request.clone()).await.map(|(_, response)| response)
     }
 
-    /// Asks the region that lies `at` a key what `make` makes for it, until it answers; which one
-    /// that was, and its answer.
+    /// Sends the request that `make` returns to the region that lies `at` a key, until it is
+    /// answered. Returns that region's route and the answer.
     pub(super) async fn ask_at<R: RegionRequest>(
         &self,
         at: At,
@@ -73,13 +73,13 @@ impl KvClient {
         self.remember(found, key)
     }
 
-    /// The region that holds the keys just below `bound`; an empty one is above all keys.
+    /// The region that holds the keys just below `bound`. An empty bound is above all keys.
     pub(super) async fn route_below(&self, bound: &Bytes) -> Result<Arc<Route>, Failure> {
         if let Some(route) = self.shared.cache.get_below(bound) {
             return Ok(route);
         }
-        /// Longer than any key and any bound of a region: filled with the highest byte it is
-        /// above all of them.
+        /// Longer than any key and any bound of a region. Filled with the highest byte, such a key
+        /// is above all of them.
         const ABOVE_ALL_KEYS: usize = 10 << 10;
         let key = if bound.is_empty() {
             Bytes::from_static(&[0xff; ABOVE_ALL_KEYS])
@@ -94,7 +94,7 @@ impl KvClient {
         if route.contains_below(bound) {
             Ok(route)
         } else {
-            // A split or merge between the two questions.
+            // There was a split or a merge between the two questions.
             let reason = "placement's regions were changing".into();
             Err(Failure::Again(Retry { wait: Wait::Backoff, reason }))
         }
@@ -105,7 +105,7 @@ impl KvClient {
             let key = display_key(key);
             return Err(Failure::Final(ClientError::NoRegion { key }));
         };
-        // Without a known leader any peer will do: it knows better than placement.
+        // Without a known leader any peer will do, because each peer knows better than placement.
         let Some(leader) = found.leader.or_else(|| found.region.peers.first().cloned()) else {
             let reason = format!("region {} has no peers yet", found.region.id);
             return Err(Failure::Again(Retry { wait: Wait::Backoff, reason }));
@@ -148,7 +148,7 @@ impl KvClient {
             if tag.is_none()
                 && let Some(reason) = fence.unknown()
             {
-                // Here it could happen a second time.
+                // This store could apply the write a second time.
                 return Err(lost::<R>(key, reason.to_owned()));
             }
         }
@@ -215,7 +215,7 @@ impl KvClient {
                 }
                 lose_sight::<R>(fence, &reason);
             }
-            // A refusal of this request in a batch, which has no other place for it.
+            // A refusal of this request in a batch, where the answer has no other place for it.
             if error.raft_entry_too_large.is_some_and(|error| error.entry_size == 0) {
                 return Err(refused(error.message));
             }
@@ -226,14 +226,14 @@ impl KvClient {
         if complaint.is_empty() { Ok(response) } else { Err(refused(complaint)) }
     }
 
-    /// A store could not be asked: its leader has probably gone elsewhere, and its peers know that
-    /// before placement.
+    /// The failure of a request to a store that could not be asked. The leader has probably moved,
+    /// and the region's peers know that before placement does.
     fn elsewhere(&self, route: &Arc<Route>, reason: String) -> Failure {
         self.shared.cache.try_next_peer(route);
         Failure::Again(Retry { wait: Wait::Backoff, reason })
     }
 
-    /// The way to a store: into this process, or out of it.
+    /// The way to a store, in this process or in another one.
     async fn door(&self, store: u64) -> Result<Door<'_>, SendError> {
         match self.shared.local.get(&store) {
             Some(service) => Ok(Door::Local(store, service)),
@@ -241,7 +241,7 @@ impl KvClient {
         }
     }
 
-    /// Corrects what is believed about a region, and says how to go on.
+    /// Corrects the cached view of a region, and returns how to go on.
     fn judge(&self, call: &'static str, route: &Arc<Route>, error: errorpb::Error) -> Failure {
         let cache = &self.shared.cache;
         let region = route.region.id.0;
@@ -258,7 +258,7 @@ impl KvClient {
             });
         }
         if let Some(not_leader) = error.not_leader {
-            // A peer that cannot be is no hint.
+            // An impossible peer is no hint.
             let hint = optional_peer(not_leader.leader).ok().flatten();
             return match hint {
                 Some(leader) if leader.id != route.leader.id => {
@@ -266,7 +266,7 @@ impl KvClient {
                     cache.set_leader(route, leader);
                     again(Wait::None, reason)
                 }
-                // An election may be under way: placement will hear of its end.
+                // An election may be under way. Placement will hear of its end.
                 _ => {
                     cache.remove(route);
                     again(Wait::Backoff, "it has no leader".into())
@@ -276,12 +276,12 @@ impl KvClient {
         if let Some(mismatch) = error.epoch_not_match {
             cache.remove(route);
             let mut newer = false;
-            // A region that cannot be is no help, as one that the store left out.
+            // An impossible region is no help, like a region that the store left out.
             let current = mismatch.current_regions.into_iter();
             for current in current.filter_map(|current| Region::try_from(current).ok()) {
-                // The store that answered most likely still leads the parts; if not, it says so.
+                // The store that answered most likely still leads the parts. If not, it answers so.
                 let leader = current.peer_on(route.leader.store).copied();
-                // A store that lags behind what we know is no help: placement is asked then.
+                // A store that lags behind the cached view is no help. Placement is asked then.
                 let ahead = current.id != route.region.id || is_newer(&current, &route.region);
                 if let Some(leader) = leader.filter(|_| ahead) {
                     newer = true;
@@ -311,12 +311,12 @@ impl KvClient {
     }
 }
 
-/// Which region a key stands for.
+/// Which region belongs to a key.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum At {
-    /// The one that holds it.
+    /// The region that holds the key.
     Key,
-    /// The one that holds the keys just below it.
+    /// The region that holds the keys just below the key.
     Below,
 }
 
@@ -334,7 +334,8 @@ impl Door<'_> {
         }
     }
 
-    /// Hands a request over, by a function call where the store is here. See [`Connection::send`].
+    /// Hands a request over, by a function call if the store is in this process. See
+    /// [`Connection::send`].
     async fn send(&self, request: Request, seen: &AtomicBool) -> Result<Reply, SendError> {
         let (store, service) = match self {
             Door::Local(store, service) => (store, service),
@@ -351,14 +352,14 @@ fn is_newer(a: &Region, b: &Region) -> bool {
     a.version > b.version || a.conf_ver > b.conf_ver
 }
 
-/// An attempt of something that changes a region may have been applied.
+/// Notes that an attempt may have been applied, if the request changes a region.
 fn lose_sight<R: RegionRequest>(fence: &mut Fence, reason: &str) {
     if R::EFFECT != Effect::Read {
         fence.lost_sight(reason.to_owned());
     }
 }
 
-/// The end of a request that may have been applied and is not sent again.
+/// The failure of a request that may have been applied and is not sent again.
 fn lost<R: RegionRequest>(key: &[u8], reason: String) -> Failure {
     Failure::Final(ClientError::OutcomeUnknown { call: R::CALL, key: display_key(key), reason })
 }

@@ -25,13 +25,13 @@ pub const MAX_REQUESTS_PER_BATCH: usize = 128;
 /// A message is sent once its requests have reached this size.
 const MAX_REQUEST_BATCH_BYTES: usize = 1 << 20;
 
-/// Requests to one store that may be unanswered, those that wait to be sent included.
+/// Requests to one store that may be unanswered, including those that wait to be sent.
 pub const MAX_IN_FLIGHT: usize = 4096;
 
 /// How long a store may take to accept the stream.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Hands requests to the stream. Clones share it; it ends with the last of them.
+/// Hands requests to the stream. Clones share the stream, which ends with the last of them.
 #[derive(Clone)]
 pub(super) struct BatchStream {
     waiting: mpsc::Sender<(u64, Box<Batched>)>,
@@ -39,7 +39,7 @@ pub(super) struct BatchStream {
     pending: Arc<Pending>,
 }
 
-/// What is not answered yet.
+/// The requests that are not answered yet.
 struct Pending {
     room: Semaphore,
     callers: Mutex<Callers>,
@@ -48,7 +48,7 @@ struct Pending {
 #[derive(Default)]
 struct Callers {
     by_id: HashMap<u64, Caller>,
-    /// Why the stream ended; set once.
+    /// Why the stream ended. Set once.
     ended: Option<String>,
 }
 
@@ -71,8 +71,8 @@ impl BatchStream {
         self.pending.callers.lock().ended.is_some()
     }
 
-    /// Sends a request and waits for its reply. A caller that stops waiting takes its request
-    /// back, if it is not on its way yet; if it is, `seen` is set then.
+    /// Sends a request and waits for its reply. If the caller stops waiting before the request is
+    /// on its way, the request is not sent. If it is on its way already, `seen` is set.
     pub(super) async fn send(
         &self,
         command: Box<Batched>,
@@ -95,7 +95,7 @@ impl BatchStream {
     }
 }
 
-/// Strikes a caller off the list when it stops waiting.
+/// Takes a caller off the list when it stops waiting.
 struct Listed<'a> {
     id: u64,
     pending: &'a Pending,
@@ -105,8 +105,9 @@ struct Listed<'a> {
 impl Drop for Listed<'_> {
     fn drop(&mut self) {
         let caller = self.pending.callers.lock().by_id.remove(&self.id);
-        // A caller that somebody else has struck off was answered, or is about to be: the store
-        // may have carried its request out, though the caller no longer waits to hear so.
+        // If another task took the caller off the list, the caller was answered or is about to be.
+        // So the store may have carried the request out, although the caller no longer waits for
+        // that.
         self.seen.store(caller.is_none_or(|caller| caller.sent), Ordering::Relaxed);
     }
 }
@@ -135,7 +136,7 @@ async fn run(
     }
 }
 
-/// Sends and receives until the stream breaks or nobody holds it any more; answers why.
+/// Sends and receives until the stream breaks or is no longer held. Returns why it ended.
 async fn converse(
     channel: Channel,
     queue: mpsc::Receiver<(u64, Box<Batched>)>,
@@ -159,7 +160,8 @@ async fn converse(
     }
 }
 
-/// The queue as a stream of batches: what waits when the connection has room goes together.
+/// The queue as a stream of batches. All requests that wait when the connection has room go
+/// together.
 fn batches(
     queue: mpsc::Receiver<(u64, Box<Batched>)>,
     pending: Arc<Pending>,
@@ -191,7 +193,8 @@ fn batches(
 }
 
 impl Pending {
-    /// Notes that the store may see a request from now on; `false` if nobody waits for it.
+    /// Notes that the store may see a request from now on; `false` if no caller waits for the
+    /// request.
     fn mark_sent(&self, id: u64) -> bool {
         match self.callers.lock().by_id.get_mut(&id) {
             Some(caller) => {
@@ -221,7 +224,7 @@ impl Pending {
 mod tests {
     use super::*;
 
-    /// Whether a caller that stops waiting takes its request for seen, after `happened`.
+    /// Whether a request counts as seen when its caller stops waiting after `happened`.
     fn is_seen_after(happened: impl Fn(&Pending)) -> bool {
         let pending = Pending { room: Semaphore::new(1), callers: Mutex::default() };
         let (answer, _answered) = oneshot::channel();
@@ -237,7 +240,7 @@ mod tests {
     fn only_a_request_still_in_the_queue_is_known_not_to_be_seen() {
         assert!(!is_seen_after(|_| ()));
         assert!(is_seen_after(|pending| assert!(pending.mark_sent(7))));
-        // An answer, or the end of the stream, that comes as the caller's time runs out.
+        // An answer, or the end of the stream, arrives when the caller's time runs out.
         assert!(is_seen_after(|pending| {
             pending.mark_sent(7);
             let request_ids = vec![7];

@@ -1,4 +1,4 @@
-//! What the client believes about regions.
+//! The client's view of the regions.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -16,7 +16,7 @@ pub const MAX_CACHED_REGIONS: usize = 1 << 16;
 pub(super) struct Route {
     pub(super) region: Region,
     pub(super) leader: Peer,
-    /// Peers in a row that could not be reached since placement was asked.
+    /// Peers in a row that could not be reached since placement was last asked.
     pub(super) failures: usize,
 }
 
@@ -25,13 +25,13 @@ impl Route {
         self.region.contains(key)
     }
 
-    /// Whether keys just below `bound` belong to the region; an empty bound is above all keys.
+    /// Whether keys just below `bound` belong to the region. An empty bound is above all keys.
     pub(super) fn contains_below(&self, bound: &[u8]) -> bool {
         self.region.range.contains_below((!bound.is_empty()).then_some(bound))
     }
 }
 
-/// Routes by start key; never two that overlap.
+/// Routes by start key. No two overlap.
 #[derive(Default)]
 pub(super) struct RegionCache {
     routes: RwLock<BTreeMap<Bytes, Arc<Route>>>,
@@ -57,8 +57,8 @@ impl RegionCache {
         route.contains_below(bound).then(|| Arc::clone(route))
     }
 
-    /// Remembers a region in place of all that it overlaps. Older news of a region than what is
-    /// known is ignored: answers may overtake each other.
+    /// Remembers a region in place of all that it overlaps. An older view of a region than the
+    /// known one is ignored, because answers may overtake each other.
     pub(super) fn insert(&self, route: Route) -> Arc<Route> {
         let route = Arc::new(route);
         let mut routes = self.routes.write();
@@ -76,14 +76,14 @@ impl RegionCache {
             routes.remove(&start);
         }
         if routes.len() >= MAX_CACHED_REGIONS {
-            // Any will do, as long as it is cheap to find: what is needed comes back.
+            // Any region will do, as long as it is cheap to find. If it is needed, it comes back.
             routes.pop_first();
         }
         routes.insert(route.region.range.start().clone(), Arc::clone(&route));
         route
     }
 
-    /// Forgets a route, unless something newer has taken its place.
+    /// Forgets a route, unless a newer route has taken its place.
     pub(super) fn remove(&self, route: &Arc<Route>) {
         let mut routes = self.routes.write();
         let start = route.region.range.start();
@@ -97,8 +97,8 @@ impl RegionCache {
         self.redirect(route, leader, 0);
     }
 
-    /// Goes on to the next of a region's peers when one cannot be reached, and forgets the route
-    /// after all have been tried.
+    /// Goes on to the next of a region's peers when a peer cannot be reached. Forgets the route
+    /// after all peers have been tried.
     pub(super) fn try_next_peer(&self, route: &Arc<Route>) {
         let peers = &route.region.peers;
         let tried = peers.iter().position(|peer| peer.id == route.leader.id);
@@ -122,13 +122,13 @@ impl RegionCache {
     }
 }
 
-/// The start keys of all known regions that share a key with this one.
+/// The start keys of all known regions that overlap this range.
 fn overlapping(routes: &BTreeMap<Bytes, Arc<Route>>, range: &KeyRange) -> Vec<Bytes> {
     let end = range.end().map_or(Bound::Unbounded, |end| Bound::Excluded(end.as_ref()));
     routes
         .range::<[u8], _>((Bound::Unbounded, end))
         .rev()
-        // Going down from the end: the first that lies wholly below the region is the last.
+        // Going down from the end, the first region that lies wholly below the range is the last.
         .take_while(|(_, known)| known.region.range.is_above(range.start()))
         .map(|(start, _)| start.clone())
         .collect()

@@ -1,20 +1,22 @@
-//! What makes it safe to send a write again, and what is known of one that was sent.
+//! What makes it safe to send a write again, and what is known of a write that was sent.
 //!
 //! An attempt whose outcome is unknown may be applied at any time: before the next attempt, after
 //! it, or after other writes that came later. So all attempts of one write carry one tag, and the
-//! region that applies it remembers the tags of what it applied. It carries out the first that it
-//! meets and no other; and where it no longer remembers everything that was applied since the
-//! tag's *horizon*, it refuses. The horizon is an index of the region's log that had been applied
-//! before the first attempt was sent: behind it, and only there, the write can be.
+//! region remembers the tags of the writes that it applied. It carries out the first attempt that
+//! it meets and no other. Where it no longer remembers everything that was applied since the tag's
+//! *horizon*, it refuses. The horizon is an index of the region's log that had been applied before
+//! the first attempt was sent. The write can be in the log only behind the horizon.
 //!
-//! Horizons come with the answers to tagged writes and with that refusal, so that a client that
-//! writes to a region knows a fresh one. Without one, 0 will do until the region has forgotten
+//! Horizons come with the answers to tagged writes and with that refusal. So a client that writes
+//! to a region knows a fresh horizon. Without one, 0 is enough until the region has forgotten
 //! something.
 //!
-//! Three things end a write with [`ClientError::OutcomeUnknown`] instead of another attempt: a
-//! store that does not remember writes, a region that has forgotten too much, and a split that put
-//! the key into a region with a log of its own, whose indexes are not comparable and which does
-//! not know what its parent applied.
+//! Three things end a write with [`ClientError::OutcomeUnknown`] instead of another attempt:
+//!
+//! - a store that does not remember writes;
+//! - a region that has forgotten too much;
+//! - a split that put the key into a new region. Its log is its own, so its indexes are not
+//!   comparable, and it does not know what its parent applied.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,12 +28,12 @@ use parking_lot::RwLock;
 use super::cache::MAX_CACHED_REGIONS;
 use crate::error::ClientError;
 
-/// Where a client's tags come from.
+/// The source of a client's tags.
 pub(super) struct Tags {
     client: u64,
     next: AtomicU64,
-    /// By region: an index that its log has applied. A region's log goes on through its splits, and
-    /// its id is never given to another.
+    /// For each region, an index that its log has applied. A region's log goes on through its
+    /// splits, and its id is never given to another region.
     horizons: RwLock<HashMap<u64, AtomicU64>>,
 }
 
@@ -46,7 +48,7 @@ impl Tags {
         self.horizons.read().get(&region).map_or(0, |known| known.load(Ordering::Relaxed))
     }
 
-    /// A region said that its log has been applied up to there.
+    /// Notes an answer of the region that its log has been applied up to this index.
     pub(super) fn learn(&self, region: u64, index: u64) {
         if index == 0 {
             return;
@@ -57,26 +59,27 @@ impl Tags {
         }
         let mut horizons = self.horizons.write();
         if horizons.len() >= MAX_CACHED_REGIONS {
-            // What is needed comes back, at the cost of a refusal for each region.
+            // A horizon that is needed comes back, at the cost of a refusal for each region.
             horizons.clear();
         }
         horizons.entry(region).or_default().fetch_max(index, Ordering::Relaxed);
     }
 }
 
-/// One write, however often it is sent: to one region, the same changes each time.
+/// The state of one write over all its attempts. Each attempt makes the same changes to one region.
 #[derive(Debug, Default)]
 pub(super) struct Fence {
-    /// Drawn when it is sent first: reads need none.
+    /// Drawn when the write is sent first, because reads need none.
     sequence: Option<u64>,
-    /// The region that it was sent to, and the horizon that went with it.
+    /// The region that the write was sent to, and the horizon that went with it.
     first: Option<(u64, u64)>,
-    /// Why it is not known what became of an attempt.
+    /// Why the outcome of an attempt is not known.
     unknown: Option<String>,
 }
 
 impl Fence {
-    /// The tag for the next attempt; nothing where that would not be recognised as the same write.
+    /// The tag for the next attempt; `None` where the attempt would not be recognised as the same
+    /// write.
     pub(super) fn tag(&mut self, tags: &Tags, region: u64) -> Option<WriteTag> {
         let (_, horizon) = match self.first {
             Some(first) if first.0 == region => first,
@@ -89,22 +92,22 @@ impl Fence {
         Some(WriteTag { client: tags.client, sequence, horizon })
     }
 
-    /// An attempt may have been applied, or may be yet.
+    /// Notes that an attempt may have been applied, or may be applied later.
     pub(super) fn lost_sight(&mut self, reason: String) {
         self.unknown = Some(reason);
     }
 
-    /// The region did not apply it, and wants a fresher horizon.
+    /// Notes that the region did not apply the write, and needs a fresher horizon.
     pub(super) fn renew(&mut self) {
         self.first = None;
     }
 
-    /// Why it is not known whether the write happened, if it is not.
+    /// Why it is not known whether the write happened; `None` if it is known.
     pub(super) fn unknown(&self) -> Option<&str> {
         self.unknown.as_deref()
     }
 
-    /// What a call says that ends with `error`: that is its outcome only if nothing can have
+    /// The error of a call that ends with `error`. That is the outcome only if nothing can have
     /// happened.
     pub(super) fn conclude(
         &self,

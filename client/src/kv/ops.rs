@@ -1,4 +1,4 @@
-//! The operations.
+//! The operations on keys.
 
 use std::future::ready;
 use std::sync::Arc;
@@ -30,20 +30,20 @@ pub type Pair = (Bytes, Bytes);
 /// What a compare-and-swap did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Swap {
-    /// Whether the value was what was expected, and is now the new one.
+    /// Whether the value was the expected one, and is now the new one.
     pub swapped: bool,
-    /// The value before; `None` if there was none.
+    /// The value before the swap; `None` if there was none.
     pub previous: Option<Bytes>,
 }
 
 /// How long a key has left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyTtl {
-    /// There is no such key.
+    /// The key does not exist.
     NotFound,
-    /// It stays.
+    /// The value stays.
     Never,
-    /// It disappears after so long, in whole seconds.
+    /// The value disappears after so long, in whole seconds.
     Left(Duration),
 }
 
@@ -56,7 +56,7 @@ impl KvClient {
         Ok((!response.not_found).then_some(response.value))
     }
 
-    /// Writes a value that stays, whether there is one or not.
+    /// Writes a value that stays, in place of any value that the key has.
     pub async fn put(
         &self,
         key: impl Into<Bytes>,
@@ -97,7 +97,7 @@ impl KvClient {
     }
 
     /// Writes `value` if the key's value is `expected` (`None`: if there is none), in one step.
-    /// Fails with [`ClientError::OutcomeUnknown`] when it may or may not have happened.
+    /// Fails with [`ClientError::OutcomeUnknown`] when the swap may or may not have happened.
     pub async fn compare_and_swap(
         &self,
         key: impl Into<Bytes>,
@@ -133,11 +133,13 @@ impl KvClient {
         Ok(pairs)
     }
 
-    /// Writes pairs; of two with the same key, the later one. All or none only within a region,
-    /// and only up to what fits in one request: [`ClientError::OutcomeUnknown`] may also mean that
-    /// some were written. Any other error means that none was.
+    /// Writes pairs. Of two pairs with the same key, the later is written. The writes are atomic
+    /// only within a region, and only up to what fits in one request. So
+    /// [`ClientError::OutcomeUnknown`] may also mean that some pairs were written. Any other error
+    /// means that none was.
     pub async fn batch_put(&self, mut pairs: Vec<Pair>) -> Result<(), ClientError> {
-        // The parts of a batch are sent at the same time: none may hold an earlier value of a key.
+        // The parts of a batch are sent at the same time, so no part may hold an earlier value of a
+        // key.
         pairs.reverse();
         pairs.sort_by(|a, b| a.0.cmp(&b.0));
         pairs.dedup_by(|later, kept| later.0 == kept.0);
@@ -188,7 +190,7 @@ impl KvClient {
                 ..Default::default()
             };
             let (route, answer) = self.ask_at(At::Key, &cursor, request).await?;
-            // Fewer than were asked for: the region has no more.
+            // The region returned fewer than were asked for, so it has no more.
             let region_done = (answer.kvs.len() as u32) < wanted;
             let last = answer.kvs.last().map(|pair| pair.key.clone());
             pairs.extend(answer.kvs.into_iter().map(|pair| (pair.key, pair.value)));
@@ -243,7 +245,7 @@ impl KvClient {
     }
 
     /// Removes every key from `start` up to `end` (exclusive; empty means the last), one region
-    /// after another: after [`ClientError::OutcomeUnknown`] a part may be gone.
+    /// after another. After [`ClientError::OutcomeUnknown`] a part may be gone.
     pub async fn delete_range(
         &self,
         start: impl Into<Bytes>,
@@ -269,14 +271,14 @@ impl KvClient {
         Ok(())
     }
 
-    /// Splits regions so that each of the keys begins one. Answers the regions that came of it;
-    /// none for keys that begin a region already.
+    /// Splits regions so that each of the keys begins one. Returns the regions that result from the
+    /// splits. Keys that begin a region already add none.
     pub async fn split_region(&self, keys: Vec<Bytes>) -> Result<Vec<Region>, ClientError> {
         let mut regions = Vec::new();
         let mut left = keys;
         left.sort_unstable();
         left.dedup();
-        // An empty key is where the first region begins.
+        // The first region begins at the empty key already.
         left.retain(|key| !key.is_empty());
         let Some(first) = left.first().cloned() else {
             return Ok(regions);
@@ -302,7 +304,7 @@ impl KvClient {
                 let timeout = attempts.timeout();
                 let answer = self.attempt(&route, &key, request, timeout, &mut fence).await?;
                 self.shared.cache.remove(&route);
-                // A part that cannot be read is one that the answer leaves out.
+                // A part that cannot be read is treated as one that the answer leaves out.
                 let made = answer.regions.into_iter().filter_map(|made| made.try_into().ok());
                 Ok::<_, Failure>((inside, made.collect()))
             };
@@ -330,8 +332,8 @@ impl KvClient {
         Ok(regions)
     }
 
-    /// Sends items to the regions that their keys belong to, several at a time, until all have
-    /// been answered. What a region refuses because it has changed is divided up again; a part
+    /// Sends items to the regions that their keys belong to, several regions at a time, until all
+    /// are answered. Items that a region refuses because it has changed are divided again. A part
     /// that may have been written is sent again as it was.
     async fn by_region<T, R>(
         &self,
@@ -352,7 +354,7 @@ impl KvClient {
         let mut attempts = Attempts::new(R::CALL, first.clone(), self.deadline);
         // Parts whose outcome is unknown.
         let mut lost: Vec<Part<T>> = Vec::new();
-        // Whether the call ends with the rest of what is under way.
+        // Whether the call ends as soon as the requests that are under way are answered.
         let ending = AtomicBool::new(false);
         while !left.is_empty() || !lost.is_empty() {
             let parts = self.divide(&mut left, &mut lost, key, size).await;
@@ -379,8 +381,8 @@ impl KvClient {
                                 return Err(error);
                             }
                             Err(Failure::Final(error)) => {
-                                // What is under way is waited for: nothing may be written after
-                                // an error that says that nothing was.
+                                // The requests under way are waited for, because nothing may be
+                                // written after an error that promises that nothing was.
                                 ending.store(true, Ordering::Relaxed);
                                 failed.get_or_insert(error);
                                 lost.extend(part.fence.unknown().is_some().then_some(part));
@@ -413,8 +415,9 @@ impl KvClient {
         Ok(answers)
     }
 
-    /// Cuts sorted items into parts, each of one region and of a bounded size, and finds where the
-    /// parts are now that may have been written. On failure all stay where they were.
+    /// Divides sorted items into parts, each of one region and of a bounded size. Also finds the
+    /// current regions of the parts that may have been written. On failure all items stay where
+    /// they were.
     async fn divide<T: Clone>(
         &self,
         left: &mut Vec<T>,
@@ -462,7 +465,7 @@ fn lower_end(a: &Bytes, b: &Bytes) -> Bytes {
     }
 }
 
-/// The first key after another.
+/// The first key after `key`.
 fn after(key: &Bytes) -> Bytes {
     let mut next = Vec::with_capacity(key.len() + 1);
     next.extend_from_slice(key);

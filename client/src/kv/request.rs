@@ -7,27 +7,27 @@ use esker_rpc::service::Procedure;
 /// What a request does to a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Effect {
-    /// Nothing: it is repeated as it is.
+    /// Nothing, so it is repeated as it is.
     Read,
-    /// It changes keys to what it says: repeated under its tag, or not at all.
+    /// It sets keys to given values. It is repeated under its tag, or not at all.
     Write,
-    /// A second time it changes nothing: repeated as it is.
+    /// A second execution changes nothing, so it is repeated as it is.
     Settle,
-    /// What it does depends on what it finds: never repeated.
+    /// Its effect depends on the value that it finds, so it is never repeated.
     Swap,
 }
 
 /// A request for one region, as the client makes it.
 pub(super) trait RegionRequest: Procedure + Clone + Sync {
-    /// For errors and logs.
+    /// The request's name in errors and logs.
     const CALL: &'static str;
 
-    /// What it does, and so what is to be done when an attempt may have been applied.
+    /// Its effect, which decides what is done when an attempt may have been applied.
     const EFFECT: Effect;
 
     fn region_error(response: &mut Self::Response) -> Option<errorpb::Error>;
 
-    /// How far the region's log had been applied, from one that remembers writes; otherwise 0.
+    /// How far the region's log had been applied, if the region remembers writes; otherwise 0.
     fn applied_index(_: &Self::Response) -> u64 {
         0
     }

@@ -24,16 +24,16 @@ use crate::placement::PlacementClient;
 pub(super) enum SendError {
     /// The store has not seen the request.
     NotSent(String),
-    /// It may have, and may have acted on it.
+    /// The store may have seen the request, and may have acted on it.
     Unknown(String),
-    /// It has, and does not serve such requests.
+    /// The store has seen the request, and does not serve such requests.
     Refused(String),
-    /// It cannot be sent to.
+    /// The store cannot be sent to.
     Final(ClientError),
 }
 
 impl SendError {
-    /// What a status of `store` says.
+    /// The error for a status that `store` returned.
     pub(super) fn of(store: impl std::fmt::Display, status: &Status) -> Self {
         let reason = format!("{store}: {}", channel::describe(status));
         match is_refusal(status) {
@@ -53,13 +53,13 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Whether the store said that its regions remember tagged writes.
+    /// Whether the store answered that its regions remember tagged writes.
     pub(super) fn remembers_writes(&self) -> bool {
         self.remembers_writes
     }
 
-    /// Sends a request and waits for its answer. `seen` is set once the store may have seen it,
-    /// for a caller who stops waiting.
+    /// Sends a request and waits for its answer. `seen` is set once the store may have seen the
+    /// request, for a caller that stops waiting.
     pub(super) async fn send(
         &self,
         request: Request,
@@ -87,7 +87,7 @@ impl Connection {
 pub(super) struct Stores {
     placement: PlacementClient,
     connections: RwLock<HashMap<u64, Connection>>,
-    /// Held by the one who connects, so that a hundred requests make one connection to a store.
+    /// Held by the task that connects, so that a hundred requests make one connection to a store.
     connecting: tokio::sync::Mutex<HashMap<u64, Arc<tokio::sync::Mutex<()>>>>,
 }
 
@@ -96,7 +96,7 @@ impl Stores {
         Stores { placement, connections: RwLock::default(), connecting: Default::default() }
     }
 
-    /// The way to a store.
+    /// The connection to a store.
     pub(super) async fn connection(&self, store: u64) -> Result<Connection, SendError> {
         if let Some(connection) = self.open(store) {
             return Ok(connection);
@@ -106,10 +106,10 @@ impl Stores {
         if let Some(connection) = self.open(store) {
             return Ok(connection);
         }
-        // Asked again each time: a store may have moved.
+        // Asked again each time, because a store may have moved.
         let (described, _) = match self.placement.get_store(store).await {
             Ok(found) => found,
-            // The region's news of a store may come before placement's.
+            // A region's peers may name a store before placement knows it.
             Err(error @ ClientError::NoStore { .. }) => {
                 return Err(SendError::NotSent(error.to_string()));
             }
@@ -132,13 +132,13 @@ impl Stores {
     }
 
     fn open(&self, store: u64) -> Option<Connection> {
-        // The stream ends when the connection does, and says so for both.
+        // The stream ends when the connection does, so its end stands for both.
         self.connections.read().get(&store).filter(|known| !known.batch.has_ended()).cloned()
     }
 }
 
-/// Asks a store whether its regions remember tagged writes. Every TiKV answers the command, and
-/// those that know no more of it than TiKV does leave the field out.
+/// Asks a store whether its regions remember tagged writes. Every TiKV answers the command. A store
+/// that does not know the field leaves it out.
 async fn remembers_writes(batch: &BatchStream) -> Result<bool, String> {
     let question = Batched::Empty(BatchCommandsEmptyRequest::default());
     match batch.send(Box::new(question), &AtomicBool::new(false)).await {

@@ -17,7 +17,7 @@ use esker_rpc::server::MAX_MESSAGE_BYTES;
 use super::{Answered, PlacementClient};
 use crate::error::ClientError;
 
-/// A region, and who leads it as far as placement knows.
+/// A region, and the peer that leads it as far as placement knows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RegionInfo {
     /// Its range, epoch and peers.
@@ -62,7 +62,7 @@ answered!(
     UpdateGcSafePointResponse,
 );
 
-/// Makes one call on the leader; the fields are moved into a fresh request for every attempt.
+/// Makes one call on the leader. Each attempt gets a fresh request with clones of the fields.
 macro_rules! call {
     ($client:expr, $service:ident :: $method:ident, $request:ident { $($field:ident : $value:expr),* $(,)? }) => {
         $client.shared.call(stringify!($method), |channel, header| {
@@ -77,7 +77,7 @@ macro_rules! call {
     };
 }
 
-// Where a response has everything that its request asked for, the update syntax is superfluous.
+// Where a call sets every field of its request, the update syntax is superfluous.
 #[allow(clippy::needless_update)]
 impl PlacementClient {
     /// All members and the one that leads.
@@ -92,14 +92,15 @@ impl PlacementClient {
     }
 
     /// Makes the cluster: its first store, and the region that covers everything. Refused with
-    /// `AlreadyBootstrapped` if another store, or an earlier attempt of ours, was first.
+    /// `AlreadyBootstrapped` if another store, or an earlier attempt of this one, was first.
     pub async fn bootstrap(&self, store: Store, region: &Region) -> Result<(), ClientError> {
         let (store, region) = (Some(store), Some(metapb::Region::from(region)));
         call!(self, PdClient::bootstrap, BootstrapRequest { store: store, region: region }).await?;
         Ok(())
     }
 
-    /// Consecutive ids that nobody else gets: `count` of them, at least one. Refused above 65,536.
+    /// Consecutive ids that no other caller gets: `count` of them, at least one. Refused above
+    /// 65,536.
     pub async fn alloc_id(&self, count: u32) -> Result<Range<u64>, ClientError> {
         let count = count.max(1);
         let answer = call!(self, PdClient::alloc_id, AllocIdRequest { count: count }).await?;
@@ -111,14 +112,15 @@ impl PlacementClient {
     }
 
     /// The last of `count` consecutive timestamps, newer than all that were handed out before this
-    /// was called: milliseconds since 1970 (`physical`), and a number among those of the same
-    /// millisecond (`logical`). Callers at the same time share a request. A count outside of 1 to
-    /// [`MAX_TIMESTAMPS_PER_REQUEST`](super::MAX_TIMESTAMPS_PER_REQUEST) is taken for the nearer end.
+    /// call: milliseconds since 1970 (`physical`), and a number among those of the same millisecond
+    /// (`logical`). Concurrent callers share a request. A count outside of 1 to
+    /// [`MAX_TIMESTAMPS_PER_REQUEST`](super::MAX_TIMESTAMPS_PER_REQUEST) is replaced by the nearer
+    /// limit.
     pub async fn tso(&self, count: u32) -> Result<Timestamp, ClientError> {
         self.shared.timestamps.get(count).await
     }
 
-    /// A timestamp no newer than any that will be handed out.
+    /// A timestamp that is no newer than any that will be handed out.
     pub async fn min_ts(&self) -> Result<Timestamp, ClientError> {
         let answer = call!(self, PdClient::get_min_ts, GetMinTsRequest {}).await?;
         let timestamp = answer.timestamp.ok_or_else(|| wrong("get_min_ts", "no timestamp"))?;
@@ -132,8 +134,8 @@ impl PlacementClient {
         Ok(())
     }
 
-    /// Adds a store in the place of the one that had its address and lost its memory for good.
-    /// Refused while that one is heard of.
+    /// Adds a store in the place of the store that had its address and lost its memory for good.
+    /// Refused while the old store is heard of.
     pub async fn replace_store(&self, store: Store) -> Result<(), ClientError> {
         let store = Some(store);
         let request =
@@ -153,7 +155,7 @@ impl PlacementClient {
         Ok((store, answer.stats.unwrap_or_default()))
     }
 
-    /// All stores, in any state, or without those that have left the cluster for good.
+    /// All stores in any state, or only those that have not left the cluster for good.
     pub async fn get_stores(&self, exclude_tombstones: bool) -> Result<Vec<Store>, ClientError> {
         let answer = call!(
             self,
@@ -170,7 +172,7 @@ impl PlacementClient {
         Ok(answer.stores)
     }
 
-    /// Tells how a store is: that it is alive, and how full.
+    /// Reports the state of a store: that it is alive, and how full it is.
     pub async fn store_heartbeat(
         &self,
         stats: StoreStats,
@@ -199,7 +201,7 @@ impl PlacementClient {
             call!(self, PdClient::get_region_by_id, GetRegionByIdRequest { region_id: id }).await;
         match answer {
             Ok(answer) => RegionInfo::from_response("get_region_by_id", answer),
-            // Nobody has reported a region of that id.
+            // No leader has reported a region with this id.
             Err(ClientError::PlacementRefused { kind: ErrorType::RegionNotFound, .. }) => Ok(None),
             Err(error) => Err(error),
         }
@@ -228,7 +230,7 @@ impl PlacementClient {
         found.collect()
     }
 
-    /// Ids for a region's split into `count` more.
+    /// Ids for a split of a region into `count` more.
     pub async fn ask_batch_split(
         &self,
         region: &Region,
@@ -250,7 +252,7 @@ impl PlacementClient {
         ids.collect::<Result<_, _>>().map_err(|error| wrong("ask_batch_split", error))
     }
 
-    /// Tells what came of a split.
+    /// Reports the result of a split.
     pub async fn report_batch_split(&self, regions: &[Region]) -> Result<(), ClientError> {
         let regions: Vec<metapb::Region> = regions.iter().map(Into::into).collect();
         call!(self, PdClient::report_batch_split, ReportBatchSplitRequest { regions: regions })
@@ -258,7 +260,7 @@ impl PlacementClient {
         Ok(())
     }
 
-    /// Spreads regions over the stores; answers those that could not be.
+    /// Spreads regions over the stores. Returns the regions that could not be spread.
     pub async fn scatter_regions(&self, regions: Vec<u64>) -> Result<Vec<u64>, ClientError> {
         let answer =
             call!(self, PdClient::scatter_region, ScatterRegionRequest { regions_id: regions })
@@ -266,7 +268,7 @@ impl PlacementClient {
         Ok(answer.failed_regions_id)
     }
 
-    /// What is being done to a region.
+    /// The operator that placement is carrying out on a region.
     pub async fn get_operator(&self, region: u64) -> Result<GetOperatorResponse, ClientError> {
         call!(self, PdClient::get_operator, GetOperatorRequest { region_id: region }).await
     }
@@ -277,7 +279,7 @@ impl PlacementClient {
         Ok(answer.safe_point)
     }
 
-    /// Moves the safe point forward; answers where it is then.
+    /// Moves the safe point forward. Returns its position after that.
     pub async fn update_gc_safe_point(&self, safe_point: u64) -> Result<u64, ClientError> {
         let answer = call!(
             self,
@@ -288,8 +290,8 @@ impl PlacementClient {
         Ok(answer.new_safe_point)
     }
 
-    /// A key space of API version 2, which is made ready if it is asked for the first time; `None`
-    /// if there is none of that name.
+    /// A key space of API version 2; `None` if there is none of that name. The first call for a key
+    /// space makes it ready.
     pub async fn load_keyspace(&self, name: &str) -> Result<Option<KeyspaceMeta>, ClientError> {
         let name = name.to_string();
         let answer =

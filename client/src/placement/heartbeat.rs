@@ -1,8 +1,8 @@
 //! The stream of region heartbeats, which outlives connections and leaders.
 //!
-//! A placement driver that leads says so on every stream, every [`BEAT_INTERVAL`], as long as its
-//! lease holds. A frozen leader, or one behind a connection that is dead at one end, is noticed by
-//! that: after [`SILENCE`] the stream's holder asks around, and goes to whoever leads now.
+//! A placement member that leads sends a sign of life on every stream, every [`BEAT_INTERVAL`], as
+//! long as its lease holds. So a frozen leader, or a connection that is dead at one end, is
+//! noticed: after [`SILENCE`] the stream's holder asks all members, and goes to the current leader.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,26 +25,26 @@ use super::leader::Current;
 use super::{Attempt, FIRST_RETRY, LONGEST_RETRY, PlacementClient, Shared};
 use crate::error::ClientError;
 
-/// How long a leader may be silent before others are asked who leads.
+/// How long a leader may be silent before the other members are asked which one leads.
 const SILENCE: Duration = Duration::from_millis(900);
 
-/// How long a stream may be silent while its leader is said to lead still: the member is fine, so
-/// that the connection is not.
+/// How long a stream may be silent while the members still name its leader. The member itself is
+/// fine, so the connection is not.
 const LONGEST_SILENCE: Duration = Duration::from_secs(3);
 
 /// Steps that may wait for the region logic; beyond this the stream is not read.
 const MAX_WAITING_STEPS: usize = 1024;
 
-/// Heartbeats on their way into one connection.
+/// Heartbeats that wait to be sent on one connection.
 const HEARTBEATS_AHEAD: usize = 64;
 
 impl PlacementClient {
-    /// Sends every heartbeat to whoever leads, and answers the steps that come back. Headers are
-    /// filled in here. While no leader is reachable, heartbeats wait in the caller's channel; one
-    /// that was on its way when a connection broke is lost, as the next will say more. `opened` is
-    /// called for each new stream: the leader behind it may know nothing, and every region led here
-    /// is to be reported. A stream whose leader falls silent is left as soon as another leads. Ends
-    /// when either channel is closed.
+    /// Sends every heartbeat to the current leader, and returns the orders that come back. Headers
+    /// are filled in here. While no leader is reachable, heartbeats wait in the caller's channel. A
+    /// heartbeat that was on its way when a connection broke is lost, because the next one contains
+    /// more. `opened` is called for each new stream. The leader at its other end may know nothing,
+    /// so every region led here is to be reported. A stream whose leader falls silent is left as
+    /// soon as another member leads. Ends when either channel is closed.
     pub fn region_heartbeats(
         &self,
         outgoing: mpsc::Receiver<RegionReport>,
@@ -71,9 +71,9 @@ async fn run(
 ) {
     let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
     let (mut breaks, mut refusals) = (Repeated::new(), Repeated::new());
-    // A stream is there from the beginning, and one that broke is replaced at once: a new leader is
-    // to hear of all regions now, and not only when one of them has something to say; and a member
-    // that lost its memory is to hear that there is a cluster.
+    // A stream is open from the beginning, and a broken stream is replaced at once. A new leader
+    // must hear of all regions now, and not only when a region has something to report. A member
+    // that lost its memory must hear that there is a cluster.
     loop {
         let current = shared.leader.current();
         let heard = Mutex::new(Instant::now());
@@ -85,7 +85,7 @@ async fn run(
                     tracing::info!(breaks = over.times, after = ?over.lasted, "region heartbeats are heard again");
                 }
             }
-            // It concerns one region, not the stream.
+            // The error concerns one region, not the stream.
             Err((region, error)) => {
                 if let Some(times) = refusals.failed(Instant::now()) {
                     tracing::warn!(times, %error, region, "a heartbeat was refused");
@@ -152,8 +152,8 @@ async fn converse(
         Err(status) => return End::Broken(channel::describe(&status)),
     };
     opened();
-    // Each direction goes on while the other waits: a leader that is slow to read must not keep us
-    // from taking its steps, for which it may be waiting itself.
+    // Each direction goes on while the other waits. A leader that is slow to read must not keep us
+    // from taking its orders, because it may be waiting for that itself.
     let sending = async {
         while let Some(heartbeat) = outgoing.recv().await {
             if requests.send(stamp(heartbeat)).await.is_err() {
@@ -183,7 +183,7 @@ async fn converse(
                         return End::Done;
                     }
                 }
-                // A leader's word that it is there.
+                // The leader's sign of life.
                 Ok(None) => {}
                 Err(error) => tracing::debug!(%error, "an order that no store carries out"),
             }

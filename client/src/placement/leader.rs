@@ -2,10 +2,10 @@
 //!
 //! A member can be silent without being gone: a frozen process still has its sockets, and the
 //! system still accepts connections for it. So no question waits for one member alone. A search
-//! asks the members one after another without waiting for answers ([`HEDGE_DELAY`]); the first
-//! that leads to a member which says itself that it leads wins. A call on a leader that is silent
-//! is not ended by that, but others are asked ([`SUSPICION`]), and it goes elsewhere as soon as
-//! somebody else is found to lead.
+//! asks the members one after another without waiting for answers ([`HEDGE_DELAY`]). It ends with
+//! the first answer that leads to a member which itself answers that it leads. A call on a silent
+//! leader goes on, but the other members are asked ([`SUSPICION`]). The call moves as soon as
+//! another member is found to lead.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -26,26 +26,28 @@ use tonic::transport::Channel;
 use super::{FIRST_RETRY, LONGEST_RETRY};
 use crate::error::{ClientError, waited_since};
 
-/// How long one member may take to say who leads. A member that knows of no leader waits for an
-/// election, which must not be cut short: a little longer than the longest of such waits.
+/// How long one member may take to name the leader. A member that knows no leader waits for an
+/// election, and its answer must not be cut off. So this is a little longer than the longest such
+/// wait.
 const ASK_TIMEOUT: Duration = Duration::from_millis(3_500);
 
 /// How long a search waits for one member before it asks the next one as well.
 const HEDGE_DELAY: Duration = Duration::from_millis(100);
 
-/// How long a leader may be silent before somebody else is asked who leads; again and again after
-/// as long, until it answers. Lookups may rightly take longer than this, so it only costs a question.
+/// How long a leader may be silent before another member is asked which one leads. The question is
+/// repeated at this interval until the leader answers. Lookups may rightly take longer than this,
+/// so it costs no more than a question.
 const SUSPICION: Duration = Duration::from_millis(500);
 
-/// Endpoints that are remembered; a placement driver has a handful of members.
+/// Endpoints that are remembered. A placement driver has a handful of members.
 const MAX_ENDPOINTS: usize = 32;
 
-/// The leader as it is known, shared by all calls.
+/// The leader as far as it is known, shared by all calls.
 pub(super) struct Leader {
     cluster_id: u64,
     known: watch::Sender<Known>,
-    /// Held by the one who looks, so that a hundred failed calls look once; when the latest
-    /// search began.
+    /// When the latest search began. The lock is held by the task that searches, so that a hundred
+    /// failed calls make one search.
     looking: tokio::sync::Mutex<Option<Instant>>,
 }
 
@@ -58,10 +60,10 @@ struct Known {
 #[derive(Clone)]
 pub(super) struct Current {
     pub(super) address: String,
-    /// The member's id: it may be reached under more than one address.
+    /// The member's id, because a member may be reached under more than one address.
     member: u64,
     pub(super) channel: Channel,
-    /// Grows with every connection, so that a caller can say which one failed it.
+    /// Grows with every connection, so that a caller can name the connection that failed.
     pub(super) generation: u64,
 }
 
@@ -75,7 +77,7 @@ impl Current {
     }
 }
 
-/// What one member said.
+/// The answer of one member.
 struct Found {
     cluster_id: u64,
     member: u64,
@@ -84,10 +86,10 @@ struct Found {
     endpoints: Vec<String>,
 }
 
-/// Which cluster is looked for.
+/// Which cluster the search is for.
 #[derive(Clone, Copy)]
 enum Sought {
-    /// Any; it is said which one is known from earlier, if one is.
+    /// Any cluster. The id of the cluster known from before, if there is one, is sent along.
     Any(Option<u64>),
     Only(u64),
 }
@@ -102,7 +104,7 @@ impl Sought {
 }
 
 impl Leader {
-    /// `known` is the cluster that the caller has belonged to, for the members to hear.
+    /// `known` is the cluster that the caller has belonged to. The members get its id.
     pub(super) async fn find(
         endpoints: Vec<String>,
         known: Option<u64>,
@@ -167,14 +169,14 @@ impl Leader {
         self.known.borrow().endpoints.join(",")
     }
 
-    /// Looks for the leader once, unless somebody has since the connection of this generation was
-    /// handed out. Without success everything stays as it was.
+    /// Looks for the leader once, unless another task has looked since the connection of this
+    /// generation was handed out. If no leader is found, nothing changes.
     pub(super) async fn refresh(&self, failed_generation: u64) {
         self.search(failed_generation, true).await;
     }
 
-    /// The same for a connection that has not failed, but is silent: it stays if the member behind
-    /// it still leads.
+    /// As [`refresh`](Self::refresh), for a connection that has not failed but is silent. The
+    /// connection stays if its member still leads.
     pub(super) async fn doubt(&self, generation: u64) {
         self.search(generation, false).await;
     }
@@ -211,14 +213,14 @@ impl Leader {
     /// Completes when another member than that of `current` is known to lead.
     pub(super) async fn moved(&self, current: &Current) {
         let mut known = self.known.subscribe();
-        // The sender lives in `self`, so the wait ends by the value.
+        // The sender is a field of `self`, so the wait ends only with a value.
         let _ = known
             .wait_for(|known| !current.is_same_member(known.current.member, &known.current.address))
             .await;
     }
 
-    /// The same for somebody who waits for an answer from `current`: looks for another leader
-    /// while the wait lasts.
+    /// As [`moved`](Self::moved), for a caller that waits for an answer from `current`. Looks for
+    /// another leader while the wait lasts.
     pub(super) async fn left(&self, current: &Current) {
         let doubting = async {
             loop {
@@ -234,14 +236,14 @@ impl Leader {
 }
 
 enum Miss {
-    /// Nobody leads now, or nobody who does was reached; the reason is told aside.
+    /// No member leads now, or no leader was reached. The reason is returned separately.
     Again,
     Fatal(ClientError),
 }
 
-/// Asks the endpoints until one leads to a leader that answers: the next one whenever one has
-/// failed, or has been silent for a moment. `reason` is why they were of no use; where it was
-/// known before, until all of them have spoken again.
+/// Asks the endpoints until one leads to a leader that answers. The next endpoint is asked whenever
+/// one has failed, or has been silent for a moment. `reason` becomes why the endpoints were of no
+/// use. If it has a value already, it changes only when all endpoints have answered again.
 async fn look(
     endpoints: &[String],
     sought: Sought,
@@ -249,7 +251,7 @@ async fn look(
 ) -> Result<Found, Miss> {
     let mut asked = FuturesUnordered::new();
     let mut others = endpoints.iter();
-    // Why each is no help: what the last one says may be a riddle without the others.
+    // Why each endpoint is no help. The last reason may make no sense without the others.
     let mut reasons = BTreeSet::new();
     let mut strangers = 0;
     let is_first = reason.is_none();
@@ -284,12 +286,13 @@ async fn look(
 /// Why an endpoint led nowhere.
 enum Useless {
     Because(String),
-    /// Something answers there, and is no placement member: its address.
+    /// There is an answer from this address, but not from a placement member.
     NoMember(String),
     Fatal(ClientError),
 }
 
-/// Every search may meet the same thing, such as a member of another cluster.
+/// Logs an error, with a limit, because every search may meet the same error, such as a member of
+/// another cluster.
 fn complain(what: &str, error: &ClientError) {
     static STRANGERS: Mutex<Repeated> = Mutex::new(Repeated::new());
     if let Some(times) = STRANGERS.lock().failed(std::time::Instant::now()) {
@@ -307,7 +310,7 @@ impl Useless {
     }
 }
 
-/// Asks one endpoint who leads, and the one that it names whether that is true.
+/// Asks one endpoint for the leader, and then asks the named member whether it leads.
 async fn inquire(address: &str, sought: Sought) -> Result<Found, Useless> {
     let (channel, members) = ask(address, sought.named()).await?;
     let cluster_id = members.header.as_ref().map_or(0, |header| header.cluster_id);
@@ -317,7 +320,7 @@ async fn inquire(address: &str, sought: Sought) -> Result<Found, Useless> {
         let address = address.to_owned();
         let error = ClientError::ClusterMismatch { address, expected, actual: cluster_id };
         complain("a placement member was replaced", &error);
-        // Another endpoint may still be one of ours.
+        // Another endpoint may still belong to this cluster.
         return Err(Useless::Because(error.to_string()));
     }
     let Some(leader) = members.leader.clone() else {
@@ -325,7 +328,7 @@ async fn inquire(address: &str, sought: Sought) -> Result<Found, Useless> {
     };
     let endpoints = urls(&members.members);
     let member = leader.member_id;
-    // The member that was asked may lead itself, under a name that we reach it by.
+    // The member that was asked may itself be the leader, reached under another of its names.
     if leader.client_urls.iter().any(|url| bare(url) == bare(address)) {
         return Ok(Found { cluster_id, member, address: address.to_owned(), channel, endpoints });
     }
@@ -355,12 +358,12 @@ async fn inquire(address: &str, sought: Sought) -> Result<Found, Useless> {
     Err(Useless::Because(reason))
 }
 
-/// One member's view of who is there.
+/// One member's view of the group.
 async fn ask(
     address: &str,
     cluster: Option<u64>,
 ) -> Result<(Channel, GetMembersResponse), Useless> {
-    // A member that lost its memory learns from it that there was one.
+    // A member that lost its memory learns from this header that there was a cluster.
     let header = cluster.map(|cluster_id| RequestHeader { cluster_id, ..Default::default() });
     let asking = async {
         let channel = channel::connect(address).await.map_err(Useless::Because)?;
@@ -396,8 +399,8 @@ fn urls(members: &[Member]) -> Vec<String> {
     members.iter().flat_map(|m| &m.client_urls).map(|url| bare(url).into()).collect()
 }
 
-/// The members' own addresses first, then those that we were given, which may be the only ones
-/// that work from here.
+/// The addresses that the members report, followed by the given ones. The given addresses may be
+/// the only ones that work from here.
 fn merge(found: Vec<String>, given: Vec<String>) -> Vec<String> {
     let mut merged: Vec<String> = Vec::new();
     for address in found.into_iter().chain(given) {

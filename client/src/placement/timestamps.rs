@@ -1,4 +1,4 @@
-//! Timestamps: all callers of a moment share one request on one stream.
+//! Timestamps. Concurrent callers share one request on one stream.
 
 use std::sync::Weak;
 
@@ -17,7 +17,7 @@ use super::calls::wrong;
 use super::{Attempt, FIRST_RETRY, LONGEST_RETRY, Shared};
 use crate::error::ClientError;
 
-/// Timestamps asked for in one request: well under what fits in a millisecond (2^18).
+/// Timestamps asked for in one request: far fewer than fit in a millisecond (2^18).
 pub const MAX_TIMESTAMPS_PER_REQUEST: u32 = 1 << 16;
 
 /// Callers that may wait for the task.
@@ -63,7 +63,7 @@ async fn run(shared: Weak<Shared>, mut waiting: mpsc::Receiver<Wanted>) {
         };
         let mut count = first.count;
         let mut batch = vec![first];
-        // The one that no longer fits begins the next batch.
+        // The caller whose count no longer fits begins the next batch.
         let mut next = None;
         while let Ok(wanted) = waiting.try_recv() {
             if count + wanted.count > MAX_TIMESTAMPS_PER_REQUEST {
@@ -81,16 +81,17 @@ async fn run(shared: Weak<Shared>, mut waiting: mpsc::Receiver<Wanted>) {
     }
 }
 
-/// Answers one batch, one way or the other.
+/// Serves one batch: each caller gets timestamps or an error.
 async fn serve(shared: &Shared, open: &mut Option<Open>, count: u32, batch: Vec<Wanted>) {
     match request(shared, open, count).await {
         Ok(last) => {
-            // The batch is dealt out from its first timestamp on, each caller's last one given.
+            // The batch is dealt out from its first timestamp on. Each caller gets the last of its
+            // own.
             let mut logical = last.logical() - (u64::from(count) - 1);
             for wanted in batch {
                 let own = Timestamp::new(last.physical(), logical + u64::from(wanted.count) - 1);
                 logical += u64::from(wanted.count);
-                // A caller that has given up does not mind.
+                // A caller that has given up no longer listens.
                 let _ = wanted.answer.send(Ok(own));
             }
         }
@@ -122,7 +123,7 @@ async fn request(
             Ok(timestamp) => return Ok(timestamp),
             Err(failed) => failed,
         };
-        // An answer that comes after all must not be taken for that to the next request.
+        // A late answer must not be taken for the answer to the next request.
         *open = None;
         let reason = match failed {
             Attempt::Final(error) => return Err(error),

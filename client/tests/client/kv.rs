@@ -17,7 +17,7 @@ use crate::world::World;
 
 const NO_LOCAL: [Arc<dyn StoreService>; 0] = [];
 
-/// Three stores, five regions, and a client that knows nothing yet.
+/// Three stores, five regions, and a client that knows none of them yet.
 struct Cluster {
     world: World,
     placement: Placement,
@@ -211,7 +211,7 @@ async fn a_store_that_comes_back_elsewhere_is_found_again() {
 async fn requests_to_a_region_led_here_are_function_calls() {
     let world = World::new(1);
     world.split("m", 1);
-    // Where placement says that the store is, nothing listens.
+    // Nothing listens at the address that placement has for the store.
     world.set_address(1, closed_address().await);
     let placement = Placement::start(&world, 1).await;
     let local: Arc<dyn StoreService> = Arc::new(world.store(1));
@@ -282,7 +282,7 @@ async fn an_operation_that_cannot_succeed_ends_with_one_line_that_says_why() {
     assert!(!message.contains('\n'), "{message}");
 }
 
-/// Lets a store act on a request, and cuts it off before it can answer.
+/// Lets a store act on a request, and breaks the connection before the store can answer.
 async fn cut_off_once_acted(cluster: &mut Cluster) {
     let mut acted = cluster.world.acted.subscribe();
     let before = *acted.borrow_and_update();
@@ -318,7 +318,7 @@ async fn the_second_of_two_attempts_that_both_arrive_changes_nothing() {
     let putting = tokio::spawn(async move { client.put("a", "1").await });
     let mut acted = cluster.world.acted.subscribe();
     soon("the store acts", acted.wait_for(|now| *now > 1)).await.expect("alive");
-    // Another's write comes in between.
+    // Another client's write comes in between.
     cluster.world.set_value("a", "2");
     cluster.world.mute.send_replace(false);
     let address = cluster.stores.remove(0).stop().await;
@@ -341,7 +341,7 @@ async fn a_put_whose_outcome_is_unknown_is_not_repeated_where_nobody_would_know_
         let putting = tokio::spawn(async move { client.put("a", "1").await });
         let mut acted = cluster.world.acted.subscribe();
         soon("the store acts", acted.wait_for(|now| *now > 1)).await.expect("alive");
-        // A store that does remember, but not for so long.
+        // A store that remembers writes, but not for so long.
         cluster.world.forget_writes();
         cluster.world.mute.send_replace(false);
         let address = cluster.stores.remove(0).stop().await;
@@ -360,7 +360,7 @@ async fn a_write_that_the_store_lost_track_of_is_not_sent_to_a_region_with_anoth
     cluster.client.put("a", "0").await.expect("written");
     let undetermined_result = Some(UndeterminedResult { message: "lost track".into() });
     cluster.world.fail_next(errorpb::Error { undetermined_result, ..Default::default() });
-    // The left part keeps the id here, so "c" comes to be in a new region.
+    // The left part keeps the id here, so "c" is in a new region afterwards.
     cluster.world.split("b", 1);
     cluster.world.take_calls();
     let error = cluster.client.put("c", "1").await.expect_err("unknown");
@@ -440,7 +440,7 @@ async fn a_batch_of_which_a_part_was_written_does_not_end_as_if_nothing_was() {
     assert!(error.to_string().contains("too large"), "{error}");
     let written = [cluster.world.value("b"), cluster.world.value("e")];
     assert_eq!(written.iter().filter(|value| value.as_deref() == Some(b"7")).count(), 1);
-    // Alone, it is what it is.
+    // If no other part was written, the call fails with the refusal itself.
     let raft_entry_too_large = Some(RaftEntryTooLarge { region_id: 1, entry_size: 9_000_000 });
     cluster.world.fail_next(errorpb::Error { raft_entry_too_large, ..Default::default() });
     let error = cluster.client.batch_put(vec![pair("b", "8")]).await.expect_err("refused");

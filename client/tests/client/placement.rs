@@ -30,7 +30,7 @@ use crate::world::{Led, World, peer_on};
 
 pub const CLUSTER: u64 = 4242;
 
-/// How long anything may take while a member is silent and another one leads.
+/// How long anything may take while a member is silent and another member leads.
 const WITHIN: Duration = Duration::from_secs(3);
 
 /// A report of this region by its only peer.
@@ -53,16 +53,16 @@ fn report(region: u64) -> RegionReport {
     }
 }
 
-/// What the members of one placement driver agree on.
+/// The state that the members of one placement driver share.
 pub struct Members {
     world: World,
     addresses: Mutex<Vec<SocketAddr>>,
     leader: watch::Sender<usize>,
-    /// Members that are frozen: they take in everything, and answer nothing.
+    /// Members that are frozen: they accept everything, and answer nothing.
     frozen: watch::Sender<BTreeSet<usize>>,
     next_id: Mutex<u64>,
     clock: Mutex<i64>,
-    /// Requests for timestamps, as they came in.
+    /// Requests for timestamps, in the order in which they came.
     tso_requests: Mutex<usize>,
     heartbeats: mpsc::UnboundedSender<(usize, u64)>,
     regions_asked: Mutex<usize>,
@@ -442,7 +442,7 @@ async fn heartbeats_go_on_to_the_next_leader_and_bring_back_its_steps() {
     placement.elect(1);
     let reopened = soon("a new stream, though nobody has anything to say", opens.recv()).await;
     assert_eq!(reopened, Some(()), "whoever leads now is to hear of all regions");
-    // One may be lost with the old stream; the next says more.
+    // A heartbeat may be lost with the old stream. The next one is sent soon.
     let mut again = tokio::time::interval(Duration::from_millis(20));
     let reaching = async {
         loop {
@@ -515,7 +515,7 @@ async fn frozen_address() -> (TcpListener, String) {
     (listener, address)
 }
 
-/// What something took; it must have come in time.
+/// Returns the result of `event`, which must come in time.
 async fn in_time<T>(what: &str, event: impl Future<Output = T>) -> T {
     let started = Instant::now();
     let value = soon(what, event).await;
@@ -579,7 +579,7 @@ async fn everything_leaves_a_leader_that_is_silent_for_the_one_that_took_its_pla
     assert_eq!(client.leader_address(), placement.endpoint(1));
     in_time("the next leader is to hear of all regions", opens.recv()).await;
 
-    // One that comes back leads nobody any more.
+    // A member that comes back no longer leads.
     placement.thaw(0);
     for _ in 0..10 {
         client.alloc_id(1).await.expect("ids");
@@ -599,7 +599,7 @@ async fn a_leader_that_was_silent_for_a_moment_keeps_its_clients() {
     heartbeats.send(report(7)).await.expect("open");
     assert_eq!(soon("a step", steps.recv()).await.map(|step| step.region.0), Some(7));
     placement.freeze(0);
-    // Long enough that others are asked who leads.
+    // Long enough that the other members are asked which one leads.
     let waiting = async {
         let answered = client.alloc_id(1);
         let thawing = async {
@@ -615,8 +615,8 @@ async fn a_leader_that_was_silent_for_a_moment_keeps_its_clients() {
     assert!(opens.try_recv().is_err(), "the stream is the same");
 }
 
-/// Passes connections on, until they are to hang: then the ones there are stay open, and
-/// nothing goes through them, as when a router has forgotten them.
+/// Passes connections on, until it is told to hang. From then on the existing connections stay
+/// open, but nothing goes through them, as when a router has forgotten them.
 struct Relay {
     address: SocketAddr,
     hung: watch::Sender<u64>,

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::service::Routes;
 
-/// Far longer than anything here takes: reaching it is the failure.
+/// Far longer than anything here takes. A test that waits so long has failed.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Waits for something that must happen.
@@ -33,7 +33,7 @@ impl Server {
         Self::start_at("127.0.0.1:0".parse().expect("an address"), routes).await
     }
 
-    /// Starts again where an earlier server was.
+    /// Starts a server at the address of an earlier one.
     pub async fn start_at(address: SocketAddr, routes: Routes) -> Self {
         let listener = TcpListener::bind(address).await.expect("a free port");
         let address = listener.local_addr().expect("a bound address");
@@ -46,7 +46,7 @@ impl Server {
         Server { address, stop, running }
     }
 
-    /// Stops it; every connection is closed when this returns.
+    /// Stops the server. Every connection is closed when this returns.
     pub async fn stop(self) -> SocketAddr {
         self.stop.send(()).expect("the server is running");
         let ended = soon("the server stops", self.running).await;

@@ -1,5 +1,5 @@
-//! A cluster without consensus: all stores share one map of keys, and each answers for the regions
-//! that it leads, with the region errors that a real store would give.
+//! A cluster without consensus. All stores share one map of keys. Each answers for the regions that
+//! it leads, with the region errors that a real store would return.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
@@ -39,24 +39,25 @@ pub struct World {
 struct State {
     stores: u64,
     regions: BTreeMap<Bytes, Led>,
-    /// What placement says while it lags behind.
+    /// What placement answers while it lags behind.
     stale: Option<BTreeMap<Bytes, Led>>,
     addresses: BTreeMap<u64, String>,
     data: BTreeMap<Bytes, (Bytes, u64)>,
     next_region: u64,
-    /// Given to the next requests, whatever they are.
+    /// Errors for the next requests, of any kind.
     errors: VecDeque<errorpb::Error>,
     calls: Vec<(u64, &'static str)>,
     /// Entries of the log that all regions share.
     index: u64,
     /// Tagged writes that were carried out, unless the stores are of another kind.
     remembered: BTreeSet<(u64, u64)>,
-    /// Those up to this index are forgotten.
+    /// Writes up to this index are forgotten.
     forgotten: u64,
     oblivious: bool,
-    /// The tags of the writes that came, each in its order.
+    /// The tags of the writes, in the order in which they came.
     tags: Vec<Option<WriteTag>>,
-    /// Whether the request in hand changes anything, or was carried out before.
+    /// Whether the current request is to be carried out: it is not the repetition of a remembered
+    /// write.
     is_new: bool,
 }
 
@@ -82,7 +83,7 @@ impl World {
         FakeStore { id, world: self.clone() }
     }
 
-    /// Serves a store and tells placement where.
+    /// Serves a store and gives placement its address.
     pub async fn serve(&self, store: u64) -> Server {
         let server = Server::start(self.routes(store)).await;
         self.set_address(store, server.address.to_string());
@@ -101,7 +102,7 @@ impl World {
         self.state.lock().addresses.get(&store).cloned()
     }
 
-    /// Splits at a key; the right part is new and led by `leader`.
+    /// Splits at a key. The right part is new, and `leader` leads it.
     pub fn split(&self, key: &'static str, leader: u64) {
         self.state.lock().split(key.into(), Some(leader));
     }
@@ -112,7 +113,7 @@ impl World {
         state.regions.get_mut(&start).expect("a region").1 = store;
     }
 
-    /// From now on placement knows nothing new.
+    /// From now on placement does not learn of changes.
     pub fn freeze_placement(&self) {
         let mut state = self.state.lock();
         state.stale = Some(state.regions.clone());
@@ -137,7 +138,7 @@ impl World {
         self.state.lock().data.insert(key.into(), (value.into(), 0));
     }
 
-    /// From now on the stores know nothing of tags, as those of other makers.
+    /// From now on the stores ignore tags, as other makers' stores do.
     pub fn forget_about_tags(&self) {
         self.state.lock().oblivious = true;
     }
@@ -149,12 +150,12 @@ impl World {
         state.forgotten = state.index;
     }
 
-    /// The tags of the writes since this was last asked.
+    /// The tags of the writes since the last call.
     pub fn take_tags(&self) -> Vec<Option<WriteTag>> {
         std::mem::take(&mut self.state.lock().tags)
     }
 
-    /// The calls since this was last asked, with the stores that got them.
+    /// The calls since the last call of this function, with the stores that got them.
     pub fn take_calls(&self) -> Vec<(u64, &'static str)> {
         std::mem::take(&mut self.state.lock().calls)
     }
@@ -256,7 +257,7 @@ impl State {
         Ok(region)
     }
 
-    /// What a store that remembers writes says with the answer to one.
+    /// The index that a store which remembers writes returns with the answer to a write.
     fn applied_index(&self) -> u64 {
         if self.oblivious { 0 } else { self.index }
     }

@@ -1,4 +1,5 @@
-//! Taking up, holding and leaving office: the background task of a member.
+//! A term of office: how it begins, what is done in it, and how it ends. This is the background
+//! task of a member.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -20,13 +21,13 @@ use crate::state::{
 };
 use crate::timestamp::TimestampOracle;
 
-/// How often the windows are looked after; far below the low mark of the
-/// timestamps' window, so that requests hardly ever wait for one.
+/// How often the windows are looked after. Far below the low mark of the timestamps' window, so
+/// that requests hardly ever wait for a window.
 const WINDOW_INTERVAL: Duration = Duration::from_millis(50);
-/// Between two attempts at something that failed for an unknown reason.
+/// The wait before another attempt at something that failed for an unknown reason.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// Why office was not taken up.
+/// Why a term of office did not begin.
 #[derive(Debug, Error)]
 enum OfficeError {
     #[error(transparent)]
@@ -35,9 +36,9 @@ enum OfficeError {
     Damaged(#[from] DamagedState),
 }
 
-/// Follows the elections of the placement driver's group for ever: serves while
-/// this member leads, and not a moment longer. Ends only when the group itself
-/// ends, or with an error when the stored state cannot be read.
+/// Follows the elections of the placement driver's group for ever. Serves while this member leads,
+/// and not a moment longer. Ends only when the group itself ends, or with an error when the stored
+/// state cannot be read.
 pub(crate) async fn run(shared: Arc<Shared>) -> Result<(), DamagedState> {
     let mut leadership = shared.state.leadership();
     loop {
@@ -52,7 +53,8 @@ pub(crate) async fn run(shared: Arc<Shared>) -> Result<(), DamagedState> {
                     shared.lead.send_replace(None);
                     lead.end();
                     info!(term = seen.term, "placement leads no more");
-                    // Where it ended by itself, it is taken up anew.
+                    // If the term of office ended although this member still leads, it begins
+                    // again.
                     if *leadership.borrow() == seen {
                         tokio::time::sleep(RETRY).await;
                         continue;
@@ -85,8 +87,8 @@ pub(crate) async fn run(shared: Arc<Shared>) -> Result<(), DamagedState> {
     }
 }
 
-/// A member that has never led learns the cluster's id from what it applied:
-/// every member answers it to clients.
+/// Learns the cluster's id from what this member applied, if it has never led, because every member
+/// answers it to clients.
 async fn learn_cluster_id(shared: &Shared) -> Result<(), DamagedState> {
     match shared.state.scan_stale(CLUSTER_ID_PREFIX.to_vec()).await {
         Ok(pairs) => {
@@ -99,13 +101,13 @@ async fn learn_cluster_id(shared: &Shared) -> Result<(), DamagedState> {
     Ok(())
 }
 
-/// Loads what is durable and secures windows behind everything that earlier
-/// leaders may have given; only then is there a lead to serve with.
+/// Loads the durable state and secures windows behind everything that earlier leaders may have
+/// given. Only then does it return a lead to serve with.
 async fn take_office(shared: &Shared, term: u64) -> Result<Lead, OfficeError> {
     let durable = DurableState::decode(shared.state.scan(PREFIX.to_vec()).await?)?;
     let mut facts = Vec::new();
     let cluster_id = durable.cluster_id.unwrap_or_else(|| {
-        // The first leader's first write names the cluster.
+        // The first leader's first write gives the cluster its id.
         let id = loop {
             let id = rand::random::<u64>();
             if id != 0 {
@@ -132,7 +134,7 @@ async fn take_office(shared: &Shared, term: u64) -> Result<Lead, OfficeError> {
         let heartbeat_ms = convert::last_heartbeat_ms(&store);
         match convert::store_descriptor(store) {
             Ok(descriptor) => stores.resume(descriptor, heartbeat_ms, newest_ms, now),
-            // Left out, its address and its id could be given to another.
+            // If the store were left out, its address and its id could be given to another store.
             Err(error) => {
                 let (key, why) = (b"pd/store/".to_vec(), error.to_string());
                 return Err(DamagedState { key, why }.into());
@@ -195,7 +197,7 @@ impl Windows {
     }
 }
 
-/// Serves until leadership changes or the office ends by itself.
+/// Serves until leadership changes or the term of office ends by itself.
 async fn hold_office(
     shared: &Shared,
     lead: &Lead,
@@ -203,7 +205,7 @@ async fn hold_office(
     seen: Leadership,
 ) {
     let lost = async {
-        // An error means that the group is gone; then so is the office.
+        // An error means that the group is gone, and then the term of office is over, too.
         let _ = leadership.wait_for(|now| !now.is_self || now.term != seen.term).await;
     };
     tokio::select! {
@@ -214,7 +216,7 @@ async fn hold_office(
     }
 }
 
-/// Keeps both sequences' windows ahead; ends with the office.
+/// Keeps both sequences' windows ahead. Ends with the term of office.
 async fn keep_windows(lead: &Lead) {
     let mut interval = tokio::time::interval(WINDOW_INTERVAL);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);

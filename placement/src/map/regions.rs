@@ -1,16 +1,15 @@
 //! The map from keys to regions, made of what leaders report.
 //!
-//! Reports arrive late, twice and out of order, from leaders that were deposed
-//! and from before splits. Epochs put them in order: a report with an older
-//! epoch than what is known about its region, or whose range is held by a
-//! region with a newer version, is refused; an accepted one displaces every
-//! region that its range overlaps. Displaced and never reported ranges are
-//! gaps: nobody knows who holds them until a leader speaks.
+//! Reports arrive late, twice and out of order, from leaders that were deposed and from before
+//! splits. Epochs put them in order. A report is refused if its epoch is older than the known one
+//! of its region, or if its range is held by a region with a newer version. An accepted report
+//! displaces every region that its range overlaps. Displaced ranges, and ranges that were never
+//! reported, are gaps: their region is not known until its leader reports.
 //!
-//! No report takes more than it can have come by: see [`may_follow`]. And what
-//! nobody repeats is not held against anybody for long: a leader reports its
-//! region every few seconds, so that a region which nobody has reported for
-//! [`CLAIM_MS`] gives way to any report. So a single false one does no lasting harm.
+//! A report takes no more than its region can have come by: see [`may_follow`]. And a report that
+//! is not repeated does not count against others for long. A leader reports its region every few
+//! seconds, so a region that was not reported for [`CLAIM_MS`] gives way to any report. So a single
+//! false report does no lasting harm.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
@@ -20,8 +19,8 @@ use bytes::Bytes;
 use esker_model::{Epoch, KeyRange, RegionId, RegionReport, StoreId, Time, may_follow};
 use thiserror::Error;
 
-/// How long a report holds its range against others without being repeated: three
-/// times what leaders take to say the same again.
+/// How long a report holds its range against others without being repeated: three times the
+/// interval at which leaders repeat their reports.
 pub const CLAIM_MS: u64 = 30_000;
 /// A report that is older than what the map knows.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -35,13 +34,13 @@ pub struct StaleReport {
     pub known: Epoch,
 }
 
-/// Why a report was not taken in.
+/// Why a report was not accepted.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum RefusedReport {
-    /// Daily business: its sender finds out by itself.
+    /// This is common. The sender finds out by itself.
     #[error(transparent)]
     Stale(#[from] StaleReport),
-    /// Nothing that is known can have become what it says.
+    /// No known region can have become what it reports.
     #[error(
         "region {region} reports a range or an epoch ({reported}) that cannot have come out of \
          region {known_region}, which is known with {known}"
@@ -49,14 +48,14 @@ pub enum RefusedReport {
     Impossible { region: RegionId, reported: Epoch, known_region: RegionId, known: Epoch },
 }
 
-/// A part of an asked range that no known region covers.
+/// A part of a requested range that no known region covers.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("no region is known for the keys from {}", esker_rpc::display_key(from))]
 pub struct Gap {
     pub from: Bytes,
 }
 
-/// What lies on one store, counted over the whole map.
+/// The replicas and leaders on one store, counted over the whole map.
 #[derive(Clone, Debug, Default)]
 pub struct StoreLoad {
     pub leaders: BTreeSet<RegionId>,
@@ -77,23 +76,23 @@ pub struct RegionMap {
 }
 
 impl RegionMap {
-    /// The moment at which the next reports come.
+    /// Sets the time of the reports that come next.
     pub fn advance(&mut self, now: Time) {
         self.now = self.now.max(now);
     }
 
-    /// Whether a region was reported so lately that its report counts against others.
+    /// Whether a region was reported so recently that its report counts against others.
     fn holds(&self, id: RegionId) -> bool {
         self.heard.get(&id).is_some_and(|heard| self.now.millis_since(*heard) < CLAIM_MS)
     }
 
-    /// Takes in what a leader reports; answers the regions that it displaced.
+    /// Takes in what a leader reports, and returns the regions that it displaced.
     pub fn report(&mut self, report: RegionReport) -> Result<Vec<RegionId>, RefusedReport> {
         let region = &report.region;
         if let Some(known) = self.by_id.get(&region.id).filter(|_| self.holds(region.id)) {
             let (old, new) = (known.region.epoch, region.epoch);
             let is_older = new.version < old.version || new.conf_ver < old.conf_ver;
-            // At one epoch only the term tells a deposed leader from its successor.
+            // Within one epoch only the term distinguishes a deposed leader from its successor.
             let is_deposed =
                 new == old && report.term.zip(known.term).is_some_and(|(new, old)| new < old);
             if is_older || is_deposed {
@@ -113,7 +112,7 @@ impl RegionMap {
                 return Err(self.impossible(&report, *id));
             }
         }
-        // Also when its range moved: an id is in the map at most once.
+        // Removed also if its range moved, because an id is in the map at most once.
         self.remove(region.id);
         let displaced: Vec<_> =
             overlapping.into_iter().filter(|id| *id != report.region.id).collect();
@@ -180,8 +179,7 @@ impl RegionMap {
             .collect()
     }
 
-    /// Regions in key order, from the one that holds `key` or, in a gap, the
-    /// next one.
+    /// Regions in key order, from the region that holds `key` or, in a gap, from the next one.
     fn starting_at<'a>(&'a self, key: &'a [u8]) -> impl Iterator<Item = &'a Arc<RegionReport>> {
         let holder = self.by_key(key);
         let after = holder.map_or(Bound::Included(key), |holder| {
@@ -207,9 +205,8 @@ impl RegionMap {
         report.region.contains(key).then_some(report)
     }
 
-    /// The region that ends where the region that holds `key` starts. Nothing
-    /// when either is unknown: clients ask with a region's start key and rely on
-    /// getting its direct neighbour.
+    /// The region that ends where the region that holds `key` starts; `None` when either is
+    /// unknown. Clients ask with a region's start key and rely on getting its direct neighbour.
     pub fn previous(&self, key: &[u8]) -> Option<&Arc<RegionReport>> {
         let holder = self.by_key(key)?;
         let (_, id) = self
@@ -223,8 +220,7 @@ impl RegionMap {
         (previous.region.range.end() == Some(holder.region.range.start())).then_some(previous)
     }
 
-    /// Up to `limit` regions that share a key with `range`, in key order. Gaps
-    /// are stepped over.
+    /// Up to `limit` regions that share a key with `range`, in key order. Gaps are stepped over.
     pub fn scan(&self, range: &KeyRange, limit: usize) -> Vec<Arc<RegionReport>> {
         self.starting_at(range.start())
             .take_while(|report| range.is_above(report.region.range.start()))
@@ -233,9 +229,9 @@ impl RegionMap {
             .collect()
     }
 
-    /// Up to `limit` regions that share a key with any of `ranges`, which the
-    /// caller gives in key order; one that serves two ranges is answered once.
-    /// With `need_all`, a gap before the limit is an error.
+    /// Up to `limit` regions that share a key with any of `ranges`, which the caller gives in key
+    /// order. A region that shares keys with two ranges is returned once. With `need_all`, a gap
+    /// before the limit is an error.
     pub fn scan_ranges(
         &self,
         ranges: &[KeyRange],
@@ -248,8 +244,7 @@ impl RegionMap {
                 break;
             }
             let room = limit - found.len();
-            // One more than there is room for: the last region found may come
-            // first again.
+            // One more than there is room for, because the region found last may come first again.
             let mut part = self.scan(range, room.saturating_add(1));
             let last = found.last().map(|report| report.region.id);
             let again =
@@ -262,7 +257,7 @@ impl RegionMap {
         Ok(found)
     }
 
-    /// What lies on `store`.
+    /// The replicas and leaders on `store`.
     pub fn load(&self, store: StoreId) -> Option<&StoreLoad> {
         self.loads.get(&store)
     }
@@ -392,7 +387,7 @@ mod tests {
             stale,
             Err(RefusedReport::Stale(StaleReport { known_region: RegionId(1), .. }))
         ));
-        // A region that is not known itself, but whose range is.
+        // The region is not known itself, but its range is.
         let stale = map.report(report(9, "a", "z").version(1).build());
         assert!(stale.is_err());
         assert_eq!(map.len(), 2);
@@ -414,16 +409,16 @@ mod tests {
         let mut map = map_with_a_gap();
         let before = ids(&map.scan(&range("", ""), 10));
         let false_reports = [
-            // More than it had, more than anybody had, and what it never had.
+            // More than it had, more than any region had, and what it never had.
             report(2, "c", "n").version(7),
             report(2, "", "").version(7),
             report(9, "", "").version(7),
             report(9, "c", "e").version(7),
             report(2, "m", "n").version(7),
-            // Another range at the same version, and the same at another.
+            // Another range at the same version, and the same range at another version.
             report(2, "d", "e"),
             report(2, "d", "h").version(7),
-            // As new as what it takes a part of.
+            // With the same version as the region whose range it takes a part of.
             report(9, "a", "b"),
             // Ahead of everything that can have happened.
             report(2, "d", "e").version(2 + MAX_EPOCH_LEAP),
@@ -443,7 +438,7 @@ mod tests {
     #[test]
     fn what_nobody_repeats_gives_way_to_what_a_leader_says() {
         let mut map = map_with_a_gap();
-        // It may be so, and is not.
+        // The report is possible, but false.
         map.report(report(2, "e", "f").version(1_000).term(9).build()).unwrap();
         let truth = || report(2, "d", "h").term(5).build();
         map.advance(Time::from_millis(CLAIM_MS - 1));
@@ -451,7 +446,7 @@ mod tests {
         map.advance(Time::from_millis(CLAIM_MS));
         map.report(truth()).unwrap();
         assert_eq!(map.by_key(b"d").unwrap().region.id, RegionId(2));
-        // What is repeated holds.
+        // A report that is repeated holds.
         map.advance(Time::from_millis(2 * CLAIM_MS - 1));
         map.report(truth()).unwrap();
         map.advance(Time::from_millis(3 * CLAIM_MS - 2));
@@ -484,7 +479,7 @@ mod tests {
         assert_eq!(map.replica_count(StoreId(3)), 1);
     }
 
-    /// Keys are single letters, so that a model can hold one entry per letter.
+    /// Keys are single letters, so that a model can hold one entry for each letter.
     const LETTERS: u8 = 8;
 
     fn letter(n: u8) -> Bytes {

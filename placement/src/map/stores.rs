@@ -1,5 +1,4 @@
-//! The stores of the cluster: who they are, and how they were when they last
-//! said so.
+//! The stores of the cluster: their descriptors, and their states as of their last report.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +13,7 @@ pub enum StoreState {
     Up,
     /// It is being emptied: its replicas move elsewhere.
     Offline,
-    /// It left for good; its id never comes back.
+    /// It left for good. Its id never comes back.
     Tombstone,
 }
 
@@ -25,10 +24,10 @@ pub struct Label {
     pub value: String,
 }
 
-/// How far a store's memory had come. It only grows: less means an older copy.
+/// How far a store's memory had come. It only grows, so less means an older copy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StoreMemory {
-    /// Drawn when the store's directory was first used; zero from stores that do not say.
+    /// Drawn when the store's directory was first used. Zero from stores that do not report it.
     pub lineage: u64,
     /// How often the directory was started.
     pub generation: u64,
@@ -39,19 +38,19 @@ pub struct StoreMemory {
 }
 
 impl StoreMemory {
-    /// Whether a store that was last known like `self` may come back with `now`.
+    /// Whether a store that was last known as `self` may come back as `now`.
     fn may_become(&self, now: &StoreMemory) -> bool {
         if self.lineage == 0 {
             return true;
         }
-        // The same generation twice: one of the two was counted on from a copy.
+        // The same generation from two starts means that one of the two directories is a copy.
         let goes_on = now.generation > self.generation
             || (now.generation == self.generation && now.start == self.start);
         self.lineage == now.lineage && goes_on && now.log_sequence >= self.log_sequence
     }
 }
 
-/// Who a store is: what it says of itself when it starts. Durable.
+/// The descriptor of a store: what it reports of itself when it starts. Durable.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StoreDescriptor {
     pub id: StoreId,
@@ -69,10 +68,10 @@ pub struct StoreDescriptor {
     pub memory: StoreMemory,
 }
 
-/// What a store says of itself with each heartbeat.
+/// What a store reports of itself with each heartbeat.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StoreStats {
-    /// Bytes of its disk; zero where it does not know.
+    /// Bytes of its disk. Zero if the store does not know.
     pub capacity: u64,
     pub available: u64,
     pub used_size: u64,
@@ -88,20 +87,20 @@ pub struct StoreStats {
     pub keys_written: u64,
     pub keys_read: u64,
     pub log_sequence: u64,
-    /// What was found damaged, by file or entry; empty for a store that is sound.
+    /// The damage that was found, by file or entry. Empty for a store without damage.
     pub damage: String,
-    /// Drawn at the start of the store; zero from stores that do not say.
+    /// Drawn at the start of the store. Zero from stores that do not report it.
     pub start: u64,
     /// How often the store's directory was started.
     pub generation: u64,
 }
 
-/// How long a silent store is believed.
+/// After which silence the state of a store changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreConfig {
-    /// After this many milliseconds nothing new is placed on it.
+    /// After this many milliseconds of silence nothing new is placed on the store.
     pub disconnected_after_ms: u64,
-    /// After this many milliseconds its replicas are replaced.
+    /// After this many milliseconds of silence the store's replicas are replaced.
     pub down_after_ms: u64,
 }
 
@@ -109,7 +108,7 @@ impl Default for StoreConfig {
     fn default() -> Self {
         Self {
             disconnected_after_ms: 20_000,
-            // Copying a store's data is dear; a restart or a reboot takes less.
+            // Copying a store's data is expensive. A restart or a reboot takes less time than this.
             down_after_ms: 30 * 60_000,
         }
     }
@@ -123,28 +122,28 @@ pub enum Liveness {
     Down,
 }
 
-/// What a replica on a store is worth.
+/// The state of a store, as far as a replica on it is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StoreHealth {
-    /// Serves and takes more.
+    /// It serves, and takes more replicas.
     Good,
-    /// Silent for a while; nothing is placed on it, nothing moved away yet.
+    /// It has been silent for a while. Nothing is placed on it, and nothing is moved away yet.
     Silent,
-    /// Silent for so long that its replicas are replaced.
+    /// It has been silent for so long that its replicas are replaced.
     Down,
     /// Its operator empties it.
     Draining,
-    /// Gone for good, or never heard of.
+    /// It is gone for good, or was never known.
     Gone,
 }
 
 impl StoreHealth {
-    /// Whether a replica there has to be replaced.
+    /// Whether a replica on such a store has to be replaced.
     pub fn must_be_left(self) -> bool {
         matches!(self, Self::Down | Self::Draining | Self::Gone)
     }
 
-    /// Whether a replica there answers.
+    /// Whether a replica on such a store answers.
     pub fn is_live(self) -> bool {
         matches!(self, Self::Good | Self::Draining)
     }
@@ -157,29 +156,29 @@ pub struct Store {
     pub stats: StoreStats,
     /// The last sign of life, or when this leader learned of the store.
     pub last_seen: Time,
-    /// For how long, in milliseconds, it had been silent then, at the least; as an earlier
-    /// leader wrote it down.
+    /// For how many milliseconds the store had been silent before that, at the least, according to
+    /// what an earlier leader made durable.
     silent_before_ms: u64,
-    /// Wall clock of the last heartbeat, milliseconds; zero when none came.
+    /// The wall clock at the last heartbeat, in milliseconds. Zero when none came.
     pub last_heartbeat_ms: u64,
-    /// Whether this leader has heard of it itself.
+    /// Whether this leader has heard of the store itself.
     is_heard: bool,
-    /// When this leader last made its descriptor durable.
+    /// When this leader last made the store's descriptor durable.
     saved: Option<Time>,
 }
 
 impl Store {
-    /// For how long the store has been silent, in milliseconds. Of a silence that began under an
-    /// earlier leader, up to a minute may be missing.
+    /// For how long the store has been silent, in milliseconds. If the silence began under an
+    /// earlier leader, up to a minute of it may be missing.
     pub fn silent_ms(&self, now: Time) -> u64 {
         self.silent_before_ms.saturating_add(now.millis_since(self.last_seen))
     }
 }
 
-/// How often it is made durable how far a store's memory has come, and that it is alive.
+/// How often a store's memory, and the fact that the store is alive, are made durable.
 const SAVE_MEMORY_EVERY_MS: u64 = 60_000;
-/// How long a store must be silent before another may take its address for good: longer
-/// than it takes between two heartbeats of one that runs.
+/// How long a store must be silent before another may take its address for good: longer than the
+/// time between two heartbeats of a running store.
 const REPLACED_AFTER_MS: u64 = 10_000;
 
 /// Why a store was not accepted.
@@ -229,16 +228,16 @@ pub struct StoreMap {
 }
 
 impl StoreMap {
-    /// Whether `descriptor` may be put; the caller makes it durable, then calls
-    /// [`StoreMap::put`]. Answers what is to be stored: a restarting store does
-    /// not undo that it is being emptied.
+    /// Whether `descriptor` may be put. The caller makes it durable, then calls [`StoreMap::put`].
+    /// Returns what is to be stored: a store that restarts while it is being emptied is still being
+    /// emptied.
     pub fn check_put(&self, descriptor: StoreDescriptor) -> Result<StoreDescriptor, PutStoreError> {
         let id = descriptor.id;
         if descriptor.address.is_empty() {
             return Err(PutStoreError::NoAddress { id });
         }
         let known = self.stores.get(&id).map(|known| &known.descriptor);
-        // First: where it is, or who is there now, does not matter any more.
+        // This check comes first, because a removed store's address no longer matters.
         if known.is_some_and(|known| known.state == StoreState::Tombstone) {
             return Err(PutStoreError::Tombstone { id });
         }
@@ -259,7 +258,7 @@ impl StoreMap {
         Ok(StoreDescriptor { state: known.state, ..descriptor })
     }
 
-    /// The other store that has the address, if one has.
+    /// The other store that has the address, if there is one.
     fn holder(&self, descriptor: &StoreDescriptor) -> Option<&Store> {
         self.stores.values().find(|other| {
             other.descriptor.id != descriptor.id
@@ -268,17 +267,17 @@ impl StoreMap {
         })
     }
 
-    /// The store that loses the address to `descriptor`, as a tombstone, where it lost its
-    /// memory for good; none where nobody has the address.
+    /// Whether `descriptor` may take its address from a store that lost its memory for good.
+    /// Returns that store's descriptor as a tombstone; `None` if no store has the address.
     ///
     /// # Errors
-    /// When that store was heard of lately.
+    /// When that store was heard of less than 10 s ago, or is the only store of the cluster.
     pub fn check_replace(
         &self,
         descriptor: &StoreDescriptor,
         now: Time,
     ) -> Result<Option<StoreDescriptor>, PutStoreError> {
-        // Only a newcomer takes a place: a store that is known has one of its own.
+        // Only a new store takes another's place, because a known store has a place of its own.
         if self.stores.contains_key(&descriptor.id) {
             return Ok(None);
         }
@@ -289,7 +288,7 @@ impl StoreMap {
             return Err(PutStoreError::OnlyStore { address, holder });
         }
         let silent_ms = now.millis_since(holder.last_seen);
-        // A leader that has just begun has not heard of anybody yet.
+        // A leader that has just begun has not heard of any store yet.
         if silent_ms < REPLACED_AFTER_MS {
             let (address, holder) = (descriptor.address.clone(), holder.descriptor.id);
             return Err(PutStoreError::StillAlive { address, holder, silent_ms });
@@ -297,9 +296,10 @@ impl StoreMap {
         Ok(Some(StoreDescriptor { state: StoreState::Tombstone, ..holder.descriptor.clone() }))
     }
 
-    /// Takes in a store as an earlier leader knew it; `heartbeat_ms` and `newest_ms` are times of
-    /// day, of the last heartbeat that was made durable of this store and of any. The second and
-    /// not that of now: nobody was silent while there was nobody to listen, and clocks differ.
+    /// Takes in a store as an earlier leader knew it. `heartbeat_ms` and `newest_ms` are wall
+    /// times: of the last durable heartbeat of this store, and of any store. The silence is
+    /// measured up to `newest_ms` and not up to now, because stores were not silent while no leader
+    /// listened, and because clocks differ.
     pub fn resume(
         &mut self,
         descriptor: StoreDescriptor,
@@ -313,7 +313,7 @@ impl StoreMap {
             store.is_heard = false;
             if heartbeat_ms != 0 {
                 store.last_heartbeat_ms = heartbeat_ms;
-                // It may have been heard of until the next time was due.
+                // The store may have been heard of until its next heartbeat was to be made durable.
                 let silent_ms = newest_ms.saturating_sub(heartbeat_ms);
                 store.silent_before_ms = silent_ms.saturating_sub(SAVE_MEMORY_EVERY_MS);
             }
@@ -343,7 +343,7 @@ impl StoreMap {
                         silent_before_ms: 0,
                         last_heartbeat_ms: 0,
                         is_heard: true,
-                        // The first heartbeat is to be.
+                        // The first heartbeat is to be made durable.
                         saved: None,
                     },
                 );
@@ -351,20 +351,20 @@ impl StoreMap {
         }
     }
 
-    /// Whether a heartbeat comes from the process that introduced itself as the store last. One of
-    /// an earlier start is still alive where somebody copied its directory and started the copy.
+    /// Whether a heartbeat comes from the process that last introduced itself as the store. A
+    /// process of an earlier start may still be alive if its directory was copied and the copy was
+    /// started.
     pub fn check_start(&self, id: StoreId, stats: &StoreStats) -> Result<(), PutStoreError> {
         let known = self.stores.get(&id).map_or_else(StoreMemory::default, |s| s.descriptor.memory);
         let differ = known.start != 0 && stats.start != 0 && known.start != stats.start;
-        // An earlier start is all that this placement driver knows of where its own memory went
-        // back.
+        // If this placement driver's own memory went back, it may know only an earlier start.
         match differ && known.generation >= stats.generation {
             true => Err(PutStoreError::OtherStart { id }),
             false => Ok(()),
         }
     }
 
-    /// Takes in a heartbeat; answers the store, or nothing when it is unknown.
+    /// Takes in a heartbeat, and returns the store; `None` when it is unknown.
     pub fn heartbeat(
         &mut self,
         id: StoreId,
@@ -383,8 +383,7 @@ impl StoreMap {
         Some(store)
     }
 
-    /// Whether it is time to make durable how far a store's memory has come; once for
-    /// each time.
+    /// Whether it is time to make the store's memory durable. Returns true once each time.
     pub fn take_unsaved(&mut self, id: StoreId, now: Time) -> bool {
         let due = |store: &&mut Store| {
             store.saved.is_none_or(|saved| now.millis_since(saved) >= SAVE_MEMORY_EVERY_MS)
@@ -408,9 +407,9 @@ impl StoreMap {
         self.stores.values()
     }
 
-    /// Whether this store has been heard from. A leader that has just begun takes another's
-    /// word, and clock, for a silence, but replaces no replicas for that alone: the store gets
-    /// its time to speak.
+    /// Whether this store has been heard from. A leader that has just begun relies on what an
+    /// earlier leader recorded of a silence. But it replaces no replicas for that alone, because
+    /// the store must have had time to report.
     pub fn liveness(store: &Store, config: &StoreConfig, now: Time) -> Liveness {
         let silent = store.silent_ms(now);
         let had_time = now.millis_since(store.last_seen) >= config.disconnected_after_ms;
@@ -423,19 +422,19 @@ impl StoreMap {
         }
     }
 
-    /// What a replica on store `id` is worth.
+    /// The state of store `id`, as far as a replica on it is concerned.
     pub fn health(&self, id: StoreId, config: &StoreConfig, now: Time) -> StoreHealth {
         let Some(store) = self.stores.get(&id) else {
             return StoreHealth::Gone;
         };
         match (store.descriptor.state, Self::liveness(store, config, now)) {
             (StoreState::Tombstone, _) => StoreHealth::Gone,
-            // It has stopped serving, and says so for as long as its node lives.
+            // The store has stopped serving, and reports that for as long as its node lives.
             _ if !store.stats.damage.is_empty() => StoreHealth::Down,
             (_, Liveness::Down) => StoreHealth::Down,
             (_, Liveness::Disconnected) => StoreHealth::Silent,
             (StoreState::Offline, Liveness::Alive) => StoreHealth::Draining,
-            // It has its time to speak, but is not counted on before it has.
+            // The store has time to report, but is not counted on before it has reported.
             (StoreState::Up, Liveness::Alive) if !store.is_heard => StoreHealth::Silent,
             (StoreState::Up, Liveness::Alive) => StoreHealth::Good,
         }
@@ -460,7 +459,7 @@ mod tests {
         stores.put(descriptor(1, "a:1"), Time::from_millis(0));
         let refused = stores.check_put(descriptor(2, "a:1"));
         assert!(matches!(refused, Err(PutStoreError::DuplicateAddress { holder: StoreId(1), .. })));
-        // The same store comes back, also at another address.
+        // The same store comes back, first at the same address, then at another.
         assert!(stores.check_put(descriptor(1, "a:1")).is_ok());
         assert!(stores.check_put(descriptor(1, "b:1")).is_ok());
         let tombstone = StoreDescriptor { state: StoreState::Tombstone, ..descriptor(1, "a:1") };
@@ -528,7 +527,7 @@ mod tests {
         let replaced =
             stores.check_replace(&newcomer, Time::from_millis(REPLACED_AFTER_MS)).unwrap().unwrap();
         assert_eq!((replaced.id, replaced.state), (StoreId(1), StoreState::Tombstone));
-        // A store that is known has a place of its own; an address that is free needs nobody.
+        // A known store has a place of its own, and a free address is not taken from any store.
         let known = descriptor(2, "a:1");
         assert_eq!(stores.check_replace(&known, Time(u64::MAX)), Ok(None));
         assert_eq!(stores.check_replace(&descriptor(7, "c:1"), Time(u64::MAX)), Ok(None));
@@ -554,15 +553,15 @@ mod tests {
             StoreMap::liveness(store, &config, Time::from_millis(5 + after))
         };
         const DAY_MS: u64 = 86_400_000;
-        // Its next heartbeat may not have been made durable any more.
+        // Its later heartbeats may not have been made durable.
         assert_eq!(liveness(DAY_MS, DAY_MS + 79_999, 0), Liveness::Alive);
         assert_eq!(liveness(DAY_MS, DAY_MS + 80_000, 0), Liveness::Disconnected);
-        // Not for what others wrote down alone.
+        // Not only for a silence that an earlier leader recorded.
         assert_eq!(liveness(DAY_MS, 2 * DAY_MS, 19_999), Liveness::Disconnected);
         assert_eq!(liveness(DAY_MS, 2 * DAY_MS, 20_000), Liveness::Down);
-        // All were as silent: nobody listened.
+        // All stores were silent for as long, because no leader listened.
         assert_eq!(liveness(DAY_MS, DAY_MS, 19_999), Liveness::Alive);
-        // One that never spoke.
+        // A store that never sent a heartbeat.
         assert_eq!(liveness(0, DAY_MS, 19_999), Liveness::Alive);
         let mut stores = StoreMap::default();
         stores.resume(descriptor(1, "a:1"), DAY_MS, 2 * DAY_MS, Time::from_millis(5));
@@ -570,7 +569,7 @@ mod tests {
             stores.take_unsaved(StoreId(1), Time::from_millis(5)),
             "a new leader writes it down at once"
         );
-        // Nothing is placed on it before it has spoken to this leader.
+        // Nothing is placed on the store before it has reported to this leader.
         assert_eq!(stores.health(StoreId(1), &config, Time::from_millis(5)), StoreHealth::Silent);
         stores.heartbeat(StoreId(1), StoreStats::default(), Time::from_millis(6), 2 * DAY_MS);
         assert_eq!(stores.get(StoreId(1)).unwrap().silent_ms(Time::from_millis(7)), 1);

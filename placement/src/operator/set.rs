@@ -1,5 +1,4 @@
-//! The operators that run, the limits that they run under, and the last ones
-//! that ended.
+//! The operators that run, the limits that they run under, and the last ones that ended.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -8,19 +7,19 @@ use thiserror::Error;
 
 use super::{Advance, Operator, OperatorKind, Status, Step};
 
-/// Ended operators that are remembered, for who asks how one ended.
+/// Ended operators that are remembered, for a question about how one ended.
 const MAX_FINISHED: usize = 1_024;
-/// A step is told again after this long without a report that shows it done.
+/// A step is ordered again after this long without a report that shows it done.
 pub const RESEND_AFTER_MS: u64 = 2_000;
 
-/// How much may go on at once.
+/// How many operators may run at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OperatorLimits {
-    /// In the whole cluster.
+    /// Operators in the whole cluster.
     pub total: usize,
     /// Operators of kind `Replica` that one store takes part in.
     pub replica_per_store: usize,
-    /// Operators of the kinds that move leaders, likewise.
+    /// Operators of the kinds that move leaders that one store takes part in.
     pub leader_per_store: usize,
 }
 
@@ -56,7 +55,7 @@ pub struct Finished {
 
 struct Running {
     operator: Operator,
-    /// What was told last and when; only to hold back repetitions.
+    /// The step that was ordered last, and when. Only used to hold back repetitions.
     told: Option<(Step, Time)>,
 }
 
@@ -152,8 +151,7 @@ impl OperatorSet {
         Ok(())
     }
 
-    /// Judges a region's operator by its leader's report; answers what the
-    /// leader should be told now.
+    /// Compares a region's operator with its leader's report, and returns the order for the leader.
     pub fn on_report(&mut self, report: &RegionReport, now: Time) -> Option<Order> {
         let running = self.running.get_mut(&report.region.id)?;
         match running.operator.advance(report, now) {
@@ -180,7 +178,7 @@ impl OperatorSet {
         }
     }
 
-    /// Ends what took too long, also where no report comes any more.
+    /// Ends operators that took too long, also where reports no longer come.
     pub fn expire(&mut self, now: Time) {
         let late: Vec<_> = self
             .running
@@ -193,7 +191,7 @@ impl OperatorSet {
         }
     }
 
-    /// Ends a region's operator without success; false when it has none.
+    /// Ends a region's operator without success. Returns false when the region has none.
     pub fn cancel(&mut self, region: RegionId, why: &str, now: Time) -> bool {
         self.end(region, Status::Cancelled(why.to_owned()), now)
     }

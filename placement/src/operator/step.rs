@@ -1,42 +1,42 @@
-//! One step of an operator: what a region's leader is told to do, and how a
-//! later report shows that it was done.
+//! One step of an operator: the order for a region's leader, and how a later report shows that it
+//! was carried out.
 
 use std::fmt;
 
 use esker_model::{Action, PeerChange, RegionReport, Role, Seat, StoreId};
 
-/// One instruction for a region's leader.
+/// One change that a region's leader is to make.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// A new replica, without a vote until it has caught up.
+    /// Adds a replica, without a vote until it has caught up.
     AddLearner(Seat),
-    /// A caught-up learner becomes a voter.
+    /// Makes a caught-up learner a voter.
     Promote(Seat),
-    /// A caught-up learner becomes a voter and a voter becomes a learner, in
-    /// one joint change: at no moment are there fewer voters than before.
+    /// Makes a caught-up learner a voter and a voter a learner, in one joint change. At no moment
+    /// are there fewer voters than before.
     Swap { promote: Seat, demote: Seat },
-    /// Out of the joint configuration, where the group did not leave by itself.
+    /// Leaves the joint configuration, if the group did not leave by itself.
     LeaveJoint,
-    /// A replica goes away.
+    /// Removes a replica.
     Remove(Seat),
-    /// Another voter leads.
+    /// Makes another voter the leader.
     TransferLeader { from: StoreId, to: Seat },
 }
 
-/// How a step stands by the last report.
+/// The progress of a step as of the last report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Progress {
     Done,
-    /// The leader should be told.
+    /// The leader should get the order.
     Send,
-    /// It would be told too early.
+    /// It is too early for the order.
     Wait,
-    /// What the step was planned for is no longer so.
+    /// The region is no longer as it was when the step was planned.
     Impossible(String),
 }
 
 impl Step {
-    /// What the region's leader is ordered to do.
+    /// The action that the region's leader is ordered to take.
     pub fn action(&self) -> Action {
         match self {
             Self::AddLearner(seat) => Action::ChangePeers(vec![PeerChange::AddLearner(*seat)]),
@@ -51,7 +51,7 @@ impl Step {
         }
     }
 
-    /// Stores that the step burdens.
+    /// The stores that the step burdens.
     pub(crate) fn stores(&self) -> Vec<StoreId> {
         match self {
             Self::AddLearner(seat) | Self::Promote(seat) | Self::Remove(seat) => vec![seat.store],
@@ -61,7 +61,7 @@ impl Step {
         }
     }
 
-    /// Judges the step by what the region's leader reports.
+    /// Compares the step with the report of the region's leader.
     pub fn progress(&self, report: &RegionReport) -> Progress {
         let region = &report.region;
         match self {

@@ -1,8 +1,8 @@
-//! Leader balance: from the store that leads most to the one that leads least,
-//! as long as they differ by more than one move would turn around.
+//! Leader balance: moves leaders from the store that leads most to the store that leads least, as
+//! long as they differ by so much that one move does not turn the difference around.
 //!
-//! A transfer on its way counts as done, so that two rounds do not both send a
-//! leader for the same difference; a region that was moved rests for a while.
+//! A transfer that is under way counts as done, so that two rounds do not both move a leader for
+//! the same difference. A region whose leader was moved is left alone for a while.
 
 use std::collections::BTreeMap;
 
@@ -13,8 +13,8 @@ use super::View;
 use crate::map::StoreHealth;
 use crate::operator::{Operator, OperatorKind, Step};
 
-/// Leaders of each store as they will be when what runs has succeeded. Only
-/// stores that can lead more are candidates to receive.
+/// Leaders of each store as they will be when all running operators have succeeded. Only stores
+/// that can lead more are candidates to receive.
 struct Counts(BTreeMap<StoreId, usize>);
 
 impl Counts {
@@ -79,8 +79,9 @@ pub fn balance(view: &View<'_>) -> Vec<Operator> {
     proposed
 }
 
-/// The transfer that evens out most: the fullest source that has a region whose
-/// leader may move to the emptiest target that is worth it.
+/// The transfer that evens out most. Its source is the store that leads most among those with a
+/// region whose leader may move. Its target is the store that leads least among those that are
+/// worth a transfer.
 fn next_transfer<'a>(
     view: &'a View<'_>,
     counts: &Counts,
@@ -89,8 +90,8 @@ fn next_transfer<'a>(
     at_stores: &BTreeMap<StoreId, usize>,
 ) -> Option<(&'a RegionReport, Peer)> {
     let has_room = |store: StoreId| {
-        // What this round has proposed is not in the set yet; one store takes
-        // part in at most half a batch of it, so that a round stays spread out.
+        // The proposals of this round are not in the set yet. One store takes part in at most half
+        // of a batch, so that a round stays spread out.
         let share = (view.config.leader_batch / 2).max(1);
         view.has_room(store, OperatorKind::Leader)
             && at_stores.get(&store).copied().unwrap_or(0) < share
@@ -104,7 +105,7 @@ fn next_transfer<'a>(
         .map(|store| (counts.get(store), store))
         .collect();
     targets.sort_unstable();
-    // The regions of a store that does not answer elect their own new leaders.
+    // The regions of a store that does not answer elect new leaders by themselves.
     let may_give = |store: StoreId| has_room(store) && view.health(store).is_live();
     for (led, source) in sources.iter().filter(|(_, store)| may_give(*store)) {
         let worthy: Vec<_> = targets
@@ -136,7 +137,7 @@ fn next_transfer<'a>(
     None
 }
 
-/// Whether a region is left alone by balance right now.
+/// Whether balance may move the leader of a region now.
 fn may_move(view: &View<'_>, region: RegionId) -> bool {
     if view.operators.get(region).is_some() {
         return false;
@@ -182,8 +183,8 @@ pub enum ScatterError {
     Busy { region: RegionId },
 }
 
-/// Spreads what a client asks to have spread: the leader goes to the voter
-/// whose store leads least, now and without rest. Nothing to do is success.
+/// Spreads a region that a client names: the leader goes to the voter whose store leads least, at
+/// once and without regard to its last move. `None` if there is nothing to do.
 pub fn scatter(view: &View<'_>, region: RegionId) -> Result<Option<Operator>, ScatterError> {
     let report = view.regions.get(region).ok_or(ScatterError::Unknown { region })?;
     if view.operators.get(region).is_some() {
@@ -262,7 +263,7 @@ mod tests {
             [1, 2, 3].map(|store| self.regions.leader_count(StoreId(store)))
         }
 
-        /// One round of balance whose transfers all succeed.
+        /// One round of balance, all of whose transfers succeed.
         fn balance_and_obey(&mut self) -> usize {
             let proposed = balance(&self.view());
             let count = proposed.len();
@@ -305,7 +306,7 @@ mod tests {
         let first = balance(&scene.view());
         assert_eq!(first.len(), 1);
         scene.operators.admit(first[0].clone()).unwrap();
-        // One of the two that led two will lead one, and so will store 2.
+        // One of the two stores that led two regions will lead one, and so will store 2.
         assert!(balance(&scene.view()).is_empty());
     }
 
@@ -333,7 +334,7 @@ mod tests {
         let to: Vec<_> =
             balance(&scene.view()).iter().filter_map(Operator::moves_leader_to).collect();
         assert_eq!(to, [StoreId(3), StoreId(3)]);
-        // And store 3 falls silent.
+        // Store 3 falls silent.
         scene.now = scene.now.plus_millis(scene.config.stores.disconnected_after_ms);
         scene.stores.heartbeat(StoreId(1), Default::default(), scene.now, 0);
         scene.stores.heartbeat(StoreId(2), Default::default(), scene.now, 0);
@@ -362,7 +363,7 @@ mod tests {
             scatter(&view, RegionId(99)).unwrap_err(),
             ScatterError::Unknown { region: RegionId(99) }
         );
-        // Region 6 is led by store 2, which leads least already.
+        // Region 6 is led by store 2, which already leads fewest.
         assert!(scatter(&view, RegionId(6)).unwrap().is_none());
         scene.operators.admit(operator).unwrap();
         assert_eq!(

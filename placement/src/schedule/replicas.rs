@@ -1,14 +1,12 @@
 //! The replica checker: brings every region to `max_replicas` healthy voters.
 //!
-//! It looks at one region and proposes the next operator, or nothing. Because it
-//! reads only what is, it also finishes what another left half done: a region in
-//! a joint configuration is brought out of it, a learner that nobody promotes is
-//! promoted or removed.
+//! It looks at one region and proposes the next operator, or nothing. It reads only the present
+//! state, so it also finishes what an earlier operator left half done. It takes a region out of a
+//! joint configuration, and promotes or removes a learner that was left over.
 //!
-//! Two rules hold in every proposal: a replica that answers loses its vote only
-//! when as many others as wanted keep theirs or in the same change in which a
-//! caught-up one gets it; and the leader is moved away before its replica is
-//! touched.
+//! Two rules hold in every proposal. A replica that answers loses its vote only when as many others
+//! as wanted keep theirs, or in the same change in which a caught-up replica gets it. And the
+//! leader is moved away before its replica is touched.
 
 use esker_model::{Peer, PeerId, RegionReport, Role, Seat, StoreId};
 
@@ -16,11 +14,11 @@ use super::View;
 use crate::map::StoreHealth;
 use crate::operator::{Operator, OperatorKind, Step};
 
-/// Below this fraction of free disk (one in so many), a store takes no replica.
+/// Below this fraction of free disk (one in so many), a store gets no replica.
 const MIN_FREE_ONE_IN: u64 = 20;
 
-/// Proposes what `report`'s region needs next. `fresh_peer` draws the id of a
-/// new replica, or nothing when none is at hand right now.
+/// Proposes what `report`'s region needs next. `fresh_peer` draws the id of a new replica, and
+/// returns `None` when no id is at hand.
 pub fn check(
     view: &View<'_>,
     report: &RegionReport,
@@ -47,7 +45,7 @@ fn seat(peer: &Peer) -> Seat {
     Seat { peer: peer.id, store: peer.store }
 }
 
-/// A replica and what it is worth.
+/// A replica and the state of its store.
 #[derive(Clone, Copy)]
 struct Replica {
     peer: Peer,
@@ -55,7 +53,7 @@ struct Replica {
     is_caught_up: bool,
 }
 
-/// One region's replicas, sorted into what they are.
+/// One region's replicas, sorted by role.
 struct Replicas<'a> {
     view: &'a View<'a>,
     report: &'a RegionReport,
@@ -73,7 +71,7 @@ impl<'a> Replicas<'a> {
                 .find(|down| down.peer == peer.id)
                 .map_or(0, |down| down.seconds.saturating_mul(1_000));
             let health = match view.health(peer.store) {
-                // Its store lives, but this replica does not answer.
+                // The replica's store lives, but the replica does not answer.
                 StoreHealth::Good if down_for >= view.config.stores.down_after_ms => {
                     StoreHealth::Down
                 }
@@ -91,8 +89,7 @@ impl<'a> Replicas<'a> {
         Self { view, report, voters, learners, wanted: view.config.max_replicas }
     }
 
-    /// A voter that has to be replaced: one that does not answer before one
-    /// that does.
+    /// A voter that has to be replaced. One that does not answer comes before one that does.
     fn bad_voter(&self) -> Option<&Replica> {
         self.voters
             .iter()
@@ -108,8 +105,8 @@ impl<'a> Replicas<'a> {
         replica.peer.id == self.report.leader.id
     }
 
-    /// A step that moves the leader away from `replica`, if it leads; nothing at
-    /// all when nobody else can.
+    /// The steps that move the leadership away from `replica`: none if it does not lead. `None` if
+    /// no other replica can lead.
     fn lead_elsewhere(&self, replica: &Replica) -> Option<Vec<Step>> {
         if !self.is_leader(replica) {
             return Some(Vec::new());
@@ -127,23 +124,21 @@ impl<'a> Replicas<'a> {
             })
     }
 
-    /// More voters than wanted: one goes.
+    /// Removes a voter if there are more than wanted.
     fn surplus(&self) -> Option<Operator> {
         if self.voters.len() <= self.wanted {
             return None;
         }
         let chosen = match self.bad_voter() {
             Some(bad) => bad,
-            // The one on the fullest store, and not the leader if it can be
-            // helped.
+            // The voter on the fullest store, but not the leader if that can be avoided.
             None => self.voters.iter().max_by_key(|voter| {
                 let store = voter.peer.store;
                 let is_follower = !self.is_leader(voter);
                 (is_follower, self.view.regions.replica_count(store), store)
             })?,
         };
-        // A silent voter may come back; until it is down, those that answer
-        // stay as many as are wanted.
+        // A silent voter may come back. Until it is down, as many voters as wanted must answer.
         if chosen.health.is_live() && self.live_voters() <= self.wanted {
             return None;
         }
@@ -153,7 +148,7 @@ impl<'a> Replicas<'a> {
         Some(operator(self.view, self.report, &why, steps))
     }
 
-    /// A learner that is there: it becomes a voter or goes.
+    /// Promotes or removes an existing learner.
     fn learner(&self) -> Option<Operator> {
         if let Some(lost) = self.learners.iter().find(|learner| learner.health.must_be_left()) {
             let steps = vec![Step::Remove(seat(&lost.peer))];
@@ -164,11 +159,12 @@ impl<'a> Replicas<'a> {
                 steps,
             ));
         }
-        // The one that is caught up first; any other is waited for.
+        // A caught-up learner comes first. Any other is waited for.
         let learner =
             self.learners.iter().min_by_key(|learner| (!learner.is_caught_up, learner.peer.id))?;
-        // Its store went away before it was filled, as its leader and placement both say. It holds
-        // nothing that would be missed, and the region has a voter less while it is waited for.
+        // The learner's store went away before the learner was filled, as its leader and placement
+        // both see. It holds nothing that would be missed, and the region lacks a voter while it is
+        // waited for.
         if !learner.is_caught_up
             && self.report.down.iter().any(|down| down.peer == learner.peer.id)
             && self.view.is_silent(learner.peer.store)
@@ -197,14 +193,14 @@ impl<'a> Replicas<'a> {
         }
     }
 
-    /// Too few voters, or one that has to be replaced: a new replica comes.
+    /// Adds a replica if there are too few voters, or if a voter has to be replaced.
     fn missing(&self, fresh_peer: &mut dyn FnMut() -> Option<PeerId>) -> Option<Operator> {
         let bad = self.bad_voter();
         if self.voters.len() >= self.wanted && bad.is_none() {
             return None;
         }
         let store = self.choose_store()?;
-        // Before the id is drawn: a plan that cannot be made wastes none.
+        // Checked before the id is drawn, so that a plan that cannot be made wastes no id.
         if let Some(bad) = bad {
             self.lead_elsewhere(bad)?;
         }
@@ -221,7 +217,8 @@ impl<'a> Replicas<'a> {
         Some(operator(self.view, self.report, &why, steps))
     }
 
-    /// `promote` takes the vote of `bad` in one joint change; then `bad` goes.
+    /// The steps that give the vote of `bad` to `promote` in one joint change, and then remove
+    /// `bad`.
     fn replace(&self, bad: &Replica, promote: Seat) -> Option<Vec<Step>> {
         let mut steps = self.lead_elsewhere(bad)?;
         let demote = seat(&bad.peer);
@@ -238,8 +235,8 @@ impl<'a> Replicas<'a> {
         }
     }
 
-    /// The store with the fewest replicas that holds none of this region yet,
-    /// has free disk and room under its limit.
+    /// The store with the fewest replicas that holds none of this region yet, and has free disk and
+    /// room under its limit.
     fn choose_store(&self) -> Option<StoreId> {
         let coming = |store: StoreId| {
             self.view
@@ -277,7 +274,7 @@ mod tests {
     const NOW: Time = Time::from_millis(10_000_000);
     const NEW_PEER: PeerId = PeerId(7_777);
 
-    /// Five stores; every one not named in `marks` is up and alive.
+    /// Five stores. Each is up and alive if `marks` does not name it.
     fn five_stores(marks: &[(u64, StoreState)]) -> StoreMap {
         let mut map = stores(5, NOW);
         for (id, state) in marks {
@@ -372,7 +369,7 @@ mod tests {
                  promote 7777 on store 4 and demote 101 on store 1, \
                  leave the joint configuration, remove 101 on store 1",
             ),
-            // Nowhere to go: better a draining replica than none.
+            // There is no other store, and a draining replica is better than none.
             (&[(2, Offline), (4, Offline), (5, Offline)], region().voters(&[1, 2, 3]), "nothing"),
             (
                 &[],
@@ -381,7 +378,7 @@ mod tests {
                  promote 7777 on store 4 and demote 103 on store 3, \
                  leave the joint configuration, remove 103 on store 3",
             ),
-            // Silent for a minute is not down yet.
+            // A replica that is silent for a minute is not down yet.
             (&[], region().voters(&[1, 2, 3]).down(3, 60), "nothing"),
             (
                 &[],
@@ -393,7 +390,7 @@ mod tests {
                 region().voters(&[1, 2, 3, 4]),
                 "region 1: 4 voters where 3 are wanted: remove 102 on store 2",
             ),
-            // One of four is silent: no other may go before it is back or down.
+            // One of four is silent. No other may be removed before it is back or down.
             (&[], region().voters(&[1, 2, 3, 4]).down(2, 60), "nothing"),
             (
                 &[],
@@ -425,7 +422,7 @@ mod tests {
 
     #[test]
     fn repair_reaches_three_voters_and_never_has_fewer_live_ones_on_the_way() {
-        // Store 3 is gone for good; the region's leader does what it is told.
+        // Store 3 is gone for good. The region's leader carries out its orders.
         let stores = five_stores(&[(3, StoreState::Tombstone)]);
         let mut region = report(1, "", "").voters(&[1, 2, 3]).build();
         let mut operators = OperatorSet::new(OperatorLimits::default());
@@ -472,7 +469,7 @@ mod tests {
         assert!(region.region.peers.iter().all(|peer| peer.role == Role::Voter));
     }
 
-    /// What a region's leader does with an order.
+    /// Does what a region's leader does with an order.
     fn obey(report: &mut RegionReport, action: &Action) {
         let region = &mut report.region;
         let changes = match action {

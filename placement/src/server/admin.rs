@@ -1,4 +1,4 @@
-//! The gRPC service `esker.PlacementAdmin`: what operators ask beyond what clients do.
+//! The gRPC service `esker.PlacementAdmin`: what operators ask for beyond what clients do.
 
 use std::sync::Arc;
 
@@ -31,8 +31,8 @@ impl PlacementAdmin for AdminService {
     }
 }
 
-/// Ages are told by this member's own clock, the one by which it judges the stores: whoever asks
-/// may have another time of day.
+/// All ages are by this member's own clock, by which it also judges the stores. The caller's clock
+/// may differ.
 async fn store_states(
     lead: Arc<Lead>,
     _: wire::StoreStatesRequest,

@@ -1,11 +1,10 @@
-//! What stores and tools tell the placement driver, compared with what can be.
+//! What stores and tools send to the placement driver, compared with what is possible.
 //!
-//! In: a message that `convert` has read. Out: nothing, or [`Malformed`] and no
-//! effect. Two kinds of checks: bounds, so that nothing is kept that has no bound and
-//! no sum of what is kept overflows; and belonging, so that a store reports what is
-//! its own, with ids that this cluster gave. Whether a range fits what is known is
-//! the map's to say ([`crate::map::may_follow`]). Who may connect at all is not
-//! asked here.
+//! In: a message that `convert` has read. Out: nothing, or [`Malformed`] and no effect. There are
+//! two kinds of checks. Bounds ensure that everything kept has a limit, and that no sum of it
+//! overflows. Belonging ensures that a store reports only its own regions, with ids that this
+//! cluster gave. Whether a range fits the known ones is decided by the map
+//! ([`esker_model::may_follow`]). Which process may connect at all is not checked here.
 
 use std::time::Instant;
 
@@ -18,11 +17,11 @@ use crate::cluster::Cluster;
 use crate::lead::Lead;
 use crate::map::{StoreDescriptor, StoreState, StoreStats};
 
-/// Bytes, keys and seconds that one report may speak of.
+/// The most bytes, keys or seconds in one report.
 pub const MAX_REPORTED: u64 = 1 << 50;
 /// Bytes of a store's disk.
 pub const MAX_STORE_BYTES: u64 = 1 << 60;
-/// The highest sequence number of a store's log: RocksDB's have 56 bits.
+/// The highest sequence number of a store's log, because RocksDB's have 56 bits.
 pub const MAX_LOG_SEQUENCE: u64 = 1 << 56;
 /// Labels of one store, and the bytes of each of their parts.
 pub const MAX_LABELS: usize = 64;
@@ -34,7 +33,7 @@ pub const MAX_AHEAD_MS: u64 = 24 * 60 * 60 * 1_000;
 /// Regions that one split leaves.
 pub const MAX_PARTS: usize = 1_025;
 
-/// Whether a region, which is well formed, is one that there can be.
+/// Checks a well-formed region: it must have peers.
 pub fn region(region: &Region) -> Result<(), Malformed> {
     let wrong = |what| Err(Malformed::Region { region: region.id.0, what });
     if region.peers.is_empty() {
@@ -43,7 +42,7 @@ pub fn region(region: &Region) -> Result<(), Malformed> {
     Ok(())
 }
 
-/// Whether a report is one that there can be; keeps of it what is of use.
+/// Checks that a report is possible. Removes the parts of it that cannot be used.
 pub fn report(report: &mut RegionReport) -> Result<(), Malformed> {
     region(&report.region)?;
     let wrong = |what| Err(Malformed::Region { region: report.region.id.0, what });
@@ -68,7 +67,7 @@ pub fn report(report: &mut RegionReport) -> Result<(), Malformed> {
     Ok(())
 }
 
-/// Of others than the region's peers, and of one twice, there is nothing to say.
+/// Removes peers that are not the region's, and repetitions.
 fn only_members<T>(region: &Region, named: &mut Vec<T>, peer_of: impl Fn(&T) -> PeerId) {
     let mut seen = Vec::new();
     named.retain(|item| {
@@ -81,8 +80,7 @@ fn only_members<T>(region: &Region, named: &mut Vec<T>, peer_of: impl Fn(&T) -> 
     });
 }
 
-/// Whether a region can be one of this cluster: its ids were given here, and its stores are
-/// known.
+/// Checks that a region belongs to this cluster: its ids were given here, and its stores are known.
 pub fn belongs(lead: &Lead, cluster: &Cluster, region: &Region) -> Result<(), Malformed> {
     let wrong = |what| Err(Malformed::Region { region: region.id.0, what });
     let ids = region.peers.iter().map(|peer| peer.id.0).chain([region.id.0]);
@@ -95,8 +93,8 @@ pub fn belongs(lead: &Lead, cluster: &Cluster, region: &Region) -> Result<(), Ma
     Ok(())
 }
 
-/// Whether the store on whose stream a report came may make it: it leads the region, and has
-/// not left the cluster.
+/// Checks that the store on whose stream a report came may make it: the store leads the region, and
+/// has not left the cluster.
 pub fn is_senders(
     cluster: &Cluster,
     report: &RegionReport,
@@ -114,7 +112,7 @@ pub fn is_senders(
     }
 }
 
-/// Whether a store's description of itself has bounds.
+/// Checks that a store's description of itself is within bounds.
 pub fn store(store: &StoreDescriptor) -> Result<(), Malformed> {
     let wrong = |what| Err(Malformed::Store { store: store.id.0, what });
     let texts = [
@@ -140,7 +138,7 @@ pub fn store(store: &StoreDescriptor) -> Result<(), Malformed> {
     Ok(())
 }
 
-/// Whether a store's heartbeat speaks of a store that there can be.
+/// Checks that a store's heartbeat describes a possible store.
 pub fn stats(store: u64, stats: &StoreStats) -> Result<(), Malformed> {
     let bytes = [stats.capacity, stats.available, stats.used_size];
     let traffic = [stats.bytes_written, stats.bytes_read, stats.keys_written, stats.keys_read];
@@ -153,8 +151,8 @@ pub fn stats(store: u64, stats: &StoreStats) -> Result<(), Malformed> {
     Ok(())
 }
 
-/// Whether a GC safe point is a time that has come or soon will. One that is far ahead could
-/// never be taken back, and would let everything be collected.
+/// Checks that a GC safe point is a time that has come or soon will. A safe point that is far ahead
+/// could never be taken back, and would let everything be collected.
 pub fn safe_point(safe_point: u64, wall_ms: u64) -> Result<(), Malformed> {
     let physical = Timestamp(safe_point).physical();
     if physical > wall_ms.saturating_add(MAX_AHEAD_MS) {
@@ -163,7 +161,7 @@ pub fn safe_point(safe_point: u64, wall_ms: u64) -> Result<(), Malformed> {
     Ok(())
 }
 
-/// Says that a message was refused: once, then at most once in a while however many come.
+/// Logs that a message was refused: once, then at most once in a while, however many come.
 pub fn complain(from: Option<StoreId>, why: &dyn std::fmt::Display) {
     static REFUSALS: Mutex<Repeated<Instant>> = Mutex::new(Repeated::new());
     metrics::counter!("esker_placement_reports_refused_total").increment(1);

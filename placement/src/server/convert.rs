@@ -1,5 +1,5 @@
-//! Between the wire's messages and the words of this crate. What a peer sends is
-//! checked here, once.
+//! Conversion between the messages of the wire and the types of this crate. What another process
+//! sends is checked here, once.
 
 use esker_model::{Order, Region, RegionReport, StoreId};
 use esker_rpc::convert;
@@ -9,7 +9,7 @@ use thiserror::Error;
 use super::checks;
 use crate::map::{Label, Store, StoreDescriptor, StoreMemory, StoreState, StoreStats};
 
-/// What a message lacks or contradicts itself in.
+/// What a message lacks, or what it contradicts itself in.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Malformed {
     #[error(transparent)]
@@ -71,7 +71,7 @@ pub fn store_descriptor(message: metapb::Store) -> Result<StoreDescriptor, Malfo
     Ok(descriptor)
 }
 
-/// A store's durable part on the wire, and on disk.
+/// A store's descriptor, in its form on the wire and on disk.
 pub fn descriptor_message(store: &StoreDescriptor) -> metapb::Store {
     let (state, node_state) = match store.state {
         StoreState::Up => (metapb::StoreState::Up, metapb::NodeState::Serving),
@@ -107,7 +107,7 @@ pub fn descriptor_message(store: &StoreDescriptor) -> metapb::Store {
 /// Nanoseconds in a millisecond.
 const NANOS: u64 = 1_000_000;
 
-/// A store on the wire and on disk, with the time of its last heartbeat in nanoseconds.
+/// A store in its form on the wire and on disk, with the time of its last heartbeat in nanoseconds.
 pub fn store_message(store: &Store) -> metapb::Store {
     let nanos = store.last_heartbeat_ms.saturating_mul(NANOS);
     metapb::Store {
@@ -116,7 +116,7 @@ pub fn store_message(store: &Store) -> metapb::Store {
     }
 }
 
-/// The time of a store's last heartbeat in milliseconds; zero where there was none.
+/// The time of a store's last heartbeat in milliseconds. Zero if there was none.
 pub fn last_heartbeat_ms(message: &metapb::Store) -> u64 {
     u64::try_from(message.last_heartbeat).unwrap_or_default() / NANOS
 }
@@ -137,7 +137,7 @@ pub fn stats(message: &pdpb::StoreStats) -> Result<StoreStats, Malformed> {
         keys_written: message.keys_written,
         keys_read: message.keys_read,
         log_sequence: message.esker_log_sequence,
-        // One line is shown; what was found is in the store's own log.
+        // Only one line is shown. The whole finding is in the store's own log.
         damage: message.esker_damage.chars().take(checks::MAX_TEXT_BYTES).collect(),
         start: message.esker_start,
         generation: message.esker_generation,
@@ -181,7 +181,7 @@ pub fn report_message(report: &RegionReport) -> pdpb::Region {
     }
 }
 
-/// What a region's leader is told.
+/// An order for a region's leader, as a message.
 pub fn order(cluster_id: u64, order: &Order) -> pdpb::RegionHeartbeatResponse {
     pdpb::RegionHeartbeatResponse {
         header: Some(pdpb::ResponseHeader { cluster_id, error: None }),

@@ -1,13 +1,13 @@
-//! Every request and response carries a header; these traits reach it.
+//! Access to the header that every request and response carries.
 
 use esker_rpc::proto::{esker, keyspacepb, pdpb};
 
-/// A request that says which cluster it is for.
+/// A request whose header names the cluster that it is for.
 pub(crate) trait RequestWithHeader: Send + 'static {
     fn header(&self) -> Option<&pdpb::RequestHeader>;
 }
 
-/// A response that says which cluster answers, or what went wrong.
+/// A response whose header names the cluster that answers, or the error.
 pub(crate) trait ResponseWithHeader: Default + Send + 'static {
     fn set_header(&mut self, header: pdpb::ResponseHeader);
 }

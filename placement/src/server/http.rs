@@ -1,6 +1,6 @@
 //! The HTTP pages that tools read: JSON in the shapes that `pd-ctl` users know.
 //!
-//! A member that does not lead sends the reader to the one that does.
+//! A member that does not lead redirects to the member that leads.
 
 use std::sync::Arc;
 
@@ -34,7 +34,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .with_state(shared)
 }
 
-/// The office, or where to go instead.
+/// The lead, or the response with the place to go to.
 async fn lead(shared: &Shared, uri: &Uri) -> Result<Arc<Lead>, Response> {
     match shared.lead().await {
         Ok(lead) => Ok(lead),
@@ -73,8 +73,7 @@ fn peer_json(peer: &Peer) -> Value {
     json
 }
 
-/// Keys are in upper-case hexadecimal; sizes in MiB, at least 1 for a region
-/// that is not empty.
+/// Keys are in upper-case hexadecimal. Sizes are in MiB, at least 1 for a region that is not empty.
 fn region_json(report: &RegionReport) -> Value {
     let region = &report.region;
     let hex = |key: &[u8]| key.iter().map(|byte| format!("{byte:02X}")).collect::<String>();
@@ -180,7 +179,7 @@ fn store_json(lead: &Lead, cluster: &Cluster, store: &Store) -> Value {
             "applying_snap_count": stats.applying_snapshots,
             "is_busy": stats.is_busy,
             "uptime": format!("{uptime_s}s"),
-            // No field of `pd-ctl`: how long it has been silent, by this member's clock.
+            // Not a field of `pd-ctl`: how long the store has been silent, by this member's clock.
             "silent_ms": store.silent_ms(now),
         },
     })
@@ -213,8 +212,7 @@ async fn members(State(shared): State<Arc<Shared>>) -> Response {
     Json(json).into_response()
 }
 
-/// Of itself a member knows whether there is a leader; of the others, whether
-/// they answer.
+/// Of itself a member knows whether there is a leader. Of the others it knows whether they answer.
 async fn health(State(shared): State<Arc<Shared>>) -> Response {
     let roll = shared.roll().await;
     let me = shared.state.me();

@@ -1,12 +1,12 @@
 //! The gRPC service `keyspacepb.Keyspace`. There is one key space, `DEFAULT`
 //! with id 0, always enabled.
 //!
-//! Clients that scan a key space to its end rely on a region ending there. So the regions are
-//! cut at the key space's bounds before the first client that loads it gets its answer, and
-//! not before: a client without key spaces may see fewer keys where there are more regions.
-//! Nothing is remembered. Whoever loads the key space looks at the map, asks the leaders of
-//! regions that reach over a bound to cut them, and looks again: a crash or a new leader, here
-//! or there, costs one more look.
+//! Clients that scan a key space to its end rely on a region that ends there. So the regions are
+//! cut at the key space's bounds before the first client that loads it gets its answer. They are
+//! not cut earlier, because a client without key spaces may see fewer keys where there are more
+//! regions. Nothing is remembered. The call that loads the key space looks at the map, asks the
+//! leaders of regions that reach over a bound to cut them, and looks again. A crash or a new
+//! leader, here or on a store, costs one more look.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ use crate::lead::{Lead, PATIENCE};
 const DEFAULT_NAME: &str = "DEFAULT";
 const DEFAULT_ID: u32 = 0;
 
-/// Where the raw and the transactional keys of the default key space begin and end, in the
+/// The bounds of the raw and of the transactional keys of the default key space, in the
 /// memcomparable form in which regions have their bounds.
 const BOUNDS: [&[u8]; 4] = [
     b"r\0\0\0\0\0\0\0\xfb",
@@ -37,7 +37,7 @@ const BOUNDS: [&[u8]; 4] = [
     b"x\0\0\x01\0\0\0\0\xfb",
 ];
 
-/// How long after an order to split the next one is given, if nothing has come of it.
+/// How long after an order to split the next order is given, if the regions are not cut yet.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
 
 /// `keyspacepb.Keyspace` over one member of the placement driver.
@@ -67,11 +67,11 @@ fn unknown(what: &str) -> Refusal {
     )
 }
 
-/// What keeps the bounds of the key space from being those of regions.
+/// Why the bounds of the key space are not bounds of regions yet.
 enum Uncut {
-    /// The leader of some region has not spoken yet.
+    /// The leader of some region has not reported yet.
     Unknown,
-    /// Regions that reach over bounds, and these bounds.
+    /// Regions that reach over bounds, with these bounds.
     Regions(Vec<(Arc<RegionReport>, Vec<Bytes>)>),
 }
 
@@ -105,8 +105,8 @@ async fn cut(lead: &Lead) -> Result<(), Refusal> {
                 }
             }
             let again = tokio::time::Instant::now() + ASK_AGAIN;
-            // Until the map has what was asked for, or it is time to ask again: each report of
-            // some other region is no reason to.
+            // Waits until the map has the cuts, or until it is time to ask again. A report of some
+            // other region is no reason to ask again.
             loop {
                 tokio::select! {
                     changed = tokio::time::timeout_at(again, changes.changed()) => {
@@ -236,7 +236,7 @@ impl Keyspace for KeyspaceService {
         pd::unary(&self.shared, request, update_state).await
     }
 
-    /// All key spaces once; then nothing changes until the office ends.
+    /// All key spaces once. After that nothing changes until the term of office ends.
     async fn watch_keyspaces(
         &self,
         request: Request<keyspacepb::WatchKeyspacesRequest>,

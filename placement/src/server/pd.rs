@@ -1,5 +1,5 @@
-//! The gRPC service `pdpb.PD`: every method in one place, what each does in the
-//! modules beside this one.
+//! The gRPC service `pdpb.PD`: all its methods. What each method does is in the modules beside this
+//! one.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -40,7 +40,7 @@ impl PdService {
     }
 }
 
-/// See [`PdService::unary`]; shared with the other service.
+/// See [`PdService::unary`]. The other service uses it, too.
 pub(super) async fn unary<Q, R, F>(
     shared: &Shared,
     request: Request<Q>,
@@ -58,14 +58,14 @@ where
         Ok(()) => handle(Arc::clone(&lead), request).await,
         Err(refusal) => Err(refusal),
     };
-    // What was read from memory is vouched for by a lease that is still there.
+    // A lease that is still held confirms what was read from memory.
     if !lead.is_current() && lead.current().await.is_err() {
         return Err(shared.not_leader());
     }
     shared.answer(answer)
 }
 
-/// Takes notice of the cluster that a request is for.
+/// Passes on the cluster that a request is for.
 fn hear_of(shared: &Shared, header: Option<&pdpb::RequestHeader>) {
     if let Some(header) = header
         && header.cluster_id != 0
@@ -74,7 +74,7 @@ fn hear_of(shared: &Shared, header: Option<&pdpb::RequestHeader>) {
     }
 }
 
-/// A member on the wire.
+/// A member as a message.
 pub(super) fn member_message(member: &MemberInfo) -> pdpb::Member {
     let url = format!("http://{}", member.address);
     pdpb::Member {
@@ -100,16 +100,16 @@ impl Pd for PdService {
         }))
     }
 
-    /// Answered by every member, for any header: this is how clients find out
-    /// which cluster it is and who leads. The order matters: see [`super::roll`].
+    /// Every member answers this, for any header, because clients learn from it which cluster this
+    /// is and which member leads. The order of the members matters: see [`super::roll`].
     async fn get_members(
         &self,
         request: Request<pdpb::GetMembersRequest>,
     ) -> Result<Response<pdpb::GetMembersResponse>, Status> {
         let shared = &self.shared;
         hear_of(shared, request.into_inner().header.as_ref());
-        // Clients that connect do so once: a leader that is just being elected
-        // is worth a wait.
+        // Clients call this once when they connect, so it is worth waiting for a leader that is
+        // just being elected.
         let roll = shared.roll().await;
         if shared.cluster_id().is_none() {
             return Err(Status::unavailable("the cluster's id is not known yet"));
@@ -238,8 +238,8 @@ impl Pd for PdService {
         self.unary(request, stores::update_service_gc_safe_point).await
     }
 
-    /// One sequence for the whole cluster: its next timestamp is the smallest
-    /// that anybody will get.
+    /// The whole cluster has one sequence, so its next timestamp is the smallest that any caller
+    /// will get.
     async fn get_min_ts(
         &self,
         request: Request<pdpb::GetMinTsRequest>,

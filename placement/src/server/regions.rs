@@ -1,9 +1,8 @@
 //! Lookups of regions, splits, scatter and operators.
 //!
-//! A key whose region's leader has not spoken yet lies in a gap. A lookup that
-//! falls into one waits for the heartbeat that closes it, and only then answers
-//! an error, which clients retry: an answer without a region would make them
-//! give up or ask in a tight loop.
+//! A key whose region's leader has not reported yet is in a gap. A lookup of such a key waits for
+//! the heartbeat that closes the gap, and returns an error only after that wait. Clients retry
+//! after the error. After an answer without a region they would give up or ask in a tight loop.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,10 +16,10 @@ use crate::cluster::Cluster;
 use crate::lead::{Lead, PATIENCE};
 use crate::operator::Status;
 
-/// How long an unknown region id is waited for: unlike a key, it may well not
-/// exist at all.
+/// How long a lookup waits for an unknown region id. Unlike a key, the id may well not exist at
+/// all.
 const UNKNOWN_ID_PATIENCE: Duration = Duration::from_millis(300);
-/// Regions that one scan answers at most.
+/// The most regions that one scan returns.
 const MAX_SCAN: usize = 16_384;
 /// Ranges that one batch scan may ask for.
 const MAX_RANGES: usize = 16_384;
@@ -29,7 +28,7 @@ const MAX_SPLIT: u32 = 1_024;
 /// Regions that one request may scatter.
 const MAX_SCATTER: usize = 16_384;
 
-/// Looks until `look` finds something or patience ends.
+/// Looks again and again until `look` finds something or `patience` ends.
 async fn look_until<T>(
     lead: &Lead,
     patience: Duration,
@@ -86,7 +85,7 @@ pub async fn get_region(
     Ok(found(&report))
 }
 
-/// The region before the one that holds the key; none before the first.
+/// The region before the one that holds the key; `None` before the first.
 pub async fn get_prev_region(
     lead: Arc<Lead>,
     request: pdpb::GetRegionRequest,
@@ -117,7 +116,7 @@ pub async fn get_region_by_id(
     Ok(found(&report))
 }
 
-/// A limit on the wire; zero and less mean as many as one answer may hold.
+/// A limit from the wire. Zero and less mean as many as one answer may hold.
 fn limit_of(limit: i32) -> usize {
     match usize::try_from(limit) {
         Ok(limit) if limit > 0 => limit.min(MAX_SCAN),
@@ -125,7 +124,7 @@ fn limit_of(limit: i32) -> usize {
     }
 }
 
-/// Scans as soon as no gap is left, or at the end of patience whatever there is.
+/// Scans when no gap is left, or when the patience ends, whatever is known by then.
 async fn scan(lead: &Lead, ranges: &[KeyRange], limit: usize) -> Vec<Arc<RegionReport>> {
     let whole =
         look_until(lead, PATIENCE, |cluster| cluster.regions.scan_ranges(ranges, limit, true).ok())
@@ -142,7 +141,7 @@ pub async fn scan_regions(
 ) -> Result<pdpb::ScanRegionsResponse, Refusal> {
     bootstrapped(&lead)?;
     let Ok(range) = KeyRange::new(request.start_key, bound(request.end_key)) else {
-        // An empty range holds no region, and clients do ask for one.
+        // An empty range holds no region. Clients do ask for one.
         return Ok(pdpb::ScanRegionsResponse::default());
     };
     let reports = scan(&lead, &[range], limit_of(request.limit)).await;
@@ -192,15 +191,15 @@ pub async fn batch_scan_regions(
     })
 }
 
-/// Whether a leader that wants to split its region is up to date.
+/// Checks that a leader that wants to split its region is up to date.
 fn may_split(
     lead: &Lead,
     region: Option<esker_rpc::proto::metapb::Region>,
 ) -> Result<Region, Refusal> {
     bootstrapped(lead)?;
     let region = convert::region(region).map_err(|error| Refusal::invalid(error.to_string()))?;
-    // One that is not known yet, after a change of leader here, may split: its
-    // epoch guards it, and ids cost nothing.
+    // After a change of leader here, the region may not be known yet. It may split, because its
+    // epoch guards it and ids cost nothing.
     let cluster = lead.cluster.read();
     checks::belongs(lead, &cluster, &region)?;
     if let Some(known) = cluster.regions.get(region.id) {
@@ -289,9 +288,8 @@ pub async fn report_batch_split(
     Ok(pdpb::ReportBatchSplitResponse::default())
 }
 
-/// Starts to spread the leaders of the regions that are asked for. What counts
-/// as finished is a region that lies well or whose transfer has begun; the
-/// others are named.
+/// Starts to spread the leaders of the regions that are asked for. A region counts as finished when
+/// its leader need not move, or when its transfer has begun. The response names the others.
 pub async fn scatter_region(
     lead: Arc<Lead>,
     request: pdpb::ScatterRegionRequest,
@@ -338,7 +336,7 @@ pub async fn scatter_region(
     })
 }
 
-/// The operator of a region that runs, or else the last one that ended.
+/// The running operator of a region, or otherwise the last one that ended.
 pub async fn get_operator(
     lead: Arc<Lead>,
     request: pdpb::GetOperatorRequest,

@@ -1,21 +1,18 @@
-//! The roll call: which members are there, and which one leads. It is what a
-//! member answers to `GetMembers`.
+//! The roll call: which members answer, and which one leads. A member returns its result for
+//! `GetMembers`.
 //!
-//! Clients in the field ask the members in the order in which they are listed,
-//! and wait for each answer without a limit. A frozen member still has its
-//! sockets, so a client that is sent to one waits for as long as it is frozen.
-//! Raft does not know enough to prevent that: a follower hears from nobody but
-//! the leader, and believes in the leader for an election timeout after its last
-//! word. So before it answers, a member asks all the others, at once.
+//! Published clients ask the members in the order in which they are listed, and wait for each
+//! answer without a limit. A frozen member still has its sockets, so a client that is sent to it
+//! waits for as long as it is frozen. Raft does not know enough to prevent that. A follower hears
+//! only from the leader, and trusts the leader for an election timeout after its last message. So
+//! before it answers, a member asks all the others, at once.
 //!
-//! What it promises: the leader that it names has said since the question came
-//! in that it leads, under a lease. When there is none, it waits for one, up to
-//! [`ROLL_PATIENCE`], and then names none. Members that were heard from come
-//! before those that were not.
+//! What it promises: the leader that it names has answered since the request came that it leads
+//! under a lease. When there is no such leader, it waits for one, up to [`ROLL_PATIENCE`], and then
+//! names none. Members that were heard from come before those that were not.
 //!
-//! It costs nothing while nobody asks. Questions that come in together share a
-//! round; a member that was silent before is asked one question at a time, and
-//! not waited for.
+//! It costs nothing while no client asks. Requests that come in together share a round. A member
+//! that was silent before is asked one question at a time, and not waited for.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
@@ -35,49 +32,49 @@ use tracing::debug;
 use super::Shared;
 use crate::state::MemberInfo;
 
-/// How long a roll call waits for somebody who leads: longer than an election
-/// takes, two in a row included.
+/// How long a roll call waits for a member that leads: longer than an election takes, or two in a
+/// row.
 pub(super) const ROLL_PATIENCE: Duration = Duration::from_secs(3);
 /// How often the members are asked again while none of them leads.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
-/// How long the others may take once it is known who leads.
+/// How long the other members may take when the leader is known.
 const GRACE: Duration = Duration::from_millis(100);
-/// How long an answer may take; then the connection counts as dead, and the next
-/// question opens another.
+/// How long an answer may take. After that the connection counts as dead, and the next question
+/// opens another.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
-/// Answers on their way to a roll call.
+/// Answers that wait for a roll call to read them.
 const MAX_ANSWERS: usize = 64;
 
-/// What a roll call found.
+/// The result of a roll call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Roll {
-    /// All members: the leader first, then those that answered, then the others,
-    /// the one that was heard from last before them.
+    /// All members: the leader first, then those that answered, then the others. Among the others,
+    /// those that were heard from last come first.
     pub members: Vec<MemberInfo>,
     pub leader: Option<MemberInfo>,
-    /// Those that answered, this one among them.
+    /// The members that answered, and this member.
     pub present: BTreeSet<MemberId>,
 }
 
 /// The roll calls of one member.
 #[derive(Default)]
 pub(crate) struct RollCall {
-    /// Held by the one who asks; what the latest found, and as of when.
+    /// The result of the latest roll call and the time of its answers. Held by the task that asks.
     latest: tokio::sync::Mutex<Option<(Instant, Arc<Roll>)>>,
     others: Arc<Mutex<HashMap<MemberId, Other>>>,
 }
 
-/// Another member, as it showed itself.
+/// Another member, as far as roll calls know it.
 struct Other {
     client: MemberClient,
     heard: Option<Instant>,
-    /// It did not answer the latest question.
+    /// The member did not answer the latest question.
     silent: bool,
-    /// Questions on their way to it.
+    /// Questions to the member that are not answered.
     asked: usize,
 }
 
-/// What became of one question.
+/// The outcome of one question.
 struct Answer {
     member: MemberId,
     asked: Instant,
@@ -85,7 +82,7 @@ struct Answer {
 }
 
 impl RollCall {
-    /// Who is there now.
+    /// Which members answer now.
     pub async fn take(&self, shared: &Shared) -> Arc<Roll> {
         let wanted = Instant::now();
         let mut latest = self.latest.lock().await;
@@ -100,7 +97,7 @@ impl RollCall {
         roll
     }
 
-    /// `wanted` is when the question came in: the wait for an earlier roll call counts.
+    /// `wanted` is when the request came, so that the wait for an earlier roll call counts.
     async fn call(&self, shared: &Shared, wanted: Instant) -> (Instant, Roll) {
         let me = shared.state.me();
         let members = shared.state.members();
@@ -126,7 +123,7 @@ impl RollCall {
                 leader = Some((me, now));
                 until = until.min(now + GRACE);
             }
-            // Everybody is asked once, whoever leads.
+            // Every member is asked once, even if the leader is known.
             if leader.is_some() && asked_all && expected.is_subset(&accounted) {
                 break;
             }
@@ -146,7 +143,7 @@ impl RollCall {
                         until = until.min(Instant::now() + GRACE);
                     }
                 }
-                // The next to lead may be this member or another, and is asked at once.
+                // The next leader may be this member or another, so all are asked at once.
                 changed = leadership.changed(), if leader.is_none() => {
                     if changed.is_err() {
                         break;
@@ -168,7 +165,7 @@ impl RollCall {
         (as_of, self.order(members, leader, present, me))
     }
 
-    /// Whom a roll call waits for: those that were not silent when last asked.
+    /// The members that a roll call waits for: those that were not silent when last asked.
     fn expected(&self, members: &[MemberInfo], me: MemberId) -> BTreeSet<MemberId> {
         let others = self.others.lock();
         let is_silent = |id| others.get(&id).is_some_and(|other: &Other| other.silent);
@@ -182,8 +179,8 @@ impl RollCall {
         for member in members.iter().filter(|member| member.id != me) {
             let Some(client) = self.client(member) else { continue };
             let (member, others, tell) = (member.id, Arc::clone(&self.others), tell.clone());
-            // Also an answer that comes after the end of the roll call is worth something to
-            // the next one.
+            // An answer that comes after the end of the roll call is still of use to the next one,
+            // so this is a task of its own.
             tokio::spawn(async move {
                 let asked = Instant::now();
                 let status = match client.status(ANSWER_TIMEOUT).await {
@@ -203,7 +200,7 @@ impl RollCall {
         }
     }
 
-    /// The connection on which a member is to be asked now, if it is.
+    /// The connection on which a member is to be asked now; `None` if it is not to be asked.
     fn client(&self, member: &MemberInfo) -> Option<MemberClient> {
         let mut others = self.others.lock();
         if let Some(other) = others.get_mut(&member.id)
@@ -222,13 +219,14 @@ impl RollCall {
                 return None;
             }
         };
-        // The question in hand is its first chance to speak.
+        // The member has its first chance to answer, so it is not silent.
         let heard = others.get(&member.id).and_then(|other| other.heard);
         others.insert(member.id, Other { client: client.clone(), heard, silent: false, asked: 1 });
         Some(client)
     }
 
-    /// Who was not waited for long enough is not waited for the next time.
+    /// Notes the members that did not answer in time, so that the next roll call does not wait for
+    /// them.
     fn note(&self, accounted: &BTreeSet<MemberId>, present: &BTreeSet<MemberId>) {
         for (id, other) in self.others.lock().iter_mut() {
             if !accounted.contains(id) && !present.contains(id) {
@@ -257,15 +255,15 @@ impl RollCall {
     }
 }
 
-/// Whether an answer is that of the member which was asked: another process may
-/// have its address by now.
+/// Whether an answer is from the member that was asked. Another process may have its address by
+/// now.
 fn is_from(status: &MemberStatusResponse, member: MemberId, cluster: Option<u64>) -> bool {
     let is_of_cluster =
         status.cluster_id == 0 || cluster.is_none_or(|cluster| cluster == status.cluster_id);
     status.member_id == member.0 && is_of_cluster
 }
 
-/// Notes what a question found out, unless the member has another address by now.
+/// Notes the outcome of a question, unless the member has another address by now.
 fn settle(
     others: &Mutex<HashMap<MemberId, Other>>,
     member: MemberId,
@@ -282,12 +280,12 @@ fn settle(
     if answered {
         other.heard = Some(Instant::now());
     } else if let Ok(client) = MemberClient::new(client.address()) {
-        // It may be the connection that is dead.
+        // Perhaps only the connection is dead.
         other.client = client;
     }
 }
 
-/// What the members ask each other.
+/// The service by which the members ask each other.
 pub struct MembersService {
     shared: Arc<Shared>,
 }

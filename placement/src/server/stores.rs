@@ -14,7 +14,7 @@ use crate::state::{Fact, ServiceSafePoint};
 const MAX_REPLICAS: std::ops::RangeInclusive<u32> = 1..=9;
 /// Services that may hold a GC safe point.
 const MAX_GC_SERVICES: usize = 1_024;
-/// The longest name of one, in bytes.
+/// The longest name of such a service, in bytes.
 const MAX_GC_SERVICE_ID: usize = 256;
 /// Milliseconds in a second.
 const SECOND_MS: u64 = 1_000;
@@ -26,7 +26,7 @@ pub fn not_bootstrapped() -> Refusal {
     )
 }
 
-/// The first store and the first region of the cluster; the first one wins.
+/// Enters the first store and the first region of the cluster. Only the first call succeeds.
 pub async fn bootstrap(
     lead: Arc<Lead>,
     request: pdpb::BootstrapRequest,
@@ -77,7 +77,7 @@ pub async fn is_bootstrapped(
     Ok(pdpb::IsBootstrappedResponse { bootstrapped: lead.is_bootstrapped(), ..Default::default() })
 }
 
-/// Consecutive ids; the answer names the last, as clients expect.
+/// Consecutive ids. The response has the last, as clients expect.
 pub async fn alloc_id(
     lead: Arc<Lead>,
     request: pdpb::AllocIdRequest,
@@ -86,7 +86,7 @@ pub async fn alloc_id(
     Ok(pdpb::AllocIdResponse { id: lead.ids(count).await?, count, ..Default::default() })
 }
 
-/// A store that introduces itself, if its id is one of this cluster's.
+/// The descriptor of a store that introduces itself, if its id is one of this cluster's.
 fn named_store(
     lead: &Lead,
     store: Option<esker_rpc::proto::metapb::Store>,
@@ -140,7 +140,7 @@ pub async fn put_store(
     } else {
         put.push(lead.cluster.read().stores.check_put(store)?);
     }
-    // Together, or not at all: the address has one store at any time.
+    // Both changes together, or none, so that the address always belongs to exactly one store.
     let facts = put.iter().map(|store| Fact::Store(Box::new(convert::descriptor_message(store))));
     lead.commit(facts.collect()).await?;
     let mut cluster = lead.cluster.write();
@@ -215,11 +215,11 @@ pub async fn store_heartbeat(
     Ok(pdpb::StoreHeartbeatResponse { state, ..Default::default() })
 }
 
-/// Makes durable how far a store's memory has come, so that a later leader recognises an
-/// older copy of it, too, and that it was heard of.
+/// Makes a store's memory durable, and the fact that it was heard of. So a later leader, too,
+/// recognises an older copy of its directory.
 async fn save_memory(lead: &Lead, id: StoreId) -> Result<(), Refusal> {
     let _one_at_a_time = lead.facts.lock().await;
-    // As it is now, not as it was before the wait.
+    // The store as it is now, not as it was before the wait.
     let store = lead.cluster.read().stores.get(id).map(convert::store_message);
     match store {
         Some(store) => Ok(lead.commit(vec![Fact::Store(Box::new(store))]).await?),
@@ -272,7 +272,7 @@ pub async fn get_gc_safe_point(
     })
 }
 
-/// Forward only: an older one leaves it as it is and answers what holds.
+/// Moves the safe point forward. An older one changes nothing. Returns the safe point that holds.
 pub async fn update_gc_safe_point(
     lead: Arc<Lead>,
     request: pdpb::UpdateGcSafePointRequest,
@@ -289,9 +289,9 @@ pub async fn update_gc_safe_point(
     })
 }
 
-/// Holds, moves or (with no time to live) gives up a service's safe point; the
-/// answer is the smallest that any service holds, and whose it is. One below
-/// that is not taken: what it wants to keep may be collected already.
+/// Holds, moves or (with no time to live) gives up a service's safe point. A safe point below the
+/// smallest that any service holds is not accepted, because what it is to keep may be collected
+/// already. The response has the smallest safe point and its service.
 pub async fn update_service_gc_safe_point(
     lead: Arc<Lead>,
     request: pdpb::UpdateServiceGcSafePointRequest,

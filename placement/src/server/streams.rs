@@ -1,7 +1,7 @@
 //! The streams: timestamps, heartbeats of regions, and lookups in bulk.
 //!
-//! Each belongs to one term of office and ends with it, with an error that
-//! makes the client look up the leader again.
+//! Each stream belongs to one term of office and ends with it, with an error that makes the client
+//! look up the leader again.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,14 +24,14 @@ use super::{MIN_STREAM_LIFE, Refusal, Shared, checks, convert};
 use crate::lead::{Lead, OrderStream};
 use crate::map::RefusedReport;
 
-/// Orders that wait for one store. One for each of its regions is the most that
-/// makes sense; what does not fit comes again with the region's next report.
+/// Orders that wait for one store. More than one for each of its regions makes no sense. An order
+/// that does not fit comes again with the region's next report.
 const MAX_WAITING_ORDERS: usize = 1_024;
 /// Keys and ids that one message of a bulk lookup may name.
 const MAX_QUERIES: usize = 16_384;
 
-/// The next message of a client, or why there is none: nothing when the client
-/// closed or hung up, an error when the office ended.
+/// The next message of a client. `None` when the client closed the stream or hung up; an error when
+/// the term of office ended.
 async fn next<T>(
     shared: &Shared,
     lead: &Lead,
@@ -49,14 +49,14 @@ async fn next<T>(
     }
 }
 
-/// Puts an answer under its header; an error in place of an answer ends the
-/// stream only when it is this member that cannot go on.
+/// Puts an answer or an error under a header. Only an error because of which this member cannot go
+/// on ends the stream.
 fn reply<R: ResponseWithHeader>(shared: &Shared, answer: Result<R, Refusal>) -> Result<R, Status> {
     shared.answer(answer).map(tonic::Response::into_inner)
 }
 
-/// Answers messages one by one, in order, only as fast as the client reads.
-/// When the office ends, so does the stream, but not before `least`.
+/// Answers messages one by one, in order, only as fast as the client reads. The stream ends with
+/// the term of office, but not before `least`.
 fn answer_each<Q, R, F>(
     shared: Arc<Shared>,
     lead: Arc<Lead>,
@@ -89,8 +89,8 @@ where
     }))
 }
 
-/// Batches of timestamps: one answer for each request, in their order, which is
-/// how clients tell them apart.
+/// Batches of timestamps. There is one answer for each request, in the order of the requests,
+/// because clients match them by that order.
 pub fn timestamps(
     shared: Arc<Shared>,
     lead: Arc<Lead>,
@@ -180,9 +180,9 @@ fn query_regions(
     })
 }
 
-/// Reports come in, orders go out; the two are not paired, because an order may
-/// be born of a scheduler's tick. While the lease holds, the store hears so at
-/// every beat, and leaves a leader that is silent.
+/// Takes in reports, and sends orders. The two are not paired, because a scheduler's tick may also
+/// cause an order. While the lease holds, the store gets a sign of life at every beat. A store
+/// leaves a leader that is silent.
 pub fn region_heartbeats(
     shared: Arc<Shared>,
     lead: Arc<Lead>,
@@ -207,7 +207,7 @@ async fn take_reports(
             _ = beats.tick() => {
                 if lead.is_current() {
                     let beat = reply(&shared, Ok(pdpb::RegionHeartbeatResponse::default()));
-                    // A full queue is orders enough to show that somebody is there.
+                    // If the queue is full, its orders are sign of life enough.
                     let _ = orders.try_send(beat);
                 }
                 continue;
@@ -249,7 +249,7 @@ fn take_report(
     if !lead.is_bootstrapped() {
         return Err(super::stores::not_bootstrapped());
     }
-    // A stream is the store's that sends the first report on it.
+    // A stream belongs to the store that sends the first report on it.
     let report = checked_report(lead, message, *connected)
         .inspect_err(|malformed| checks::complain(*connected, malformed))?;
     let store = report.leader.store;
@@ -264,12 +264,12 @@ fn take_report(
     match heard {
         Ok(order) => {
             lead.map_changed();
-            // Without a lease the map may learn, but nobody is told anything.
+            // Without a lease the map may learn, but no order is sent.
             if lead.is_current() {
                 lead.tell(order);
             }
         }
-        // Late reports are daily business; the sender finds out by itself.
+        // Late reports are common, and the sender finds out by itself.
         Err(RefusedReport::Stale(stale)) => debug!(%stale, "a late heartbeat"),
         Err(impossible) => checks::complain(Some(store), &impossible),
     }

@@ -1,4 +1,4 @@
-//! What no honest store reports: it is refused, and placement goes on with what it knew.
+//! Reports that no correct store sends. They are refused, and placement goes on with what it knew.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ const CLAIM_MS: u64 = esker_placement::map::CLAIM_MS;
 type Reports = mpsc::Sender<pdpb::RegionHeartbeatRequest>;
 type Orders = Streaming<pdpb::RegionHeartbeatResponse>;
 
-/// Regions 2, up to `m`, and 10, which store 1 leads and reports; stores 4 and 5 hold nothing.
+/// Regions 2, up to `m`, and 10. Store 1 leads and reports both. Stores 4 and 5 hold nothing.
 struct Scene {
     pd: Served,
     clock: Arc<TestClock>,
@@ -26,7 +26,7 @@ struct Scene {
     _group: Group,
 }
 
-/// What the next error on a stream says; placement also says that it is there.
+/// The message of the next error on a stream, past the signs of life.
 async fn refusal(orders: &mut Orders) -> String {
     loop {
         let answer = orders.message().await.unwrap().expect("an answer");
@@ -39,7 +39,7 @@ async fn refusal(orders: &mut Orders) -> String {
 impl Scene {
     async fn new() -> Scene {
         let (_group, clock, mut pd) = bootstrapped().await;
-        // One replica is enough here: no order comes.
+        // One replica is enough here, so that no order comes.
         let request = pdpb::PutClusterConfigRequest {
             header: pd.header(),
             cluster: Some(metapb::Cluster { id: 0, max_peer_count: 1 }),
@@ -71,7 +71,7 @@ impl Scene {
         }
     }
 
-    /// Sends a report on the store's own stream that must be answered with an error.
+    /// Sends a report on the store's own stream. The answer must be an error.
     async fn is_refused(&mut self, report: pdpb::RegionHeartbeatRequest, why: &str) {
         self.reports.send(report).await.unwrap();
         let message = refusal(&mut self.orders).await;
@@ -118,7 +118,7 @@ async fn a_heartbeat_with_an_absurd_size_does_not_panic_placement() {
         }
         scene.is_as_it_was().await;
     }
-    // The largest that is believed, often: it adds up.
+    // The largest size that is accepted, several times, so that it adds up.
     for _ in 0..3 {
         for region in [&scene.left, &scene.right] {
             let mut report = heartbeat(&scene.pd, region, 0);
@@ -126,7 +126,7 @@ async fn a_heartbeat_with_an_absurd_size_does_not_panic_placement() {
             scene.reports.send(report).await.unwrap();
         }
     }
-    // What is refused after them shows that they were taken in.
+    // A refused report after them shows that they were taken in.
     let absurd =
         pdpb::RegionHeartbeatRequest { term: u64::MAX, ..heartbeat(&scene.pd, &scene.left, 0) };
     scene.is_refused(absurd, "a term").await;
@@ -153,7 +153,7 @@ async fn a_heartbeat_with_a_false_range_takes_no_region_off_the_map() {
     ];
     for region in &false_ranges {
         scene.reports.send(heartbeat(&scene.pd, region, 0)).await.unwrap();
-        // Answered in order: the range was looked at.
+        // Answers come in order, so the range was looked at before this error.
         let absurd = pdpb::RegionHeartbeatRequest {
             approximate_size: u64::MAX,
             ..heartbeat(&scene.pd, &scene.left, 0)
@@ -167,7 +167,7 @@ async fn a_heartbeat_with_a_false_range_takes_no_region_off_the_map() {
         scene.pd.client.report_batch_split(request).await.unwrap();
         scene.is_as_it_was().await;
     }
-    // One that may be so is believed, and forgotten when the leader goes on to say otherwise.
+    // A possible range is accepted. It is forgotten when the leader goes on to report otherwise.
     let plausible = at(&scene.left, "", "c", 2);
     scene.reports.send(heartbeat(&scene.pd, &plausible, 0)).await.unwrap();
     while scene.pd.region_of(b"b").await.region.as_ref() != Some(&plausible) {}
@@ -202,7 +202,7 @@ async fn a_store_reports_what_it_leads_with_ids_and_stores_of_this_cluster() {
     region.id = 5_000_000;
     let of_no_region = heartbeat(&scene.pd, &region, 0);
     scene.is_refused(of_no_region, "an id that this cluster never gave").await;
-    // A stream that a store opens which nobody knows.
+    // A stream of a store that the cluster does not know.
     let (_reports, mut orders) = report(&mut scene.pd, &with(&[(3, 77)])).await;
     let why = refusal(&mut orders).await;
     assert!(why.contains("a store that is not in the cluster"), "{why}");

@@ -1,5 +1,5 @@
-//! A group of placement members without consensus, disks or networks below it:
-//! one key space in memory, and a test that says who leads.
+//! A group of placement members without consensus, disks or networks below it: one key space in
+//! memory, and a leader that the test chooses.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,9 +15,9 @@ use tokio::sync::watch;
 /// What happens to the next writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// It is done, but nobody is told.
+    /// The write is done, but there is no answer.
     LostAnswer,
-    /// It is not done, and nobody is told.
+    /// The write is not done, and there is no answer.
     LostRequest,
 }
 
@@ -40,12 +40,12 @@ pub struct Group {
 }
 
 impl Group {
-    /// Who the members are from now on.
+    /// Sets the members.
     pub fn introduce(&self, members: Vec<MemberInfo>) {
         *self.infos.lock() = members;
     }
 
-    /// A member of it.
+    /// A member of the group.
     pub fn member(&self, id: u64) -> Arc<Member> {
         let id = MemberId(id);
         let leadership = watch::Sender::new(Leadership::default());
@@ -53,13 +53,13 @@ impl Group {
         Arc::new(Member { id, group: self.clone(), leadership })
     }
 
-    /// `id` wins an election, and everybody hears of it.
+    /// `id` wins an election, and all members hear of it.
     pub fn elect(&self, id: u64) {
         self.elect_silently(id);
         self.announce();
     }
 
-    /// `id` wins an election that nobody has heard of yet.
+    /// `id` wins an election that no member has heard of yet.
     pub fn elect_silently(&self, id: u64) {
         let mut inner = self.inner.lock();
         inner.term += 1;
@@ -67,7 +67,7 @@ impl Group {
         inner.has_lease = true;
     }
 
-    /// Everybody hears who leads.
+    /// All members hear which one leads.
     pub fn announce(&self) {
         let (term, leader) = {
             let inner = self.inner.lock();

@@ -1,5 +1,5 @@
-//! The placement driver's services over real connections, on a group that the
-//! tests lead, depose and damage.
+//! The placement driver's services over real connections, on a group that the tests elect, depose
+//! and damage.
 
 mod door;
 mod group;
@@ -83,7 +83,7 @@ async fn report(
     (reports, orders)
 }
 
-/// The next order, or the end of the stream; not the beats in between.
+/// The next order, or the end of the stream. Skips the signs of life.
 async fn next_order(
     orders: &mut tonic::Streaming<pdpb::RegionHeartbeatResponse>,
 ) -> Result<pdpb::RegionHeartbeatResponse, tonic::Status> {
@@ -172,7 +172,7 @@ async fn a_region_grows_to_three_voters_by_the_orders_on_its_leaders_stream() {
     }
     let stores: Vec<_> = region.peers.iter().map(|peer| peer.store_id).collect();
     assert_eq!(stores, [1, 4, 5]);
-    // The last report is taken in when the operator is shown as done.
+    // When the operator is shown as done, the last report has been taken in.
     loop {
         let request = pdpb::GetOperatorRequest { header: pd.header(), region_id: 2 };
         let operator = pd.client.get_operator(request).await.unwrap().into_inner();
@@ -315,7 +315,7 @@ async fn timestamps_grow_over_a_change_of_leader_whose_clock_is_behind() {
     let given = second.timestamp(1).await.unwrap();
     assert!(given > last, "{given} after {last}");
     assert!(given >> 18 >= NOON + WINDOW_MS, "behind the whole window of the first");
-    // And back again, by a member that remembers nothing of its first term.
+    // Leadership goes back to the first member, which uses nothing from its first term.
     group.elect(1);
     first.server.serving().await;
     assert!(first.timestamp(1).await.unwrap() > given);
@@ -328,13 +328,13 @@ async fn a_deposed_leader_that_has_not_heard_of_it_gives_no_timestamp() {
     group.elect_silently(2);
     let refused = first.timestamp(1).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable);
-    // Elected again, in a third term, before it heard of the second: its memory
-    // of the first is void, though it has a lease.
+    // The first member is elected again, in a third term, before it heard of the second term. Its
+    // memory of the first term is void, although it has a lease.
     group.elect_silently(1);
     let refused = first.timestamp(1).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable);
     group.announce();
-    // It takes up the new office, and only then serves.
+    // It begins the new term of office, and only then serves.
     let given = loop {
         if let Ok(given) = first.timestamp(1).await {
             break given;
@@ -438,7 +438,7 @@ async fn writes_without_a_known_outcome_neither_lose_nor_repeat_anything() {
     for faults in [
         vec![Fault::LostAnswer],
         vec![Fault::LostRequest, Fault::LostAnswer],
-        // Longer than it tries: the office ends and is taken up anew.
+        // More faults than there are attempts. The term of office ends and begins again.
         vec![Fault::LostRequest; 5],
     ] {
         group.inject(&faults);
@@ -487,7 +487,7 @@ async fn gc_safe_points_only_move_forward_and_outlive_the_leader() {
     for (request, smallest) in [
         (service("backup", 100, 20), 20),
         (service("worker", i64::MAX, 30), 20),
-        // Below what is promised to be kept: not taken.
+        // A safe point below what is promised to be kept is not accepted.
         (service("late", 100, 15), 20),
         (service("backup", 0, 0), 30),
     ] {
@@ -533,7 +533,8 @@ async fn a_key_space_is_loaded_once_the_regions_are_cut_at_its_bounds() {
     let whole = region_message(2, &[(3, 1)], 1);
     let (reports, mut orders) = report(&mut pd, &whole).await;
 
-    // Nobody cuts: an error with which a client asks again, and the regions stay whole.
+    // No leader cuts. The client gets an error after which it asks again, and the regions stay
+    // whole.
     let late = pd.keyspaces.load_keyspace(load_key_space(&pd, "DEFAULT")).await;
     assert_eq!(late.expect_err("nothing was cut").code(), tonic::Code::Unavailable);
 
@@ -548,7 +549,7 @@ async fn a_key_space_is_loaded_once_the_regions_are_cut_at_its_bounds() {
     assert_eq!(split.keys.len(), 4, "the bounds of raw and of transactional keys: {split:?}");
     assert!(split.keys.is_sorted(), "{split:?}");
 
-    // Two cuts come first, as if the leader had died halfway; the rest is asked for again.
+    // Two cuts come first, as if the leader had died halfway. The rest is asked for again.
     let parts = cut(&whole, &split.keys[..2], 10);
     for part in &parts {
         reports.send(heartbeat(&pd, part, 0)).await.unwrap();
@@ -604,7 +605,7 @@ async fn a_silent_store_is_disconnected_and_then_down_with_its_age_by_the_leader
     let stats = Some(pdpb::StoreStats { store_id: 1, ..Default::default() });
     let heartbeat = pdpb::StoreHeartbeatRequest { header: pd.header(), stats };
     pd.client.store_heartbeat(heartbeat).await.unwrap();
-    // The time of day is of no consequence.
+    // The wall clock does not matter.
     clock.set_wall_ms(NOON - 3_600_000);
     let mut age = 0;
     for (later, liveness, name) in
@@ -678,8 +679,8 @@ fn names(answer: &pdpb::GetMembersResponse) -> Vec<&str> {
     answer.members.iter().map(|member| member.name.as_str()).collect()
 }
 
-/// Three members, of which the second is frozen: the system accepts connections for it,
-/// and nobody answers.
+/// Three members, of which the second is frozen. The system accepts connections for it, but there
+/// is no answer.
 async fn with_a_frozen_one() -> (Group, Served, tokio::net::TcpListener, Served) {
     let group = Group::default();
     let clock = TestClock::new(NOON);
@@ -770,7 +771,7 @@ async fn a_leader_says_on_every_stream_that_it_leads_while_its_lease_holds() {
         assert_eq!(beat.region_id, 0);
     }
     group.set_lease(false);
-    // One may be on its way.
+    // One beat may be under way.
     let mut late = 0;
     while let Ok(Ok(Some(_))) = tokio::time::timeout(3 * BEAT_INTERVAL, orders.message()).await {
         late += 1;

@@ -1,4 +1,4 @@
-//! What an unmodified TiKV client makes of the placement driver.
+//! An unmodified TiKV client against the placement driver.
 
 use std::time::Duration;
 

@@ -90,7 +90,7 @@ impl Served {
         })
     }
 
-    /// `count` ids; answers the last.
+    /// Draws `count` ids, and returns the last.
     pub async fn alloc(&mut self, count: u32) -> u64 {
         let request = pdpb::AllocIdRequest { header: self.header(), count };
         let response = self.client.alloc_id(request).await.expect("ids").into_inner();
@@ -165,7 +165,7 @@ impl Served {
     }
 }
 
-/// What a response's header complains about.
+/// The error in a response's header.
 pub fn error_of(header: &Option<pdpb::ResponseHeader>) -> Option<(pdpb::ErrorType, String)> {
     let header = header.as_ref().expect("every response has a header");
     let error = header.error.clone()?;

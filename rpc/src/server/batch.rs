@@ -1,7 +1,7 @@
-//! One `BatchCommands` stream: many requests at once, answered in whatever order they finish.
+//! One `BatchCommands` stream: many requests at once, answered in the order in which they finish.
 //!
-//! The response stream owns the request stream and all unfinished work. It is polled by the
-//! connection; when the client hangs up, the connection drops it, and with it the work.
+//! The response stream owns the request stream and all unfinished work. The connection polls it.
+//! When the client hangs up, the connection drops it, and the work with it.
 
 use std::future::ready;
 use std::pin::Pin;
@@ -26,8 +26,8 @@ use crate::proto::tikvpb::{
 use crate::repeat::Repeated;
 use crate::service::{Caller, Request, StoreService, is_refusal};
 
-/// Requests of one stream that may be unfinished; beyond this the stream is not read, so that the
-/// client feels it.
+/// Requests of one stream that may be unfinished. At this limit the stream is not read, so that the
+/// client has to wait.
 pub const MAX_IN_FLIGHT_PER_STREAM: usize = 4096;
 
 /// Responses sent in one message.
@@ -36,20 +36,20 @@ pub const MAX_RESPONSES_PER_BATCH: usize = 256;
 /// A message is sent once its responses have reached this size.
 pub const MAX_RESPONSE_BATCH_BYTES: usize = 1 << 20;
 
-/// The longest delay that a client may ask of an empty request.
+/// The longest delay that a client may ask for in an empty request.
 const MAX_EMPTY_DELAY: Duration = Duration::from_secs(60);
 
-/// An error is one of the store as a whole, not of this request.
+/// An error is about the store as a whole, not about this request.
 type Work = BoxFuture<'static, Result<(u64, Response), Status>>;
 
 /// The responses to a stream of requests.
 pub(super) struct Responses<S, I> {
     service: Arc<S>,
     incoming: I,
-    /// The incoming half has ended; what is in flight is still answered.
+    /// The incoming half has ended. Requests in flight are still answered.
     ended: bool,
     in_flight: FuturesUnordered<Work>,
-    /// An error that ends the stream once what is ready has been sent.
+    /// An error that ends the stream when the responses that are ready have been sent.
     failed: Option<Status>,
 }
 
@@ -68,7 +68,7 @@ where
         }
     }
 
-    /// Drops all work, and ends with this error once what is ready has been sent.
+    /// Drops all work, and ends with this error when the responses that are ready have been sent.
     fn fail(&mut self, status: Status) {
         self.ended = true;
         self.in_flight.clear();
@@ -102,8 +102,8 @@ where
             command => command.and_then(Request::of_batched),
         };
         let Some(request) = request else {
-            // A command that this version does not know. An empty response makes the client's
-            // call fail; no response would make it wait for ever.
+            // This version does not know the command. An empty response makes the client's call
+            // fail. Without a response the call would wait for ever.
             return ready(Ok((id, Response { cmd: None }))).boxed();
         };
         let long = may_take_long(&request);
@@ -116,8 +116,8 @@ where
                     tracing::debug!(%status, "a batched command was refused");
                     Ok((id, Response { cmd: refusal(status.message()).into_batched() }))
                 }
-                // Of the store as a whole: the stream ends with it, so that the client turns to
-                // another store instead of giving up.
+                // The status is about the store as a whole. The stream ends with it, so that the
+                // client turns to another store instead of giving up.
                 Err(status) => Err(status),
             }
         };
@@ -125,8 +125,8 @@ where
     }
 }
 
-/// Whether a command reads so much that it would hold up the others of its stream, which are
-/// polled on one task, and should have a task of its own.
+/// Whether a command reads so much that it needs a task of its own. All other commands of a stream
+/// are polled on one task, and a long read would hold them up.
 fn may_take_long(request: &Request) -> bool {
     !matches!(
         request,
@@ -152,10 +152,10 @@ async fn empty(
     BatchCommandsEmptyResponse { test_id: request.test_id, remembers_writes }
 }
 
-/// Of all streams: what fails one command may fail any.
+/// Shared by all streams, because a cause that fails one command may fail any.
 static FAILED: Mutex<Repeated> = Mutex::new(Repeated::new());
 
-/// A task that ends with its handle.
+/// A task that is aborted when this handle is dropped.
 struct Spawned(JoinHandle<Result<(u64, Response), Status>>);
 
 impl Spawned {
@@ -190,7 +190,7 @@ where
         while !this.ended && this.in_flight.len() < MAX_IN_FLIGHT_PER_STREAM {
             match this.incoming.poll_next_unpin(context) {
                 Poll::Ready(Some(Ok(batch))) => this.accept(batch),
-                // The connection broke or the client gave up: nobody reads the answers.
+                // The connection broke or the client gave up, so no one reads the answers.
                 Poll::Ready(Some(Err(status))) => this.fail(status),
                 Poll::Ready(None) => this.ended = true,
                 Poll::Pending => break,

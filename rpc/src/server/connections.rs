@@ -1,11 +1,11 @@
-//! The connections of one port: how many, and which of them have to go.
+//! The connections of one port: how many there are, and which of them must go.
 //!
 //! A port holds at most [`ConnectionLimits::connections`]. When it is full, a new connection takes
-//! the place of the one that has been idle for longest, so that neighbours who only sit there
-//! cannot lock out a client that works. A connection with an open call over HTTP/2 is never idle;
-//! when all are such, the new one is refused. Apart from that, connections go that do not say in
-//! time what they want. All of it is decided here, with the time as an argument; `socket` carries
-//! it out.
+//! the place of the connection that has been idle for longest. So idle clients cannot lock out a
+//! client that works. A connection with an open call over HTTP/2 is never idle. When all
+//! connections are such, the new one is refused. Also, a connection that does not send its greeting
+//! or its request in time is closed. All this is decided here, with the time as an argument, and
+//! carried out in `socket`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,29 +17,30 @@ use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-/// Connections of a port whose owner says no other number.
+/// Connections of a port whose owner sets no other number.
 pub const DEFAULT_CONNECTIONS: usize = 4096;
 
-/// How long a connection may take to say what it wants: an HTTP/2 preface with SETTINGS, or the
-/// whole head of an HTTP/1 request. Longer than a busy server may take to read it.
+/// How long a connection may take for its greeting: an HTTP/2 preface with SETTINGS, or the whole
+/// head of an HTTP/1 request. Longer than a busy server may take to read it.
 pub const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long an HTTP/1 connection may stay open between two requests. (One of HTTP/2 may stay for
-/// as long as it answers pings: clients keep theirs, and an unexpected end can fail a call.)
+/// How long an HTTP/1 connection may stay open between two requests. (An HTTP/2 connection may stay
+/// for as long as it answers pings, because clients keep theirs, and an unexpected end can fail a
+/// call.)
 pub const HTTP1_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a request over HTTP/1 may take, its body and its answer included: only pages are
-/// served that way.
+/// How long a request over HTTP/1 may take, its body and its answer included. Only pages are served
+/// that way.
 pub const HTTP1_CALL_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Connections that were told to end, but still have their descriptor.
+/// Connections that are severed, but still have their descriptor.
 pub const MAX_ENDING: usize = 256;
 
-/// How many connections one look for the longest idle ones finds, so that a burst of new ones
-/// does not look at all of them each time.
+/// How many connections one search for the longest idle ones finds, so that a burst of new
+/// connections does not cause a search through all for each of them.
 const FOUND_AT_ONCE: usize = 256;
 
-/// What a port allows.
+/// The limits of a port.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionLimits {
     pub connections: usize,
@@ -59,10 +60,10 @@ impl Default for ConnectionLimits {
     }
 }
 
-/// What a connection has shown so far.
+/// The protocol that a connection has shown so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Protocol {
-    /// Nothing, or half a greeting.
+    /// No greeting, or half of one.
     Unknown,
     Http1,
     Http2,
@@ -73,22 +74,22 @@ enum Protocol {
 struct Activity {
     protocol: Protocol,
     calls: u32,
-    /// When it was accepted, greeted, or a call began or ended last. Not when bytes came: a
-    /// byte now and then is no use of a connection.
+    /// When the connection was accepted or greeted, or when a call last began or ended. Not when
+    /// bytes came, because a byte now and then is no use of a connection.
     since: Instant,
 }
 
 impl Activity {
-    /// Since when nobody would miss it; `None` while somebody would.
+    /// Since when the connection could be closed without harm; `None` while it could not.
     fn idle_since(&self) -> Option<Instant> {
         match self {
             Activity { protocol: Protocol::Http2, calls: 1.., .. } => None,
-            // A page is asked for again.
+            // A client asks for a page again.
             _ => Some(self.since),
         }
     }
 
-    /// Why it must go although there is room.
+    /// The reason why the connection must go even if there is room; `None` if it may stay.
     fn overdue(&self, now: Instant, limits: &ConnectionLimits) -> Option<&'static str> {
         let (allowed, reason) = match (self.protocol, self.calls) {
             (Protocol::Unknown, _) => (limits.greeting, "silent"),
@@ -100,26 +101,26 @@ impl Activity {
     }
 }
 
-/// One accepted connection, as its socket and its calls know it.
+/// One accepted connection, as its socket and its calls see it.
 #[derive(Debug)]
 pub(super) struct Connection {
     number: u64,
     activity: Mutex<Activity>,
     severed: AtomicBool,
-    /// Reads and writes may belong to different tasks.
+    /// Reading and writing have a waker each, because different tasks may do them.
     reader: AtomicWaker,
     writer: AtomicWaker,
 }
 
 impl Connection {
-    /// HTTP/2 begins: both sides have said so.
+    /// Notes that HTTP/2 has begun: the client's greeting is complete.
     pub(super) fn greeted(&self, now: Instant) {
         let mut activity = self.activity.lock();
         activity.protocol = Protocol::Http2;
         activity.since = now;
     }
 
-    /// A call begins; it ends when what is returned is dropped.
+    /// Begins a call, which ends when the result is dropped.
     pub(super) fn begin_call(self: Arc<Self>, http2: bool, now: Instant) -> OpenCall {
         {
             let mut activity = self.activity.lock();
@@ -130,14 +131,14 @@ impl Connection {
         OpenCall(self)
     }
 
-    /// Whether the connection was told to end; if not, the reader is woken when it is.
+    /// Whether the connection is severed. If not, the reader is woken when it is.
     pub(super) fn is_severed_for_reader(&self, context: &Context<'_>) -> bool {
-        // Registered before the look, or a signal in between would be missed.
+        // Registered before the look, because a signal in between would be missed.
         self.reader.register(context.waker());
         self.severed.load(Ordering::Acquire)
     }
 
-    /// The same for the writer.
+    /// Whether the connection is severed. If not, the writer is woken when it is.
     pub(super) fn is_severed_for_writer(&self, context: &Context<'_>) -> bool {
         self.writer.register(context.waker());
         self.severed.load(Ordering::Acquire)
@@ -158,7 +159,7 @@ impl Connection {
     }
 }
 
-/// A call that has not ended, neither its request nor its response.
+/// A call whose request or response has not ended.
 #[derive(Debug)]
 pub(super) struct OpenCall(Arc<Connection>);
 
@@ -174,19 +175,19 @@ impl Drop for OpenCall {
 pub(super) struct Connections {
     limits: ConnectionLimits,
     register: Mutex<Register>,
-    /// A connection's descriptor is free again. Keeps one permit.
+    /// Notified when a connection's descriptor is free again. Keeps one permit.
     freed: Notify,
 }
 
 #[derive(Default)]
 struct Register {
     open: HashMap<u64, Arc<Connection>>,
-    /// Of those, how many were not told to end.
+    /// How many of the open connections are not severed.
     staying: usize,
     next: u64,
-    /// The longest idle ones as of the last look, the longest of all last.
+    /// The longest idle connections of the last search. The one that was idle for longest is last.
     found: Vec<(u64, Instant)>,
-    /// Nobody is admitted any more.
+    /// No further connection is admitted.
     closed: bool,
 }
 
@@ -202,16 +203,16 @@ impl Register {
         }
     }
 
-    /// Tells the connection to end that has been idle for longest; false where none is.
+    /// Severs the connection that has been idle for longest. Returns false if none is idle.
     fn sever_longest_idle(&mut self) -> bool {
-        // Those found earlier first, then one look at all.
+        // Connections found earlier come first, and then one search through all.
         for look in [false, true] {
             if look {
                 self.find_longest_idle();
             }
             while let Some((number, since)) = self.found.pop() {
                 let Some(connection) = self.open.get(&number).cloned() else { continue };
-                // It may have done something since it was found.
+                // The connection may have been used since it was found.
                 if connection.is_severed() || connection.activity().idle_since() != Some(since) {
                     continue;
                 }
@@ -243,7 +244,7 @@ impl Connections {
         Arc::new(Connections { limits, register: Mutex::default(), freed: Notify::new() })
     }
 
-    /// Takes a connection in, if need be in another one's place; `None` where there is no room.
+    /// Admits a connection, if necessary in the place of another one; `None` if there is no room.
     pub(super) fn admit(self: &Arc<Self>, now: Instant) -> Option<Admission> {
         let mut register = self.register.lock();
         let full = register.staying >= self.limits.connections;
@@ -265,7 +266,8 @@ impl Connections {
         Some(Admission { connection, connections: Arc::clone(self) })
     }
 
-    /// Waits until there is a descriptor for one more: those that were told to end must have done so.
+    /// Waits until there is a descriptor for one more connection. Severed connections may still
+    /// hold theirs.
     pub(super) async fn room(&self) {
         while self.register.lock().open.len() >= self.limits.connections.saturating_add(MAX_ENDING)
         {
@@ -273,13 +275,14 @@ impl Connections {
         }
     }
 
-    /// Frees a descriptor, if an idle connection has one; waits for that, but not longer than this.
+    /// Frees the descriptor of an idle connection, if there is one. Waits for that, but not longer
+    /// than `within`.
     pub(super) async fn free_one(&self, within: Duration) {
         self.register.lock().sever_longest_idle();
         let _ = tokio::time::timeout(within, self.freed.notified()).await;
     }
 
-    /// Ends what is overdue.
+    /// Severs the connections that are overdue.
     pub(super) fn sweep(&self, now: Instant) {
         let mut register = self.register.lock();
         let overdue: Vec<_> = register
@@ -296,7 +299,7 @@ impl Connections {
         }
     }
 
-    /// Ends all connections, and admits no other.
+    /// Severs all connections, and admits no other.
     pub(super) fn close(&self) {
         let mut register = self.register.lock();
         register.closed = true;
@@ -306,7 +309,7 @@ impl Connections {
     }
 }
 
-/// A connection's place in the register; given back when this is dropped.
+/// A connection's place in the register. Dropping this frees the place.
 pub(super) struct Admission {
     pub(super) connection: Arc<Connection>,
     connections: Arc<Connections>,
@@ -346,7 +349,7 @@ mod tests {
         let start = Instant::now();
         let admit = |second: u32| port.admit(start + SECOND * second);
         let mut open: Vec<_> = (0..3).map(|second| admit(second).expect("there is room")).collect();
-        // The oldest of all has a call open.
+        // The connection that was opened first has a call open.
         let first = Arc::clone(&open[0].connection);
         let call = first.begin_call(true, start + SECOND * 3);
         open.push(admit(10).expect("1 was idle for longest"));

@@ -1,23 +1,23 @@
-//! Whether a connection has said enough to be taken for a client.
+//! Whether a connection has sent a complete greeting.
 //!
 //! HTTP/2 opens with a preface and a SETTINGS frame (RFC 9113, section 3.4). hyper waits for both
-//! for as long as the other side likes, so they are followed here, byte by byte, beside it.
-//! Anything else is HTTP/1, and shows that it is meant by its first call.
+//! without a limit, so the bytes are also followed here, one by one. A connection that sends
+//! anything else speaks HTTP/1, and shows that it is meant by its first call.
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const FRAME_HEADER_BYTES: usize = 9;
 const SETTINGS: u8 = 0x04;
 
-/// How far the greeting has come.
+/// How much of the greeting has been received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Greeting {
-    /// So many bytes of the preface.
+    /// So many bytes of the preface have been received.
     Preface(usize),
     /// The header of the first frame.
     Header { bytes: [u8; FRAME_HEADER_BYTES], have: usize },
-    /// So many bytes of its payload are still to come.
+    /// So many bytes of the first frame's payload are still to come.
     Payload(u32),
-    /// Complete, or not HTTP/2.
+    /// The greeting is complete, or this is not HTTP/2.
     Over,
 }
 
@@ -28,7 +28,7 @@ impl Default for Greeting {
 }
 
 impl Greeting {
-    /// Takes bytes that were received. Returns true once: when the greeting is complete.
+    /// Takes bytes that were received. Returns true once, when the greeting is complete.
     pub(super) fn hear(&mut self, mut bytes: &[u8]) -> bool {
         loop {
             match self {
@@ -37,7 +37,7 @@ impl Greeting {
                     *self = Greeting::Header { bytes: [0; FRAME_HEADER_BYTES], have: 0 };
                 }
                 Greeting::Header { bytes: header, have } if *have == FRAME_HEADER_BYTES => {
-                    // Another first frame is an error, which the connection may end with.
+                    // Another first frame is an error, for which hyper may close the connection.
                     *self = match header[3] == SETTINGS {
                         true => Greeting::Payload(u32::from_be_bytes([
                             0, header[0], header[1], header[2],

@@ -1,7 +1,7 @@
 //! Listening, accepting, and sockets that the server can cut.
 //!
 //! HTTP/2's own graceful end waits for open streams, and a store's streams are open for as long as
-//! its peers live. So every socket also watches a signal at which its reads and writes fail.
+//! its peers live. So every socket also watches a signal that makes its reads and writes fail.
 
 use std::fs::File;
 use std::io;
@@ -21,15 +21,15 @@ use super::connections::{Admission, Connection, Connections};
 use super::greeting::Greeting;
 use crate::repeat::Repeated;
 
-/// Connections that the system completes before they are accepted. A burst larger than this would
-/// have to connect again, which takes clients a second and more. The system may allow less
+/// Connections that the system completes before they are accepted. In a burst larger than this,
+/// clients would have to connect again, which takes a second and more. The system may allow less
 /// (`net.core.somaxconn`).
 pub const LISTEN_BACKLOG: u32 = 4096;
 
-/// How long to wait after a failure to accept that may last, instead of failing again at once.
+/// How long to wait after a failed accept whose cause may last, instead of failing again at once.
 const ACCEPT_RETRY: Duration = Duration::from_millis(20);
 
-/// Listens on `host:port`, port 0 being any that is free.
+/// Listens on `host:port`. Port 0 stands for any free port.
 ///
 /// # Errors
 /// When the host has no address, or none that can be listened on.
@@ -51,13 +51,13 @@ fn listen_at(address: SocketAddr) -> io::Result<TcpListener> {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
-    // A node that starts again takes its port although old connections linger.
+    // A node that starts again gets its port even if old connections linger.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(LISTEN_BACKLOG)
 }
 
-/// The sockets that a listener accepts and `connections` admits. It never ends.
+/// The sockets that a listener accepts and `connections` admits. The stream never ends.
 pub(super) fn incoming(
     listener: TcpListener,
     connections: Arc<Connections>,
@@ -73,8 +73,8 @@ pub(super) fn incoming(
 struct Acceptor {
     listener: TcpListener,
     connections: Arc<Connections>,
-    /// A descriptor to let go of when there is no other, so that a client can be accepted and
-    /// closed. Otherwise it would wait in the queue until its own deadline.
+    /// A descriptor that is given up when no other is free, so that a waiting client can be
+    /// accepted and closed. Otherwise the client would wait in the queue until its own deadline.
     reserve: Option<File>,
     refused: Repeated,
 }
@@ -96,8 +96,8 @@ impl Acceptor {
                 }
             };
             metrics::counter!("esker_connections_accepted_total").increment(1);
-            // Small replies must not wait for the acknowledgement of the ones before them. Fails
-            // where the client is gone already.
+            // Small replies must not wait for the acknowledgement of earlier ones. This fails if
+            // the client is gone already.
             if stream.set_nodelay(true).is_err() {
                 continue;
             }
@@ -124,7 +124,7 @@ impl Acceptor {
     async fn recover(&mut self, error: &io::Error) {
         use io::ErrorKind;
         match error.kind() {
-            // Of this one client, who hung up.
+            // The error is about one client that hung up.
             ErrorKind::ConnectionAborted
             | ErrorKind::ConnectionReset
             | ErrorKind::Interrupted
@@ -140,7 +140,7 @@ impl Acceptor {
                 self.reserve = None;
                 let closed = matches!(self.listener.accept().now_or_never(), Some(Ok(_)));
                 self.reserve = Acceptor::reserve();
-                // Somebody else may have been quicker to take the descriptor.
+                // Another task may have taken the descriptor first.
                 let patience = if closed { Duration::ZERO } else { ACCEPT_RETRY };
                 self.connections.free_one(patience).await;
             }
@@ -152,7 +152,7 @@ impl Acceptor {
     }
 }
 
-/// A socket that fails once it was told to end.
+/// A socket that fails once its connection is severed.
 pub(super) struct Severable {
     stream: TcpStream,
     admission: Admission,
@@ -164,7 +164,7 @@ fn ended() -> io::Error {
 }
 
 impl Connected for Severable {
-    /// What a call needs in order to say that it is open.
+    /// The connection, which a call needs to register itself.
     type ConnectInfo = Arc<Connection>;
 
     fn connect_info(&self) -> Self::ConnectInfo {

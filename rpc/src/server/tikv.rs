@@ -13,7 +13,7 @@ use crate::proto::tikvpb::tikv_server::{Tikv, TikvServer};
 use crate::proto::tikvpb::{BatchCommandsRequest, BatchCommandsResponse};
 use crate::service::{self, Caller, Procedure, ScanHabit, StoreService};
 
-/// Answers the calls of the `Tikv` service with a store.
+/// Serves the calls of the `Tikv` service from a store.
 #[derive(Debug)]
 pub struct TikvService<S> {
     service: Arc<S>,
@@ -24,7 +24,7 @@ impl<S: StoreService> TikvService<S> {
         TikvService { service }
     }
 
-    /// Answers a call that came by itself.
+    /// Answers a unary call.
     async fn answer<P: Procedure>(
         &self,
         request: Request<P>,
@@ -46,8 +46,8 @@ impl<S: StoreService> TikvService<S> {
     }
 }
 
-/// Tells published clients with habits of their own apart by what they send. Both are built on
-/// tonic 0.10, which no other client in the field is; only the later one takes compressed answers.
+/// Recognises two published clients with special habits by their headers. Both are built on
+/// tonic 0.10, which no other published client uses. Only the later accepts compressed answers.
 fn scan_habit(headers: &MetadataMap) -> ScanHabit {
     let of = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     // An application may put its own name before tonic's.
@@ -60,7 +60,7 @@ fn scan_habit(headers: &MetadataMap) -> ScanHabit {
     }
 }
 
-/// Writes the service from the table of procedures.
+/// Generates the service from the table of procedures.
 macro_rules! tikv_service {
     (
         batched { $($batched:ident($bq:ident) -> $br:ident = $bm:ident,)* }

@@ -17,22 +17,23 @@ use crate::server::MAX_MESSAGE_BYTES;
 /// Messages in one batch on the wire.
 pub const MAX_BATCH_MESSAGES: usize = 1024;
 
-/// Their size, unless one message alone is larger.
+/// Bytes of one batch, unless one message alone is larger.
 pub const MAX_BATCH_BYTES: usize = 4 << 20;
 
 /// The first wait after a failure to reach a store.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 
-/// The longest: how long a store that comes back may stay cut off.
+/// The longest wait after such a failure. A store that comes back may stay cut off for so long.
 const LONGEST_RETRY: Duration = Duration::from_secs(1);
 
-/// A stream that lived this long broke for a new reason, and is opened again without a wait.
+/// If a stream that lived this long breaks, the reason is a new one. It is opened again without a
+/// wait.
 const STABLE: Duration = Duration::from_secs(5);
 
 /// A stream that lived this long shows that the store is back.
 const SETTLED: Duration = Duration::from_secs(1);
 
-/// The queue to one store; dropping it ends the task that drains it.
+/// The queue to one store. Dropping it ends the task that drains the queue.
 pub(super) struct Link {
     queue: Arc<Queue>,
 }
@@ -65,7 +66,8 @@ impl Drop for Link {
 async fn run(store: u64, queue: Arc<Queue>, shared: Arc<Shared>) {
     let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
     let mut breaks = Repeated::new();
-    // Connect only when there is something to say: not every pair of stores shares a region.
+    // Connects only when there is a message to send, because not every pair of stores shares a
+    // region.
     while queue.ready().await {
         let started = Instant::now();
         let broken = send_until_broken(store, &queue, &shared, || {
@@ -84,19 +86,20 @@ async fn run(store: u64, queue: Arc<Queue>, shared: Arc<Shared>) {
         }
         metrics::counter!("esker_transport_dropped_messages_total", "reason" => "unreachable")
             .increment(dropped as u64);
-        // Also where nothing was queued: what had been handed to the socket may be lost.
+        // Also if nothing was queued, because messages that the socket had taken may be lost.
         shared.events.unreachable(store);
         if started.elapsed() >= STABLE {
             backoff.reset();
             continue;
         }
         tokio::time::sleep(backoff.step()).await;
-        // What came meanwhile is tried with the next connection, and dropped if that fails too.
+        // Messages that came meanwhile are sent on the next connection, and dropped if that fails,
+        // too.
     }
 }
 
-/// Opens a stream and sends what is queued until either ends; answers why. Calls `settled` once the
-/// stream has lived for a while.
+/// Opens a stream and sends what is queued until the stream or the queue ends. Returns the reason.
+/// Calls `settled` once the stream has lived for a while.
 async fn send_until_broken(
     store: u64,
     queue: &Arc<Queue>,

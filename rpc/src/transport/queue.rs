@@ -11,10 +11,11 @@ use crate::proto::esker::RaftMessage;
 /// Messages that may wait for one store.
 pub const MAX_QUEUED_MESSAGES: usize = 16 * 1024;
 
-/// Their size. One message is let in whatever its size, or it could never be sent.
+/// Bytes that may wait for one store. An empty queue takes a message of any size, because such a
+/// message could never be sent otherwise.
 pub const MAX_QUEUED_BYTES: usize = 64 << 20;
 
-/// The queue to a store has no room; the message was dropped.
+/// The queue to a store has no room. The message was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the queue to store {store} is full: {messages} messages, {bytes} bytes")]
 pub struct Full {
@@ -35,7 +36,7 @@ pub(super) struct Queue {
 struct Waiting {
     messages: VecDeque<(usize, RaftMessage)>,
     bytes: usize,
-    /// No more will come: the transport is gone.
+    /// No more messages will come, because the transport is gone.
     closed: bool,
 }
 
@@ -61,8 +62,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Everything that is ready, up to the bounds; at least one message. Waits for it. `None` once
-    /// the queue is closed and empty.
+    /// Waits for messages and returns all that are ready, up to the bounds, but at least one.
+    /// `None` once the queue is closed and empty.
     pub(super) async fn take(
         &self,
         max_messages: usize,
@@ -82,7 +83,7 @@ impl Queue {
         }
     }
 
-    /// Waits until there is something to send. `false` once the queue is closed.
+    /// Waits until there is something to send. Returns `false` once the queue is closed.
     pub(super) async fn ready(&self) -> bool {
         loop {
             {
@@ -98,7 +99,7 @@ impl Queue {
         }
     }
 
-    /// Drops what waits and says how much that was.
+    /// Drops the messages that wait, and returns their number.
     pub(super) fn clear(&self) -> usize {
         let mut waiting = self.waiting.lock();
         waiting.bytes = 0;

@@ -1,4 +1,4 @@
-//! The receiving side: checks what arrives and hands it to the region logic.
+//! The receiving side: checks what arrives and passes it to the region logic.
 
 use std::sync::Arc;
 
@@ -15,34 +15,36 @@ use crate::proto::esker::{
 };
 use crate::server::MAX_MESSAGE_BYTES;
 
-/// Blocks received ahead of the sink.
+/// Parts of a snapshot that are received ahead of the sink.
 const BLOCKS_AHEAD: usize = 4;
 
-/// The region logic, as seen from the network.
+/// The region logic, as the network sees it.
 pub trait RaftHandler: Send + Sync + 'static {
-    /// The cluster of a store that runs here; `None` if it does not.
+    /// The cluster of a store that runs here; `None` if the store does not run here.
     fn cluster_id(&self, store: u64) -> Option<u64>;
 
-    /// Takes one message. Must not block: what it has no room for it drops, as a network would.
+    /// Takes one message. Must not block. A message that finds no room is dropped, as a network
+    /// would drop it.
     fn on_raft(&self, from_store: u64, to_store: u64, message: RaftMessage);
 
-    /// Begins to take over a snapshot. An error refuses it, with a reason for the sender's log.
-    /// Called on a thread that may block.
+    /// Begins to take over a snapshot. An error refuses the snapshot, with a reason for the
+    /// sender's log. Called on a thread that may block.
     fn begin_snapshot(&self, head: SnapshotHead) -> Result<Box<dyn SnapshotSink>, SnapshotError>;
 }
 
-/// Takes over the data of one snapshot, on a thread that may block. Dropping it unfinished means
-/// that the rest will not come: nothing of it may stay behind.
+/// Takes over the data of one snapshot, on a thread that may block. Dropping the sink unfinished
+/// means that the rest will not come. Then nothing of the snapshot may stay behind.
 pub trait SnapshotSink: Send {
-    /// The next pairs of a column family; their sum has been checked.
+    /// Takes the next pairs of a column family. Their checksum has been checked.
     fn block(&mut self, cf: u32, pairs: Bytes) -> Result<(), SnapshotError>;
 
-    /// All has arrived; bytes and sum of the whole have been checked, the count of pairs is for
-    /// the sink to check. When this returns, the snapshot is durable and will be applied.
+    /// Finishes the snapshot, all of which has arrived. The size and the checksum of the whole have
+    /// been checked. The sink has to check the number of pairs. When this returns, the snapshot is
+    /// durable and will be applied.
     fn finish(self: Box<Self>, tail: SnapshotTail) -> Result<(), SnapshotError>;
 }
 
-/// Answers the calls of the `Transport` service.
+/// Serves the calls of the `Transport` service.
 #[derive(Debug)]
 pub struct TransportService<H> {
     handler: Arc<H>,
@@ -60,8 +62,8 @@ impl<H: RaftHandler> TransportService<H> {
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
 
-    /// A store that was rebuilt at another's address, or belongs to another cluster, must not take
-    /// part in votes that are not its own.
+    /// Checks that a sender means this store. A store that was rebuilt at another store's address,
+    /// or that belongs to another cluster, must not take part in the votes of others.
     fn check(&self, cluster_id: u64, to_store: u64) -> Result<(), Status> {
         match self.handler.cluster_id(to_store) {
             Some(ours) if ours == cluster_id => Ok(()),
@@ -102,13 +104,13 @@ impl<H: RaftHandler> Transport for TransportService<H> {
         let (parts, received) = mpsc::channel(BLOCKS_AHEAD);
         let handler = Arc::clone(&self.handler);
         let taking = tokio::task::spawn_blocking(move || take_over(&*handler, head, received));
-        // On an error of the stream `parts` is dropped, and with it the unfinished sink.
+        // On an error of the stream `parts` is dropped, and the unfinished sink with it.
         while let Some(chunk) = chunks.message().await? {
             let Some(part) = chunk.part else {
                 return Err(Status::invalid_argument("a chunk of a snapshot is empty"));
             };
             if parts.send(part).await.is_err() {
-                // The other side has stopped taking: it has a reason to tell.
+                // The sink has stopped taking parts. Its task returns the reason.
                 break;
             }
         }
@@ -118,7 +120,7 @@ impl<H: RaftHandler> Transport for TransportService<H> {
     }
 }
 
-/// Feeds a sink, on a thread that may block.
+/// Passes the parts to a sink, on a thread that may block.
 fn take_over(
     handler: &impl RaftHandler,
     head: SnapshotHead,

@@ -1,4 +1,4 @@
-//! Sending snapshots: at most a few at a time, no faster than allowed, each on its own connection.
+//! Sending snapshots: a few at a time, no faster than allowed, each on a connection of its own.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -21,7 +21,7 @@ use crate::server::MAX_MESSAGE_BYTES;
 /// Snapshots sent at the same time.
 pub const MAX_CONCURRENT_SNAPSHOTS: usize = 4;
 
-/// Snapshots that may wait for that. More fail at once; Raft asks again.
+/// Snapshots that may wait to be sent. Further ones fail at once, and Raft asks again.
 pub const MAX_WAITING_SNAPSHOTS: usize = 64;
 
 /// The rate of all snapshots together, until it is set.
@@ -30,16 +30,16 @@ pub const DEFAULT_SNAPSHOT_BYTES_PER_SECOND: u64 = 100 << 20;
 /// Blocks read ahead of the socket.
 const BLOCKS_AHEAD: usize = 4;
 
-/// How long the receiver may take for the taking over of all data at the end.
+/// How long the receiver may be silent after all data was sent, while it takes the data over.
 const TAKE_OVER_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Pairs of one column family, as a source reads them.
+/// Pairs of one column family, as a source returns them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotPart {
     pub cf: u32,
     /// Length-prefixed pairs in key order, in the store's encoding.
     pub pairs: Bytes,
-    /// How many pairs these are.
+    /// The number of pairs.
     pub count: u64,
 }
 
@@ -50,7 +50,7 @@ pub trait SnapshotSource: Send + 'static {
     fn next_part(&mut self) -> Result<Option<SnapshotPart>, SnapshotError>;
 }
 
-/// What all snapshots of a store share.
+/// The limits and counts that all snapshots of a store share.
 pub(super) struct Limits {
     running: Semaphore,
     started: AtomicUsize,
@@ -75,7 +75,7 @@ impl Limits {
         self.bytes_per_second.store(bytes_per_second.max(1), Ordering::Relaxed);
     }
 
-    /// Waits for one's turn to send this much.
+    /// Waits until this many bytes may be sent.
     async fn pace(&self, bytes: usize) {
         let rate = self.bytes_per_second.load(Ordering::Relaxed) as f64;
         let turn = {
@@ -123,7 +123,8 @@ pub(super) fn start(
                 SnapshotOutcome::Delivered
             }
             Err(reason) => {
-                // Each is asked for again, by as many regions as the other store lacks.
+                // Each snapshot is asked for again, and there are as many as the other store lacks
+                // regions.
                 if let Some(times) = limits.failures.lock().failed(Instant::now()) {
                     tracing::warn!(?snapshot, times, reason, "could not send a snapshot");
                 }
@@ -134,7 +135,7 @@ pub(super) fn start(
     });
 }
 
-/// Answers the size of the data that was delivered, or why it was not.
+/// Returns the size of the data that was delivered, or why it was not.
 async fn send(
     shared: &Arc<Shared>,
     to_store: u64,
@@ -163,7 +164,7 @@ async fn send(
         }
     });
     let mut call = Box::pin(client.snapshot(paced));
-    // Paced blocks take as long as they take; what is bounded is the silence after the last one.
+    // There is no limit to how long the paced blocks take, but to the silence after the last one.
     let mut read = None;
     let response = loop {
         tokio::select! {
@@ -174,7 +175,7 @@ async fn send(
             }
         }
     };
-    // Ends the reader, in case the receiver had enough before the end.
+    // Ends the reader, in case the receiver stopped before the end.
     drop(call);
     let read = match read {
         Some(read) => read,
@@ -182,7 +183,7 @@ async fn send(
     };
     match (read.map_err(|error| error.to_string())?, response) {
         (Ok(bytes), Ok(_)) => Ok(bytes),
-        // A source that failed makes the receiver complain that the data broke off.
+        // If the source failed, the receiver only reports that the data broke off.
         (Err(ReadError::Source(reason)), _) => Err(format!("reading it: {reason}")),
         (_, Err(status)) => Err(format!("{address}: {}", channel::describe(&status))),
         (Err(ReadError::StreamEnded), Ok(_)) => {
@@ -191,15 +192,15 @@ async fn send(
     }
 }
 
-/// Why not all of a snapshot was handed to the stream.
+/// Why a snapshot was not passed to the stream as a whole.
 enum ReadError {
     Source(SnapshotError),
-    /// Nobody takes the chunks any more; the response says why.
+    /// The stream takes no more chunks. The response has the reason.
     StreamEnded,
 }
 
 /// Reads the source into chunks, on a thread that may block. Ends early, without a tail, when the
-/// source fails or nobody takes the chunks any more: the receiver then drops what it has.
+/// source fails or the stream takes no more chunks. The receiver then drops what it has.
 fn read(
     head: SnapshotHead,
     mut source: Box<dyn SnapshotSource>,

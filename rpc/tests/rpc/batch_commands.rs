@@ -1,4 +1,4 @@
-//! The `Tikv` service over a store that answers when the test says so.
+//! The `Tikv` service over a store that answers when the test lets it.
 
 use std::sync::Arc;
 
@@ -21,7 +21,8 @@ use tonic::{Code, Status, Streaming};
 
 use crate::support::{Server, soon};
 
-/// Answers a get with its own key: at once, or for keys that begin with `slow` when a permit comes.
+/// Answers a get with its own key: at once, or, for keys that begin with `slow`, when a permit
+/// comes.
 struct Gated {
     open: Arc<Semaphore>,
     /// How many slow gets are being worked on.
@@ -58,7 +59,7 @@ impl StoreService for Gated {
     fn handle(&self, request: service::Request, _: Caller) -> Answer {
         let request = match request {
             service::Request::RawGet(request) => request,
-            // The store is stopping, however the request is worked on.
+            // The store is stopping, whether or not the request has a task of its own.
             service::Request::RawPut(_) | service::Request::RawScan(_) => {
                 return Box::pin(std::future::ready(Err(Status::unavailable("stopping"))));
             }
@@ -196,7 +197,8 @@ async fn a_stream_with_too_much_unfinished_work_is_not_read() {
     });
     let bound = MAX_IN_FLIGHT_PER_STREAM;
     soon("the bound is reached", working.wait_for(|count| *count >= bound)).await.expect("alive");
-    // Other calls on the connection go on, and take long enough for more to be let in if it were.
+    // Other calls on the connection go on. They take long enough for the server to read more of the
+    // stream, if there were no bound.
     for _ in 0..100 {
         let request = RawGetRequest { key: "fast".into(), ..Default::default() };
         soon("another call", client.raw_get(request)).await.expect("answered");
@@ -224,7 +226,7 @@ async fn a_command_that_the_store_does_not_serve_is_refused_and_harms_no_other()
     let mut responses = read(&mut stream, 4).await;
     responses.sort_by_key(|(id, _)| *id);
     assert_eq!(value(&responses[0].1), b"a");
-    // One that this version cannot even name.
+    // This version does not know the command at all.
     assert_eq!(responses[1], (2, None));
     let Some(BatchedReply::Get(refused)) = &responses[2].1 else { panic!("{:?}", responses[2]) };
     let error = refused.region_error.as_ref().expect("a refusal");

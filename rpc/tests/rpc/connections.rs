@@ -1,4 +1,4 @@
-//! Neighbours on a port who only sit there, and those who work beside them.
+//! Idle connections on a port, and clients that work beside them.
 
 use std::time::{Duration, Instant};
 
@@ -60,7 +60,7 @@ async fn who_says_nothing_or_half_a_greeting_is_dropped_and_who_greets_stays() {
     for (what, bytes) in neighbours {
         is_dropped(what, says(&server, bytes).await).await;
     }
-    // An HTTP/2 connection outlives them all: it answers when it is asked something.
+    // An HTTP/2 connection outlives all of them, because it answers pings.
     let ping = [&[0, 0, 8, 6, 0, 0, 0, 0, 0][..], b"are you?"].concat();
     greeted.write_all(&ping).await.expect("it is open");
     let mut heard = Vec::new();
@@ -84,11 +84,11 @@ async fn neighbours_who_fill_the_port_lock_nobody_out() {
     for _ in 0..50 {
         neighbours.push(says(&server, &[PREFACE, EMPTY_SETTINGS].concat()).await);
     }
-    // One that comes now is let in, too.
+    // A client that connects now is let in, too.
     let mut late = TikvClient::connect(server.url()).await.expect("it listens");
     soon("an answer", late.raw_get(RawGetRequest::default())).await.expect("answered");
     is_dropped("the first neighbour gives way", neighbours.remove(0)).await;
-    // The one that has a stream open was never disturbed.
+    // The client that has a stream open was never disturbed.
     soon("an answer", working.raw_get(RawGetRequest::default())).await.expect("answered");
     let still_open = tokio::select! {
         biased;
@@ -124,7 +124,7 @@ async fn a_burst_of_connections_does_not_wait() {
     const BURST: usize = 1500;
     /// A connection request that is lost is repeated after a second, by the system.
     const NO_STALL: Duration = Duration::from_millis(900);
-    // Nobody accepts: the queue alone takes them.
+    // The server does not accept, so connections stay in the queue.
     let listener: TcpListener = listen("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("it is bound");
     let started = Instant::now();

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::service::Routes;
 
-/// Far longer than anything here takes: reaching it is the failure.
+/// Far longer than anything here takes. A test that waits so long has failed.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Waits for something that must happen.
@@ -36,7 +36,7 @@ impl Server {
         Self::start_at("127.0.0.1:0".parse().expect("an address"), routes).await
     }
 
-    /// Starts again where an earlier server was.
+    /// Starts a server at the address of an earlier one.
     pub async fn start_at(address: SocketAddr, routes: Routes) -> Self {
         let listener = TcpListener::bind(address).await.expect("a free port");
         Self::start_on(listener, routes, axum::Router::new())
@@ -65,7 +65,7 @@ impl Server {
         format!("http://{}", self.address)
     }
 
-    /// Stops it; every connection is closed when this returns.
+    /// Stops the server. Every connection is closed when this returns.
     pub async fn stop(self) -> SocketAddr {
         self.stop.send(()).expect("the server is running");
         let ended = soon("the server stops", self.running).await;
@@ -89,7 +89,7 @@ impl StoreService for Echo {
     }
 }
 
-/// The `Tikv` service over such a store.
+/// The `Tikv` service over a store that echoes.
 pub fn echo() -> Routes {
     Routes::new(TikvService::new(Arc::new(Echo)).into_server())
 }

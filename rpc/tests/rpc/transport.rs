@@ -27,7 +27,7 @@ const CLUSTER: u64 = 77;
 const SENDER: u64 = 1;
 const RECEIVER: u64 = 2;
 
-/// What happened on the receiving store.
+/// What the receiving store got.
 #[derive(Debug, PartialEq)]
 enum Seen {
     Raft {
@@ -165,7 +165,7 @@ fn message(region_id: u64) -> RaftMessage {
     RaftMessage { region_id, to, ..Default::default() }
 }
 
-/// Sends a message over and over until it arrives: what is sent while the peer is away is lost.
+/// Sends a message again and again until it arrives, because messages to an absent store are lost.
 async fn send_until_seen(
     transport: &RaftTransport,
     sees: &mut mpsc::UnboundedReceiver<Seen>,
@@ -249,7 +249,7 @@ async fn a_queue_that_nobody_drains_says_that_it_is_full_and_others_are_not_affe
 async fn what_waits_for_a_store_that_cannot_be_reached_is_dropped_and_told() {
     let (transport, mut events, _) = sender(Resolver::Nowhere, CLUSTER);
     for region in 0..MAX_QUEUED_MESSAGES as u64 {
-        // Some may be refused: those before were just dropped.
+        // Some messages may be refused, because those before them were just dropped.
         let _ = transport.send(RECEIVER, message(region));
     }
     assert_eq!(soon("an event", events.recv()).await, Some(Event::Unreachable(RECEIVER)));
@@ -282,7 +282,7 @@ async fn messages_of_another_cluster_or_for_another_store_are_refused() {
     assert_eq!(sees.recv().await, None, "nothing was handed on");
 }
 
-/// Hands out parts, and fails at the end if told to.
+/// Returns parts, and fails at the end if the test asks for that.
 struct Source {
     parts: Vec<SnapshotPart>,
     fails: bool,

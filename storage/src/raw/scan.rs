@@ -1,8 +1,8 @@
 //! Raw scans and checksums: ranges of keys in one region.
 //!
-//! A range may reach beyond the region: it is answered for the part inside, and the client goes
-//! on with the next region. That is safe where the scan *begins* inside. Where it would begin
-//! elsewhere, the region has other keys than the first ones asked for, and answers none.
+//! A range may reach beyond the region. The answer covers the part inside, and the client goes on
+//! with the next region. That is safe where the scan *begins* inside. Where it would begin
+//! elsewhere, the region's keys are not the first keys of the range, so the scan is refused.
 
 use bytes::Bytes;
 use esker_engine::Cf;
@@ -19,7 +19,7 @@ use crate::keys::KeyLayout;
 use crate::target::Target;
 use crate::{Storage, StorageError};
 
-/// The most pairs that one scan of a region returns; a client that wants more asks again.
+/// The most pairs that one scan of a region returns. A client that wants more asks again.
 pub const MAX_SCAN_LIMIT: u32 = 100_000;
 
 /// What a scan of one region returns.
@@ -32,12 +32,12 @@ struct ScanShape {
     now_s: u64,
 }
 
-/// A range that was asked for, as keys are stored; `None` for one without a key.
+/// The range that was asked for, in the stored form of keys; `None` for a range without a key.
 fn asked(layout: KeyLayout, lower: &Bytes, upper: &Bytes) -> Option<KeyRange> {
     KeyRange::new(layout.bound(lower), bound(layout.bound(upper))).ok()
 }
 
-/// Whether a scan upwards begins in the region.
+/// Checks that a scan upwards begins in the region.
 fn begins_in(range: &KeyRange, region: &Region) -> Result<(), StorageError> {
     match region.contains(range.start()) {
         true => Ok(()),
@@ -45,7 +45,7 @@ fn begins_in(range: &KeyRange, region: &Region) -> Result<(), StorageError> {
     }
 }
 
-/// Whether a scan downwards begins in the region.
+/// Checks that a scan downwards begins in the region.
 fn ends_in(range: &KeyRange, region: &Region) -> Result<(), StorageError> {
     let ends_above = match (range.end(), region.range.end()) {
         (_, None) => false,
@@ -53,7 +53,8 @@ fn ends_in(range: &KeyRange, region: &Region) -> Result<(), StorageError> {
         (Some(upper), Some(end)) => upper > end,
     };
     if ends_above {
-        // Not a region error: the client knows the region as it is, and would only repeat.
+        // Not a region error, because the client's view of the region is right, and the client
+        // would only repeat the request.
         return Err(StorageError::Refused(format!(
             "a reverse scan from above region {}, which ends at {}: such a scan begins in the \
              region that holds its upper bound; where the client cannot do that, keep to \
@@ -68,12 +69,12 @@ fn ends_in(range: &KeyRange, region: &Region) -> Result<(), StorageError> {
     }
 }
 
-/// Whether no key can be in any later region.
+/// Whether this region holds the last key: no key can be in a later region.
 fn holds_the_last_key(region: &Region) -> bool {
     region.range.end().is_none_or(|end| **end == KEYS_TOP)
 }
 
-/// The client's idea of the region is older than this region.
+/// The error for a client whose view of the region is outdated.
 fn elsewhere(region: &Region, key: &Bytes) -> StorageError {
     RequestError::KeyNotInRegion {
         region: region.id,
@@ -83,8 +84,8 @@ fn elsewhere(region: &Region, key: &Bytes) -> StorageError {
     .into()
 }
 
-/// Scans the part of a range that lies in the region. Forward from `start` up to
-/// `end`; in reverse from `start`, exclusive, down to `end`, inclusive.
+/// Scans the part of a range that lies in the region: forward from `start` up to `end` (exclusive),
+/// or in reverse from `start` (exclusive) down to `end` (inclusive).
 fn scan_region(
     view: &RegionSnapshot,
     cf: Cf,
@@ -128,7 +129,7 @@ fn collect(
     let mut pairs = Vec::new();
     while pairs.len() < shape.limit as usize && iter.valid()? {
         let value = decode(Bytes::copy_from_slice(iter.value()), iter.key())?;
-        // What was stored under a key of another layout is not among the client's keys.
+        // A key that was stored in another layout is not among the client's keys.
         if value.is_live(shape.now_s)
             && let Some(key) = shape.layout.of_client(iter.key())
         {
@@ -191,8 +192,8 @@ pub(crate) async fn batch_scan(
     Ok(RawBatchScanResponse { kvs, ..Default::default() })
 }
 
-/// Whether a client with this habit does right by an answer of so many pairs. It never asks for
-/// the rest where it should, so it gets an error instead.
+/// Checks that a client with this habit comes to the right result with an answer of so many pairs.
+/// Where it would not ask for the rest although it should, it gets an error instead.
 fn check_habit(
     habit: ScanHabit,
     region: &Region,
@@ -200,7 +201,7 @@ fn check_habit(
     shape: ScanShape,
     found: usize,
 ) -> Result<(), StorageError> {
-    // A client that has as many pairs as it wants goes nowhere.
+    // A client that has as many pairs as it wants does not go on.
     if habit != ScanHabit::StopsOrWraps || found >= shape.limit as usize {
         return Ok(());
     }
@@ -222,11 +223,12 @@ fn check_habit(
     Ok(())
 }
 
-/// The checksum of the parts of ranges that lie in the region, over the keys and values that a
-/// scan would return.
+/// The checksum of the parts of ranges that lie in the region, over the keys and values that a scan
+/// would return.
 ///
-/// It is the CRC-64 (XZ) of each pair's key and value, one after the other, all combined by
-/// exclusive or: in any order, and across regions, it comes to the same.
+/// It is the CRC-64 (XZ) of each pair's key followed by its value, and all of these are combined by
+/// exclusive or. So the result does not depend on the order of the pairs, and checksums of regions
+/// can be combined.
 pub(crate) async fn checksum(
     storage: &Storage,
     request: RawChecksumRequest,

@@ -17,17 +17,17 @@ use tonic::{Request, Response, Status, Streaming};
 
 const CLUSTER_ID: u64 = 7;
 
-/// What the cluster knows, and how it is to answer.
+/// The state of the cluster, and how it is to answer.
 #[derive(Debug, Default)]
 pub struct Script {
     pub regions: Vec<pdpb::Region>,
-    /// Stores whose admin service is this one.
+    /// The stores that have an admin service, which is this one for all.
     pub stores: Vec<u64>,
-    /// Answers to the next changes; when there are none, the change is made.
+    /// Answers to the next changes. When there are none left, the change is made.
     pub refusals: VecDeque<errorpb::Error>,
-    /// Whether a transfer of leadership that was accepted also happens.
+    /// Whether a transfer of leadership that was accepted does not happen.
     pub transfers_fail: bool,
-    /// How often regions were asked for by range, and changes by anyone.
+    /// How often regions were asked for by range, and how often a change was asked for.
     pub scans: usize,
     pub changes: usize,
 }
