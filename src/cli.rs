@@ -1,13 +1,12 @@
 //! The command line: arguments in, a table or JSON and an exit status out.
 //!
-//! [`main`] is the whole of the `esker` binary. Bytes that a person typed become
-//! types here (addresses, keys, labels), so that nothing behind the command line
-//! checks them again. Commands that talk to a cluster do so as any client does,
-//! through the placement driver.
+//! [`main`] is the whole of the `esker` binary. Bytes that a person typed become types here
+//! (addresses, keys, labels), so that nothing behind the command line checks them again. Commands
+//! that need a cluster find it as any client does, through the placement driver.
 //!
-//! Promises: exit status 0 means done, 1 refused or failed with one line on standard
-//! error that says why, 2 wrong usage. Results go to standard output and nothing else
-//! does; progress is drawn on a terminal only.
+//! Promises: exit status 0 means done, 1 refused or failed with one line on standard error that
+//! gives the reason, 2 wrong usage. Results and nothing else go to standard output. Progress is
+//! drawn on a terminal only.
 
 mod cluster;
 mod error;
@@ -65,7 +64,7 @@ enum Command {
     Ycsb(ycsb::YcsbArguments),
 }
 
-/// Reads the process's arguments, does what they say, and reports.
+/// Reads the process's arguments, carries them out, and reports.
 pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
@@ -73,10 +72,10 @@ pub fn main() -> ExitCode {
     };
     match execute(arguments) {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever read the output has seen enough of it.
+        // The reader of the output has seen enough of it.
         Err(error) if error.is_broken_pipe() => ExitCode::SUCCESS,
         Err(error) => {
-            // There is nobody left to tell when standard error is closed, too.
+            // If standard error is closed, too, there is no other place for a message.
             let _ = writeln!(std::io::stderr(), "error: {}", one_line(error));
             ExitCode::FAILURE
         }

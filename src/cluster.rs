@@ -1,4 +1,4 @@
-//! A whole cluster in this process: what `esker playground` runs, for tests and programs.
+//! A whole cluster in this process, for `esker playground`, tests and programs.
 
 mod size;
 
@@ -19,26 +19,26 @@ use crate::node::address::PLACEMENT_MEMBERS;
 use crate::node::{Node, NodeConfig, Roles, descriptors, tag_of};
 use crate::server::member::Members;
 
-/// The most stores of a cluster on one machine: beyond, it only gets slower.
+/// The most stores of a cluster on one machine. With more, the cluster only gets slower.
 pub const MAX_STORES: u32 = 32;
-/// How many replicas placement gives every region, where there are that many stores.
+/// How many replicas placement gives every region, if there are that many stores.
 const REPLICAS: usize = 3;
 /// How long a cluster on one machine may take until every region has all its replicas.
 const READY_WITHIN: Duration = Duration::from_secs(60);
-/// In a node's folder: where it listened last.
+/// The file in a node's folder that keeps the port at which the node listened last.
 const PORT_FILE: &str = "PORT";
 const LOOK_AGAIN: Duration = Duration::from_millis(25);
 
-/// What kind of cluster.
+/// The size and the settings of a cluster.
 #[derive(Clone, Debug)]
 pub struct ClusterOptions {
-    /// 1 to [`MAX_STORES`]; the same as before where the directory holds a cluster.
+    /// 1 to [`MAX_STORES`]. The same as before if the directory holds a cluster.
     pub stores: u32,
     /// Members of the placement driver: 1, 3 or 5, at most one for each store.
     pub placements: u32,
-    /// Where the data stays; without it, it is temporary.
+    /// Where the data is kept. Without a directory, the data is temporary.
     pub data_dir: Option<PathBuf>,
-    /// Of the first placement member; 0 takes any that is free.
+    /// The port of the first placement member. 0 takes any free port.
     pub port: u16,
     pub config: NodeConfig,
 }
@@ -56,7 +56,7 @@ impl Default for ClusterOptions {
 }
 
 impl ClusterOptions {
-    /// Whether there can be such a cluster, and nothing else is in its directory.
+    /// Checks that there can be such a cluster, and that nothing else is in its directory.
     fn check(&self) -> Result<Size, Error> {
         let &ClusterOptions { stores, placements, .. } = self;
         if !(1..=MAX_STORES).contains(&stores) {
@@ -86,7 +86,7 @@ impl Cluster {
     /// Starts all nodes and waits until every region has all its replicas.
     ///
     /// # Errors
-    /// See [`Error`]; nothing keeps running.
+    /// See [`Error`]. After an error nothing keeps running.
     pub async fn start(options: ClusterOptions) -> Result<Cluster, Error> {
         let cluster = Cluster::launch(options).await?;
         cluster.ready().await?;
@@ -144,7 +144,7 @@ impl Cluster {
                     Members {
                         me: MemberId(number as u64 + 1),
                         all: all.clone(),
-                        // Its members find each other again whatever their ports.
+                        // The members find each other again even if their ports change.
                         tag: tag_of(&format!("playground of {placements}")),
                     },
                     join,
@@ -153,7 +153,8 @@ impl Cluster {
             };
             builder.start()
         });
-        // The first failure ends all: the others might wait for that very node for ever.
+        // The first failure ends all nodes, because the others might wait for the failed one for
+        // ever.
         let nodes = try_join_all(starts).await?;
         for (number, node) in nodes.iter().enumerate() {
             let folder = node_folder(&directory, number + 1);
@@ -165,7 +166,8 @@ impl Cluster {
                 source,
             })?;
         }
-        // One whose store did not come up is not complete, and may be started again as it is.
+        // If some node's store did not come up, the cluster is not complete. It may be started
+        // again as it is.
         if nodes.iter().all(|node| node.store_id().is_some()) {
             size.remember(&directory)?;
         }
@@ -187,7 +189,7 @@ impl Cluster {
         &self.nodes
     }
 
-    /// A client that talks to all nodes over their sockets, as one in another process would.
+    /// A client that reaches all nodes over their sockets, as a client in another process would.
     ///
     /// # Errors
     /// When placement cannot be reached.
@@ -196,7 +198,7 @@ impl Cluster {
         Ok(KvClient::new(placement, []))
     }
 
-    /// Takes a node out of the cluster's hands, to be stopped on its own.
+    /// Takes a node out of the cluster, so that the caller can stop it on its own.
     pub fn take_node(&mut self, number: usize) -> Node {
         self.nodes.remove(number)
     }
@@ -224,7 +226,7 @@ impl Cluster {
     /// What the cluster lacks to be complete.
     async fn missing(&self, replicas: usize) -> Result<Option<String>, Error> {
         let regions = self.placement.scan_regions(&KeyRange::all(), 0).await?;
-        // One for all keys and the empty one above them.
+        // One region for all keys, and the empty one above them.
         const FIRST_REGIONS: usize = 2;
         if regions.len() < FIRST_REGIONS {
             return Ok(Some(format!("{} of {FIRST_REGIONS} regions are there", regions.len())));
@@ -255,8 +257,8 @@ fn node_folder(directory: &Path, number: usize) -> PathBuf {
     directory.join(format!("node-{number}"))
 }
 
-/// The port that the node had when it ran last, if it is still free: the other
-/// nodes know it by that, and no other node's old port may become this one's.
+/// Binds the port that the node had when it ran last, if it is still free. The other nodes know the
+/// node by that port, and the old port of another node must not become this node's.
 async fn listen_again(folder: &Path) -> Result<(TcpListener, String), Error> {
     let last = std::fs::read_to_string(folder.join(PORT_FILE)).ok();
     if let Some(port) = last.and_then(|port| port.trim().parse().ok())

@@ -1,4 +1,4 @@
-//! What keeps a node from starting or from doing what it was asked, in one line each.
+//! What keeps a node from starting or from carrying out a request, in one line each.
 
 use std::path::PathBuf;
 
@@ -137,8 +137,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether it is the memory of one store that is at fault: what else runs on the node is
-    /// not touched by it.
+    /// Whether only the memory of one store is at fault, so that the rest of the node is not
+    /// affected.
     pub(crate) fn concerns_one_store(&self) -> bool {
         match self {
             Error::Directory(error) => matches!(

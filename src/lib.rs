@@ -1,13 +1,13 @@
 //! Esker: a sharded, replicated key-value storage engine that speaks TiKV's client
 //! protocol, as one binary and as one crate to embed.
 //!
-//! Three doors into it:
+//! There are three ways to use it:
 //!
 //! - [`Cluster`] runs a whole cluster in this process, for tests and for a first look.
-//! - [`Node`] runs one node in this process; its client's requests to regions that
-//!   are led here are function calls.
-//! - `cli` is the `esker` binary. It, and what it alone needs, is behind the feature `cli`,
-//!   which is on by default: a program that embeds a node turns it off.
+//! - [`Node`] runs one node in this process. Its client's requests to regions that are led here are
+//!   function calls.
+//! - `cli` is the `esker` binary. The module, and what it alone needs, is behind the feature `cli`,
+//!   which is on by default. A program that embeds a node turns it off.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {

@@ -27,11 +27,11 @@ use crate::server::traffic::Traffic;
 pub use address::{Address, AddressError, AddressesError};
 pub use config::{ConfigError, NodeConfig, SETTINGS, Setting, SettingError};
 
-/// In a node's data directory: those of its store and of its placement member.
+/// The folders of the store and of the placement member in a node's data directory.
 pub(crate) const STORE_FOLDER: &str = "store";
 pub(crate) const PLACEMENT_FOLDER: &str = "placement";
 
-/// What a node does.
+/// Which parts a node runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Roles {
     pub placement: bool,
@@ -54,8 +54,8 @@ pub struct NodeBuilder {
     replace: bool,
 }
 
-/// A node that runs in this process. Stop it with [`Node::stop`]; dropped without
-/// that it stops too, but without waiting for the last flush.
+/// A node that runs in this process. Stop it with [`Node::stop`]. A node that is dropped without
+/// that stops, too, but without waiting for the last flush.
 pub struct Node {
     address: String,
     store_id: Option<u64>,
@@ -73,7 +73,8 @@ pub struct Node {
 }
 
 impl Node {
-    /// A node of a cluster of its own on a free port of 127.0.0.1, unless told otherwise.
+    /// A node of a cluster of its own on a free port of 127.0.0.1, unless the builder's methods
+    /// change that.
     pub fn builder() -> NodeBuilder {
         NodeBuilder {
             data_dir: None,
@@ -100,7 +101,7 @@ impl Node {
         self.store_id
     }
 
-    /// Why this node's store does not run although it should: its placement member goes on
+    /// Why this node's store does not run although it should. The node's placement member goes on
     /// without it.
     pub fn store_failure(&self) -> Option<&Error> {
         self.store_failure.as_ref()
@@ -110,11 +111,11 @@ impl Node {
         &self.placement
     }
 
-    /// A client whose requests to regions that are led on this node are function
-    /// calls; all others travel.
+    /// A client whose requests to regions that are led on this node are function calls. All others
+    /// use the network.
     ///
     /// # Errors
-    /// None at present; connecting later may find some.
+    /// None at present. Later versions may return errors.
     pub async fn client(&self) -> Result<KvClient, Error> {
         let local: Option<Arc<dyn StoreService>> =
             self.store_id.map(|_| self.store_service.clone() as Arc<dyn StoreService>);
@@ -127,7 +128,7 @@ impl Node {
         if let Some(server) = self.server.take() {
             let _ = server.await;
         }
-        // They hold the stores, whose directories must be free when this returns.
+        // The tasks hold the stores, whose directories must be free when this returns.
         for task in self.tasks.drain(..) {
             let _ = task.await;
         }
@@ -154,7 +155,8 @@ impl Node {
     }
 
     fn begin_stop(&self) {
-        // Before anything stops: those who watch turn to other nodes while calls still end well.
+        // Before anything stops, so that watching clients turn to other nodes while calls still
+        // succeed.
         self.health.stop();
         self.shutdown.send_replace(true);
         self.traffic.clear();
@@ -178,40 +180,40 @@ impl Drop for Node {
 }
 
 impl NodeBuilder {
-    /// Where the node keeps its data; made if it is not there. Required.
+    /// Where the node keeps its data. The directory is made if it does not exist. Required.
     pub fn data_dir(mut self, directory: impl Into<PathBuf>) -> Self {
         self.data_dir = Some(directory.into());
         self
     }
 
-    /// `host:port` to serve on, by which others reach this node unless
-    /// [`advertise`](Self::advertise) says otherwise. Port 0 takes any that is free.
+    /// `host:port` to serve on. Others reach this node by it, unless [`advertise`](Self::advertise)
+    /// sets another address. Port 0 takes any free port.
     pub fn listen(mut self, address: impl Into<String>) -> Self {
         self.listen = address.into();
         self
     }
 
-    /// `host:port` by which others reach this node, where that is not what it listens at:
+    /// `host:port` by which others reach this node, if that is not the address at which it listens:
     /// behind a forwarded port, or when it listens at all addresses of the machine.
     pub fn advertise(mut self, address: impl Into<String>) -> Self {
         self.advertise = Some(address.into());
         self
     }
 
-    /// The members of the placement driver, one, three or five `host:port`. A node whose own
-    /// address is among them is one; without any, this node is a cluster of its own.
+    /// The members of the placement driver: one, three or five `host:port`. A node whose own
+    /// address is among them is a member. Without any, this node is a cluster of its own.
     pub fn join<A: Into<String>>(mut self, members: impl IntoIterator<Item = A>) -> Self {
         self.join = members.into_iter().map(Into::into).collect();
         self
     }
 
-    /// What the node does, where `join` alone does not say it right.
+    /// Which parts the node runs, if `join` alone does not determine it correctly.
     pub fn roles(mut self, roles: Roles) -> Self {
         self.roles = Some(roles);
         self
     }
 
-    /// Where the node stands, for placement's rules: `zone=a`, `host=b`.
+    /// The location of the node, for placement's rules: `zone=a`, `host=b`.
     pub fn labels(mut self, labels: Vec<(String, String)>) -> Self {
         self.labels = labels;
         self
@@ -222,20 +224,21 @@ impl NodeBuilder {
         self
     }
 
-    /// Lets a store with an empty directory take the place of the one that had its address
-    /// and lost its memory for good: that one becomes a tombstone, and its replicas are
-    /// made anew from the others. Without an effect once the directory is in use.
+    /// Lets a store with an empty directory take the place of the store that had its address and
+    /// lost its memory for good. The old store becomes a tombstone, and its replicas are made anew
+    /// from the others. Has no effect once the directory is in use.
     pub fn replace(mut self, replace: bool) -> Self {
         self.replace = replace;
         self
     }
 
-    /// How many file descriptors this node may use. A node bounds its connections and the files
-    /// that its engines hold open by it, so that they cannot take each other's.
+    /// How many file descriptors this node may use. From that number a node bounds its connections
+    /// and the files that its engines hold open, so that neither takes the descriptors of the
+    /// other.
     ///
-    /// Without it, a node reckons with all that this process may have at the start (the soft
-    /// limit, `RLIMIT_NOFILE`), which it never changes. Give less where the process has other uses
-    /// for descriptors, or other nodes; raise the process's limit where it is the usual 1,024.
+    /// Without it, a node assumes all that this process may have at the start (the soft limit,
+    /// `RLIMIT_NOFILE`). A node never changes that limit. Set fewer if the process has other uses
+    /// for descriptors, or other nodes. Raise the process's limit if it is the usual 1,024.
     pub fn max_descriptors(mut self, descriptors: u64) -> Self {
         self.max_descriptors = Some(descriptors);
         self
@@ -247,17 +250,17 @@ impl NodeBuilder {
         self
     }
 
-    /// The placement members under ids of their own, whose addresses may change.
+    /// The placement members, under ids of their own that stay when the addresses change.
     pub(crate) fn members(mut self, members: Members, join: Vec<String>) -> Self {
         self.members = Some(members);
         self.join = join;
         self
     }
 
-    /// Starts the node; returns when its store is open and known to placement.
+    /// Starts the node. Returns when its store is open and known to placement.
     ///
     /// # Errors
-    /// See [`Error`]; nothing keeps running.
+    /// See [`Error`]. After an error nothing keeps running.
     pub async fn start(self) -> Result<Node, Error> {
         start::start(self).await
     }
@@ -275,13 +278,13 @@ impl NodeBuilder {
         listener.local_addr().map_err(failed)
     }
 
-    /// Which placement members there are, and whether this node, at `address`, is one.
+    /// The placement members, if this node, at `address`, is one of them.
     fn placement_members(&self, address: &str) -> Result<Option<Members>, Error> {
         if let Some(members) = &self.members {
             return Ok(Some(members.clone()));
         }
         let mut addresses: BTreeSet<String> = self.join.iter().cloned().collect();
-        // A cluster of one node may change its address; no one else knows it.
+        // A cluster of one node may change its address, because no other node knows it.
         let tag = match addresses.is_empty() {
             true => tag_of("alone"),
             false => tag_of(&addresses.iter().cloned().collect::<Vec<_>>().join(",")),
@@ -310,8 +313,7 @@ impl NodeBuilder {
     }
 }
 
-/// A number that tells sets of members apart: FNV-1a, which stays the same in
-/// every build.
+/// A number that distinguishes sets of members: FNV-1a, which is the same in every build.
 pub(crate) fn tag_of(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)

@@ -1,8 +1,8 @@
 //! What a node serves: the store's requests, the traffic between stores, reports to
 //! placement, and the placement driver's own replicated state.
 //!
-//! Everything here is glue between the sockets of `esker-rpc` and the region logic
-//! of `esker-raftstore`; it decides nothing about regions.
+//! Everything here connects the sockets of `esker-rpc` with the regions of `esker-raftstore`. It
+//! decides nothing about regions.
 
 pub mod admin;
 pub mod assembly;

@@ -1,21 +1,19 @@
-//! YCSB, the Yahoo! Cloud Serving Benchmark (Cooper et al., SoCC 2010), against any
-//! [`Database`].
+//! YCSB, the Yahoo! Cloud Serving Benchmark (Cooper et al., SoCC 2010), against any [`Database`].
 //!
-//! In flow [`Options`] and a database; out flows a [`PhaseReport`] for each phase.
-//! The load phase inserts records `0..records`; the run phase makes the requests of a
-//! [`Workload`] on them. Keys, distributions and shares are those of the original:
-//! hashed keys, scrambled zipfian or latest popularity with constant 0.99, scans of
-//! 1 to 100 records.
+//! [`Options`] and a database flow in. A [`PhaseReport`] for each phase flows out. The load phase
+//! inserts records `0..records`, and the run phase makes the requests of a [`Workload`] on them.
+//! Keys, distributions and shares are those of the original: hashed keys, scrambled zipfian or
+//! latest popularity with constant 0.99, scans of 1 to 100 records.
 //!
 //! Where a plain key-value store forces a choice:
 //! - A record is one value that holds all the fields, and a read reads all of them.
-//! - An update writes the whole record, as YCSB does with `writeallfields=true`:
-//!   writing one field of a value would need a read first. A read-modify-write does
-//!   read, and changes one field.
+//! - An update writes the whole record, as YCSB does with `writeallfields=true`, because writing
+//!   one field of a value would need a read first. A read-modify-write does read, and changes one
+//!   field.
 //! - A record that is not found, or is not of the expected size, is an error.
 //!
-//! Promises: the requests follow from the seed; a client that fails goes on with its
-//! next request; every request is counted either in a histogram or as an error.
+//! Promises: the requests follow from the seed. A client whose request fails goes on with its next
+//! request. Every request is counted either in a histogram or as an error.
 
 mod database;
 mod generator;

@@ -1,4 +1,4 @@
-//! Which cluster a command is for, and the clients that lead to it.
+//! Which cluster a command is for, and the clients for it.
 
 use std::time::Duration;
 
@@ -9,16 +9,16 @@ use esker_client::{AdminClient, KvClient, PlacementClient};
 use super::error::CliError;
 use crate::node::Address;
 
-/// Where these stand in the help of every command that has them.
+/// The heading of these arguments in the help of every command that has them.
 const CLUSTER_HEADING: &str = "Cluster";
 
-/// Where the placement driver is, for commands that are not told.
+/// Where the placement driver is, for commands without `--placement`.
 pub const VARIABLE: &str = "ESKER_PLACEMENT";
 
-/// Which cluster, and how to print what it says.
+/// Which cluster a command is for, and how to print its answers.
 #[derive(Debug, Args)]
 pub struct ClusterArguments {
-    /// Members of the cluster's placement driver, of which one that answers is enough
+    /// Members of the cluster's placement driver; one that answers is enough
     #[arg(
         long,
         global = true,
@@ -46,7 +46,7 @@ impl ClusterArguments {
         Ok(AdminClient::new(self.connect_within(CONNECT_DEADLINE).await?))
     }
 
-    /// Looks so long for a leader of the placement driver.
+    /// Looks for a leader of the placement driver, within `deadline`.
     async fn connect_within(&self, deadline: Duration) -> Result<PlacementClient, CliError> {
         let endpoints = self.placement.iter().map(ToString::to_string).collect();
         PlacementClient::connect_within(endpoints, deadline).await.map_err(CliError::Connect)

@@ -1,4 +1,4 @@
-//! Why a command did not do what it was asked to: one line, with what to do next.
+//! Why a command failed: one line, with what to do next.
 
 use std::io;
 
@@ -6,7 +6,7 @@ use esker_client::ClientError;
 
 use super::key::Text;
 
-/// A command that was refused or failed. Wrong usage never comes this far.
+/// The error of a command that was refused or failed. Wrong usage is reported earlier.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
     #[error("cannot start the runtime: {0}; the system may be out of threads or file handles")]
@@ -15,7 +15,7 @@ pub enum CliError {
     Output(#[source] io::Error),
     #[error("{variable} is no filter for the log: {reason}; write something like info,esker=debug")]
     Log { variable: &'static str, reason: String },
-    /// Of the servers; they say what to do themselves.
+    /// An error of the servers, whose message contains what to do.
     #[error("{0}")]
     Server(Box<dyn std::error::Error + Send + Sync>),
     #[error(
@@ -23,7 +23,7 @@ pub enum CliError {
          or name one with --placement HOST:PORT"
     )]
     Connect(ClientError),
-    /// Of a client, which names the request and the key.
+    /// An error of a client, which names the request and the key.
     #[error("{error}{advice}", error = .0, advice = advice(.0))]
     Client(ClientError),
     #[error("no region covers the key `{0}`: the cluster has not been bootstrapped; start a store")]
@@ -64,7 +64,7 @@ impl CliError {
     }
 }
 
-/// What the commands say in words of their own has a variant of its own.
+/// Errors for which the commands have a message of their own have a variant of their own.
 impl From<ClientError> for CliError {
     fn from(error: ClientError) -> Self {
         match error {
@@ -77,7 +77,7 @@ impl From<ClientError> for CliError {
     }
 }
 
-/// What to do, where the client's own message leaves it open.
+/// What to do, if the client's own message leaves that open.
 fn advice(error: &ClientError) -> String {
     match error {
         ClientError::Deadline { .. } => {
@@ -99,7 +99,7 @@ fn advice(error: &ClientError) -> String {
 }
 
 fn bound(bound: &Text) -> String {
-    // As in the tables: a bound may be one that nobody could read.
+    // As in the tables, because a person could not read every bound.
     format!("`{}`", bound.bound())
 }
 

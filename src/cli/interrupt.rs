@@ -4,8 +4,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::Error;
 
-/// Whether somebody wants this process to end. It listens from the moment when it is made, so
-/// that no stage of a start is one in which a signal kills the process half-way.
+/// A request to end this process. It listens from the moment when it is made, so that a signal
+/// kills the process at no stage of a start.
 pub struct Interrupt {
     interrupt: Signal,
     terminate: Signal,
@@ -20,7 +20,7 @@ impl Interrupt {
         })
     }
 
-    /// Completes when one of the two has come.
+    /// Completes when one of the two signals has come.
     pub async fn comes(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}

@@ -1,6 +1,6 @@
-//! Keys and values as text: what is printable stands for itself, `\xNN` for any byte,
-//! and `\\` for a backslash. Every sequence of bytes can be written so, and what is
-//! printed reads back as the same bytes.
+//! Keys and values as text. Printable text stands for itself, `\xNN` for any byte, and `\\` for a
+//! backslash. Every sequence of bytes can be written so, and what is printed reads back as the same
+//! bytes.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,11 +10,11 @@ use esker_model::limits::KEYS_TOP;
 use esker_rpc::text::{Printable, WIDE_SPACE};
 use serde::{Serialize, Serializer};
 
-/// A key or a value: any bytes, as text on the command line and in what is printed.
+/// A key or a value: any bytes, in the form of text on the command line and in output.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Text(pub Bytes);
 
-/// Why a text stands for no bytes.
+/// Why a text does not stand for bytes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TextError {
     #[error("`\\x{0}` is not an escape: two hexadecimal digits follow `\\x`, as in \\x7F")]
@@ -66,13 +66,13 @@ impl fmt::Display for Text {
 }
 
 impl Text {
-    /// As it stands in a table, where a space at an end could not be seen, and two of them part
-    /// columns: such spaces are escaped.
+    /// The text in a table. A space at an end of a cell could not be seen, and two spaces separate
+    /// columns, so such spaces are escaped.
     pub fn cell(&self) -> String {
         let text = self.to_string();
         let mut cell = String::with_capacity(text.len());
         let mut characters = text.chars().peekable();
-        // The beginning is like a space.
+        // A space at the beginning is escaped, too.
         let mut before = ' ';
         while let Some(character) = characters.next() {
             let is_lost = is_space(before) || characters.peek().is_none();
@@ -86,13 +86,13 @@ impl Text {
         cell
     }
 
-    /// A bound of a range in a table: `""` where there is none.
+    /// A bound of a range in a table; `""` for no bound.
     pub fn bound(&self) -> String {
         match &self.0[..] {
             b"" => "\"\"".to_owned(),
-            // One above all keys is longer than any, and nobody could read it.
+            // The bound above all keys is longer than any key, and a person could not read it.
             top if *top == KEYS_TOP => "(top)".to_owned(),
-            // Keys that look like these.
+            // Keys that look like these two texts.
             b"\"\"" => "\\x22\\x22".to_owned(),
             b"(top)" => "\\x28top)".to_owned(),
             _ => self.cell(),

@@ -17,9 +17,9 @@ const MAX_PAIRS: u64 = 1_000_000;
 
 /// Reads and writes keys
 ///
-/// Keys and values are text. `\xNN` stands for any byte, `\\` for a backslash; what is
-/// printed reads back as the same bytes. They may begin with a dash; one that is spelt
-/// like an option of the command, such as `-h`, goes behind a `--`.
+/// Keys and values are text. `\xNN` stands for any byte, `\\` for a backslash. What is printed
+/// reads back as the same bytes. Keys and values may begin with a dash. A key or value that looks
+/// like an option of the command, such as `-h`, must follow a `--`.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  esker kv put greeting hello")]
 pub struct KvArguments {
@@ -89,7 +89,7 @@ struct Pair {
     value: Text,
 }
 
-/// What a program is told when there is nothing else to say.
+/// The JSON for a program when there is nothing else to report.
 #[derive(Debug, Serialize)]
 struct Done {
     done: bool,

@@ -8,15 +8,15 @@ use serde::Serialize;
 
 use super::error::CliError;
 
-/// How the cells of a column stand.
+/// How the cells of a column are aligned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Align {
     Left,
     Right,
 }
 
-/// Columns under their headers, two spaces apart, no lines and no colour: for eyes and
-/// for `grep`. A row is one line, however long.
+/// Columns under their headers, two spaces apart, without lines and colours, for people and for
+/// `grep`. A row is one line, however long.
 pub fn table(headers: &[(&str, Align)], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).force_no_tty();
@@ -32,7 +32,7 @@ pub fn table(headers: &[(&str, Align)], rows: impl IntoIterator<Item = Vec<Strin
     table.trim_fmt()
 }
 
-/// A message on one line, wherever its parts came from.
+/// A message on one line, also if its parts contain ends of lines.
 pub fn one_line(message: impl Display) -> String {
     message.to_string().lines().map(str::trim).collect::<Vec<_>>().join(" ")
 }

@@ -22,7 +22,7 @@ pub struct PlacementArguments {
 
 #[derive(Debug, Subcommand)]
 enum PlacementCommand {
-    /// Lists the members and says which one leads
+    /// Lists the members and shows which one leads
     #[command(after_help = "Example:\n  esker placement members --json")]
     Members,
     /// Lets a member that lost its directory join again, under a new id
@@ -30,7 +30,7 @@ enum PlacementCommand {
     /// Start the node with an empty directory first, with the same addresses as before.
     #[command(after_help = "Example:\n  esker placement replace placement-3")]
     Replace {
-        /// Its name, as `esker placement members` shows it
+        /// The member's name, as `esker placement members` shows it
         name: String,
     },
     /// Takes one timestamp

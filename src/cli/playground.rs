@@ -8,7 +8,7 @@ use super::process::{block_on, raise_descriptors};
 use crate::Error;
 use crate::cluster::{Cluster, ClusterOptions};
 
-/// `esker playground`, as typed.
+/// The options of `esker playground`.
 #[derive(Debug, Clone)]
 pub struct PlaygroundOptions {
     pub stores: u32,
@@ -20,7 +20,7 @@ pub struct PlaygroundOptions {
 /// Runs a cluster until Ctrl-C or SIGTERM.
 ///
 /// # Errors
-/// Why it did not start.
+/// When the cluster did not start.
 pub fn run(options: PlaygroundOptions) -> Result<(), Error> {
     raise_descriptors(options.stores.into())?;
     block_on(async {
@@ -36,7 +36,7 @@ pub fn run(options: PlaygroundOptions) -> Result<(), Error> {
             cluster = Cluster::start(cluster_options) => cluster?,
             () = stop.comes() => return Ok(()),
         };
-        // Whoever reads the line through a pipe waits for it, or may have stopped reading.
+        // A program may wait for this line on a pipe, or may have stopped reading.
         let mut out = std::io::stdout().lock();
         let _ = out.write_all(greeting(&cluster, &options).as_bytes()).and_then(|()| out.flush());
         drop(out);

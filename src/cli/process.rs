@@ -1,4 +1,4 @@
-//! A process that is a server: it runs until somebody wants it to end.
+//! A process that is a server: it runs until a signal ends it.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -12,25 +12,25 @@ use crate::node::descriptors::{self, LEAST, MOST, Share};
 use crate::node::{Node, NodeConfig, Roles};
 use crate::server::pages;
 
-/// `esker start`, as typed.
+/// The options of `esker start`.
 #[derive(Debug, Clone)]
 pub struct NodeOptions {
     pub data_dir: PathBuf,
     pub listen: String,
-    /// By which others reach the node, where that is not `listen`.
+    /// The address by which others reach the node, if it is not `listen`.
     pub advertise: Option<String>,
     pub join: Vec<String>,
     pub roles: Option<Roles>,
     pub labels: Vec<(String, String)>,
     pub config: Option<PathBuf>,
-    /// The store at this address lost its memory for good; this one takes its place.
+    /// The store at this address lost its memory for good, and this store takes its place.
     pub replace: bool,
 }
 
-/// Runs a node until Ctrl-C or SIGTERM, which end it well at any time: while it starts, too.
+/// Runs a node until Ctrl-C or SIGTERM. Both end it cleanly at any time, also while it starts.
 ///
 /// # Errors
-/// Why it did not start.
+/// When the node did not start.
 pub fn run_node(options: NodeOptions) -> Result<(), Error> {
     raise_descriptors(1)?;
     block_on(async {
@@ -60,7 +60,7 @@ pub fn run_node(options: NodeOptions) -> Result<(), Error> {
         if let Some(error) = node.store_failure() {
             eprintln!("error: only the placement member of this node runs: {error}");
         }
-        // Whoever started it may have stopped reading.
+        // The program that started the node may have stopped reading.
         let _ = writeln!(std::io::stdout(), "ready: node at {}{store}", node.address());
         stop.comes().await;
         node.stop().await;
@@ -70,10 +70,10 @@ pub fn run_node(options: NodeOptions) -> Result<(), Error> {
 
 /// Runs `body` on a runtime of its own, with metrics collected.
 pub fn block_on<T>(body: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    /// How often the exporter folds what was measured since the last time.
+    /// How often the exporter combines what was measured since the last time.
     const UPKEEP: Duration = Duration::from_secs(5);
-    /// How long what still runs in the background may take at the end. Nothing that matters
-    /// does by then; the look-up of a name may take minutes.
+    /// How long the remaining background tasks may take at the end. None of them matters by then.
+    /// The look-up of a name may take minutes.
     const BACKGROUND_GRACE: Duration = Duration::from_secs(1);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Runtime)?;
@@ -93,16 +93,16 @@ pub fn block_on<T>(body: impl Future<Output = Result<T, Error>>) -> Result<T, Er
     outcome
 }
 
-/// Raises the soft limit of this process to the hard one, and says in the log what was got. Not
-/// for programs that embed a node: the limit is one of the whole process.
+/// Raises the soft limit of this process to the hard limit, and logs the result. Not for programs
+/// that embed a node, because the limit is one of the whole process.
 ///
 /// # Errors
-/// When even that is too little for so many nodes.
+/// When even the raised limit is too small for so many nodes.
 pub fn raise_descriptors(nodes: u64) -> Result<(), Error> {
     let Rlimit { current: before, maximum } = getrlimit(Resource::Nofile);
     let before = before.unwrap_or(MOST);
     let mut wanted = maximum.unwrap_or(MOST).min(MOST);
-    // Some systems refuse what their own hard limit promises, and take less.
+    // Some systems refuse their own hard limit, and accept less.
     while wanted > before
         && setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum }).is_err()
     {

@@ -1,4 +1,5 @@
-//! `esker region`: what covers the key space, and changes that an operator makes to it.
+//! `esker region`: the regions that cover the key space, and changes that an operator makes to
+//! them.
 
 mod detail;
 
@@ -15,10 +16,10 @@ use super::key::Text;
 use super::output::{print, print_json};
 use super::view::{RegionView, region_table};
 
-/// The most parts of one split: each costs a region id and peers from placement.
+/// The most parts of one split. Each needs ids for a region and its peers from placement.
 const MAX_PARTS: i64 = 128;
 
-/// How long a transfer of leadership may take: some election timeouts.
+/// How long a transfer of leadership may take: a few election timeouts.
 const TRANSFER_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Shows and changes regions, the ranges of keys that are replicated together
@@ -36,7 +37,7 @@ enum RegionCommand {
     /// Lists all regions in the order of their keys
     #[command(after_help = "Example:\n  esker region list --json")]
     List,
-    /// Shows one region and how far each of its replicas has come
+    /// Shows one region and the progress of each of its replicas
     #[command(after_help = "Example:\n  esker region show 2")]
     Show {
         /// The region
@@ -78,7 +79,7 @@ enum RegionCommand {
     },
 }
 
-/// Of a region or a store.
+/// The id of a region or a store.
 fn id(typed: &str) -> Result<u64, String> {
     typed.parse().map_err(|_| {
         "an id is a number, as `esker region list` and `esker store list` show them".to_owned()
@@ -130,8 +131,8 @@ async fn split(
     Ok(regions.into_iter().map(|region| RegionView::new(region, None)).collect())
 }
 
-/// What can be said of a split before the region's leader is asked. The client sees to it that
-/// keys lie inside.
+/// Refuses a split that cannot succeed, before the region's leader is asked. The client checks that
+/// the keys lie inside the region.
 fn check_split_keys(region: &RegionView, keys: &[Text]) -> Result<(), CliError> {
     if region.start_key.0 >= KEYS_TOP[..] {
         return Err(CliError::TopRegion(region.id));

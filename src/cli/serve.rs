@@ -1,5 +1,5 @@
-//! `esker playground` and `esker start`: what was typed becomes the options of the
-//! servers, which then run until they are told to stop.
+//! `esker playground` and `esker start`: the arguments become the options of the servers, which
+//! then run until a signal ends them.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
@@ -67,7 +67,7 @@ impl From<PlaygroundArguments> for PlaygroundOptions {
 ///
 /// Serves clients, Raft and placement over gRPC, and metrics and status over HTTP. A
 /// node whose own address is in --join is a member of the placement driver, and every
-/// node runs a store, unless --roles says otherwise. Ctrl-C or SIGTERM stops it.
+/// node runs a store, unless --roles is given. Ctrl-C or SIGTERM stops it.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  esker start --data-dir /var/lib/esker --listen 10.0.0.1:2379 --join 10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379"
@@ -76,10 +76,10 @@ pub struct StartArguments {
     /// Where the node keeps its data
     #[arg(long, value_name = "DIR")]
     data_dir: PathBuf,
-    /// Where this node listens, and by which the others reach it
+    /// The address at which this node listens, and by which the others reach it
     #[arg(long, value_name = "HOST:PORT")]
     listen: Address,
-    /// By which the others reach this node, where that is not where it listens
+    /// The address by which the others reach this node, if it is not the one it listens at
     #[arg(long, value_name = "HOST:PORT")]
     advertise: Option<Address>,
     /// The members of the placement driver: one, three or five, the same list for every node
@@ -88,14 +88,14 @@ pub struct StartArguments {
     /// What this node does
     #[arg(long, value_name = "ROLE,...", value_enum, value_delimiter = ',')]
     roles: Vec<Role>,
-    /// Where this node stands: kept and shown; replicas are not yet placed by it
+    /// The location of this node: kept and shown, but replicas are not yet placed by it
     #[arg(long, value_name = "KEY=VALUE,...", value_parser = Labels::from_str)]
     labels: Option<Labels>,
     /// A file with settings
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The store that had this address lost its data for good: this one, whose directory is
-    /// empty, takes its place
+    /// This store takes the place of the one that had its address and lost its data for good; this
+    /// store's directory must be empty
     #[arg(long)]
     replace: bool,
 }
@@ -132,7 +132,7 @@ enum Role {
     Store,
 }
 
-/// `zone=a,host=b`: each key once.
+/// Labels like `zone=a,host=b`, each key once.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Labels(Vec<(String, String)>);
 
@@ -164,7 +164,7 @@ impl FromStr for Labels {
     }
 }
 
-/// Standard output belongs to results; the log goes beside it.
+/// Sends the log to standard error, because standard output is for results.
 fn log_to_standard_error(default: &str) -> Result<(), CliError> {
     let directives = std::env::var(LOG_VARIABLE).unwrap_or_else(|_| default.to_owned());
     let filter = EnvFilter::try_new(directives)
@@ -174,7 +174,7 @@ fn log_to_standard_error(default: &str) -> Result<(), CliError> {
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
-    // A process that embeds the command line may have set up its own log: let it be.
+    // A program that embeds the command line may have set up its own log, which is left alone.
     let _ = log.try_init();
     Ok(())
 }

@@ -22,9 +22,9 @@ enum StoreCommand {
     /// Lists all stores with the numbers of their regions and leaders
     ///
     /// STATE is `up`, `disconnected` after 20 seconds without a heartbeat and `down` after 30
-    /// minutes, when its replicas are replaced. HEARTBEAT is how long ago the last one came, by
-    /// the placement driver's own clock; `none for 5 s` is said of a store that has been silent
-    /// since its present leader began to lead.
+    /// minutes, when the store's replicas are replaced. HEARTBEAT is the time since the last
+    /// heartbeat, by the placement driver's own clock. `none for 5 s` means that the store has been
+    /// silent since the present leader of the placement driver began to lead.
     #[command(after_help = "Example:\n  esker store list --json")]
     List,
 }

@@ -71,7 +71,7 @@ fn a_key_or_value_may_begin_with_a_hyphen() {
 
 #[test]
 fn keys_may_begin_with_a_dash_everywhere() {
-    // A key that is no option, whatever it begins with.
+    // These keys are no options, although they begin with dashes.
     for key in ["-", "-2", "-2.5", "-k", "-key", "--key-", "-100", "-é", "---", "-hello", "-x=1"] {
         for line in [
             vec!["kv", "get", key],
@@ -92,7 +92,7 @@ fn keys_may_begin_with_a_dash_everywhere() {
             }
         }
     }
-    // One that is spelt like an option goes behind the end of the options.
+    // A key that looks like an option must follow the end of the options.
     for key in ["-h", "--help", "--json", "-V", "--"] {
         for line in [vec!["kv", "put", "--", key, key], vec!["region", "key", "--", key]] {
             let words = std::iter::once("esker").chain(line.iter().copied());

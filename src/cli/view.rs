@@ -1,5 +1,5 @@
-//! What a region and a store look like when they are printed: plain data, with keys as
-//! text. Serialized, these are the JSON of the commands.
+//! The printed form of regions and stores: plain data, with keys as text. Serialized, these are the
+//! JSON of the commands.
 
 use esker_client::RegionInfo;
 use esker_client::admin::{MemberInfo, MemberState};
@@ -16,7 +16,7 @@ use super::output::{Align, table};
 pub struct RegionView {
     pub id: u64,
     pub start_key: Text,
-    /// Exclusive; empty when there is no upper bound.
+    /// Exclusive. Empty when there is no upper bound.
     pub end_key: Text,
     pub epoch: EpochView,
     pub leader: Option<PeerView>,
@@ -57,7 +57,7 @@ impl RegionView {
     }
 }
 
-/// As the placement driver knows it.
+/// The region as the placement driver knows it.
 impl From<RegionInfo> for RegionView {
     fn from(info: RegionInfo) -> Self {
         let store = |id| info.region.peer(id).map(|peer| peer.store.0);
@@ -109,7 +109,7 @@ pub fn epoch(epoch: EpochView) -> String {
     format!("{}.{}", epoch.version, epoch.conf_ver)
 }
 
-/// The stores of the peers; what is not a plain, live voter says so.
+/// The stores of the peers. Each that is not a plain, live voter is marked.
 fn stores(region: &RegionView) -> String {
     let name = |peer: &PeerView| {
         let role = (peer.role != "voter").then_some(peer.role);
@@ -128,21 +128,22 @@ fn stores(region: &RegionView) -> String {
 pub struct StoreView {
     pub id: u64,
     pub address: String,
-    /// `up`, `disconnected` or `down`, by its heartbeats; `offline` or `tombstone` where an
-    /// operator wants it gone.
+    /// `up`, `disconnected` or `down`, by the store's heartbeats. `offline` or `tombstone` if an
+    /// operator wants the store gone.
     pub state: &'static str,
-    /// Whether it has been heard from, whatever an operator wants.
+    /// Whether the store has been heard from, independent of what an operator wants.
     pub liveness: &'static str,
     pub labels: Vec<LabelView>,
     pub version: String,
     /// Replicas on this store, and those of them that lead their region.
     pub regions: u64,
     pub leaders: u64,
-    /// Milliseconds since its last heartbeat; none where placement's leader has not had one.
+    /// Milliseconds since the store's last heartbeat. None if placement's leader has not had one.
     pub heartbeat_age_ms: Option<u64>,
-    /// The same, and without a heartbeat since that leader began to lead.
+    /// For how many milliseconds the store has been silent, also if it sent no heartbeat since
+    /// placement's leader began to lead.
     pub silent_ms: u64,
-    /// What the store found damaged.
+    /// The damage that the store found.
     pub damaged: Option<String>,
 }
 
@@ -187,7 +188,7 @@ impl StoreView {
         }
     }
 
-    /// The state in a table, with whatever else is wrong.
+    /// The state in a table, with everything else that is wrong.
     fn state(&self) -> String {
         let silent = (self.state == "offline" && self.liveness != "alive").then_some(self.liveness);
         let damaged = self.damaged.is_some().then_some("damaged");
@@ -206,7 +207,7 @@ impl StoreView {
     }
 }
 
-/// A table of stores, and below it what those that are damaged say.
+/// A table of stores, followed by the reports of those that are damaged.
 pub fn store_table(stores: &[StoreView]) -> String {
     let headers = [
         ("STORE", Align::Right),
@@ -218,7 +219,7 @@ pub fn store_table(stores: &[StoreView]) -> String {
         ("LABELS", Align::Left),
         ("VERSION", Align::Left),
     ];
-    // What a store says of itself may be any text.
+    // A store's report may be any text.
     let plain = |text: &str| Printable(text.as_bytes()).to_string();
     let mut text = table(
         &headers,
@@ -245,7 +246,7 @@ pub fn store_table(stores: &[StoreView]) -> String {
     text
 }
 
-/// A duration in the largest unit that says enough of it.
+/// A duration in the largest unit that is precise enough.
 fn duration(ms: u64) -> String {
     const MINUTE: u64 = 60_000;
     const HOUR: u64 = 60 * MINUTE;
@@ -264,7 +265,7 @@ pub struct MemberView {
     pub name: String,
     pub addresses: Vec<String>,
     pub leader: bool,
-    /// What it is doing, by its own word: `up`, `waiting` to be let in, or `silent`.
+    /// What the member is doing, as it reports itself: `up`, `waiting` to be let in, or `silent`.
     pub state: &'static str,
 }
 
@@ -274,7 +275,7 @@ impl From<MemberInfo> for MemberView {
         MemberView {
             id: member.member_id,
             name: member.name,
-            // As --placement takes them.
+            // In the form that --placement takes.
             addresses: member
                 .client_urls
                 .iter()

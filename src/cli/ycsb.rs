@@ -17,10 +17,10 @@ use crate::ycsb::{self, Database, Length, Options, PhaseReport, Progress, Record
 /// Operations of a run for which neither a number nor a time is given.
 const DEFAULT_OPERATIONS: u64 = 100_000;
 
-/// The most clients: beyond, the benchmark measures its own queues.
+/// The most clients. With more, the benchmark would measure its own queues.
 const MAX_THREADS: u64 = 4_096;
 
-/// The most records: the benchmark computes their popularity before it begins.
+/// The most records. The benchmark computes their popularity before it begins.
 const MAX_RECORDS: u64 = 1_000_000_000;
 
 /// The most operations, and the longest run: a week.
@@ -30,7 +30,7 @@ const MAX_SECONDS: u64 = 7 * 24 * 60 * 60;
 /// The most bytes of a record, which is one write to a region, with room for its key.
 const MAX_RECORD_BYTES: u64 = 7 << 20;
 
-/// The most bytes of the records in one request of the load phase; each client has them in memory.
+/// The most bytes of the records in one request of the load phase. Each client has them in memory.
 const MAX_REQUEST_BYTES: u64 = 64 << 20;
 
 /// The most records in one request of the load phase.
@@ -147,7 +147,7 @@ struct RunArguments {
     warmup: Option<u64>,
 }
 
-/// Which phases, and with which options.
+/// Which phases to run, and with which options.
 struct Plan {
     loads: bool,
     runs: bool,
@@ -155,13 +155,13 @@ struct Plan {
 }
 
 impl Plan {
-    /// Whether a store takes such records, and this machine a request of them.
+    /// Checks that a store accepts such records, and that this machine can hold a request of them.
     fn check(&self) -> Result<(), CliError> {
         let (size, batch) = (self.options.shape.value_size() as u64, self.options.batch as u64);
         if size > MAX_RECORD_BYTES {
             return Err(CliError::LargeRecord { size, limit: MAX_RECORD_BYTES });
         }
-        // Both are bounded: no product overflows.
+        // Both factors are bounded, so no product overflows.
         if size * batch > MAX_REQUEST_BYTES {
             return Err(CliError::LargeRequest { size, batch, limit: MAX_REQUEST_BYTES });
         }
@@ -269,7 +269,7 @@ async fn watch(
     };
     if let Ok(style) = ProgressStyle::with_template(template) {
         let rate = |state: &ProgressState, text: &mut dyn std::fmt::Write| {
-            // The bar has nobody to tell that it could not be drawn.
+            // A failure to draw the bar cannot be reported.
             let _ = write!(text, "{:.0}", state.per_sec());
         };
         bar.set_style(style.with_key("rate", rate).progress_chars("=> "));
@@ -286,7 +286,7 @@ async fn watch(
     report
 }
 
-/// A benchmark with a failed operation has failed, however fast the others were.
+/// A benchmark with a failed operation has failed, however fast the other operations were.
 fn first_failure(phases: &[PhaseReport]) -> Result<(), CliError> {
     let errors = phases.iter().map(|phase| phase.errors).sum();
     if errors == 0 {
@@ -366,7 +366,7 @@ mod tests {
         Line::try_parse_from(words).map(|line| line.command.plan())
     }
 
-    /// Keeps records in memory, and refuses all reads if told to.
+    /// Keeps records in memory. Refuses all reads if the test asks for that.
     #[derive(Default)]
     struct Memory {
         table: Mutex<std::collections::BTreeMap<Bytes, Bytes>>,

@@ -1,8 +1,8 @@
 //! How large the cluster in a playground's directory is.
 //!
-//! A cluster that is started again with fewer stores would wait for replicas that nobody
-//! brings back, and one with another number of placement members would be another group. So
-//! its size is written beside the nodes' folders once they run, and compared at each start.
+//! A cluster that is started again with fewer stores would wait for replicas that never come back,
+//! and one with another number of placement members would be another group. So its size is written
+//! beside the nodes' folders when the nodes run, and compared at each start.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -45,7 +45,7 @@ impl Size {
             let what = "placement members";
             return other(what, "--placements", found.placements, self.placements);
         }
-        // It was written when all of them ran. A majority of the members can take others in.
+        // The file was written when all nodes ran. A majority of the members can admit the others.
         if is_exact {
             let missing = |count: u32, part: &str| -> Vec<PathBuf> {
                 let folders = (1..=count).map(|number| node_folder(directory, number as usize));
@@ -66,7 +66,7 @@ impl Size {
         Ok(())
     }
 
-    /// Writes the size down, for the next start.
+    /// Writes the size to a file, for the next start.
     pub(super) fn remember(self, directory: &Path) -> Result<(), Error> {
         let text = toml::to_string(&self)
             .map_err(|error| Error::Internal { reason: error.to_string() })?;
@@ -82,7 +82,7 @@ impl Size {
         let text = match fs::read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            // It is no directory at all: the first node says so.
+            // It is not a directory at all. The first node reports that.
             Err(error) if error.kind() == ErrorKind::NotADirectory => return Ok(None),
             Err(source) => return Err(Error::File { what: "cannot read", path, source }),
         };
@@ -92,10 +92,10 @@ impl Size {
         }
     }
 
-    /// The nodes whose first start came to its end, where none was told to write it down. There
-    /// may have been meant to be more.
+    /// The number of nodes whose first start was completed, for a directory without a record of the
+    /// size. There may have been meant to be more.
     fn counted(directory: &Path) -> Size {
-        // Its store's folder, and its member's, have one once they are somebody's.
+        // The folders of its store and its member have this file when they have an owner.
         let has = |part: &'static str| move |node: &PathBuf| node.join(part).join(IDENT).is_file();
         let nodes =
             || (1..).map(|number| node_folder(directory, number)).take_while(|node| node.is_dir());

@@ -1,10 +1,11 @@
-//! Addresses of nodes: what is one, which ones are the same, and which may be told to others.
+//! Addresses of nodes: which texts are addresses, which addresses are the same, and which can be
+//! given to other nodes.
 //!
 //! `HOST:PORT` flows in as a person typed it, for `--listen`, `--advertise`, `--join` and
-//! `--placement`; [`Address`] is its one canonical spelling. Before a node makes anything on
-//! disk, [`check`] refuses what no other node could use, and [`recognise`] looks the names up
-//! and refuses a list in which one machine stands under two spellings: a node knows that it is
-//! a placement member by finding its own address in the list.
+//! `--placement`. [`Address`] is its one canonical spelling. Before a node makes anything on disk,
+//! [`check`] refuses addresses that no other node could use. [`recognise`] looks the names up and
+//! refuses a list that has one machine in two spellings, because a node knows that it is a
+//! placement member by finding its own address in the list.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -13,19 +14,19 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 
-/// How many placement members there may be: an even number bears the loss of no more members
-/// than one fewer does, and more than five only make every write wait for more disks.
+/// How many placement members there may be. An even number tolerates the loss of no more members
+/// than one fewer does. More than five only make every write wait for more disks.
 pub const PLACEMENT_MEMBERS: [usize; 3] = [1, 3, 5];
 
-/// How long a name may take to be looked up before a node starts without knowing what it means.
+/// How long the look-up of a name may take before a node starts without its result.
 const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The longest host name, and the longest part of one, by RFC 1035.
 const MAX_NAME: usize = 253;
 const MAX_LABEL: usize = 63;
 
-/// An address that a process can be reached at, in one spelling: names are lower case and
-/// without a dot at the end, numbers as the standard library prints them. Not looked up.
+/// An address at which a process can be reached, in one spelling. Names are lower case and without
+/// a dot at the end. Numbers are as the standard library prints them. Names are not looked up.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Address {
     host: Host,
@@ -38,7 +39,7 @@ enum Host {
     Ip(IpAddr),
 }
 
-/// Why a text is no address.
+/// Why a text is not an address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
     #[error("an address is missing: write HOST:PORT, such as 127.0.0.1:2379")]
@@ -57,7 +58,7 @@ pub enum AddressError {
     Ipv4(String),
 }
 
-/// Why a node cannot start with the addresses that it was given.
+/// Why a node cannot start with its addresses.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddressesError {
     #[error("{option} {text}: {source}")]
@@ -97,7 +98,7 @@ pub enum AddressesError {
 }
 
 impl Address {
-    /// The same as from a string, but port 0 stands for any that is free.
+    /// As from a string, but port 0 is allowed and stands for any free port.
     pub(crate) fn to_listen_on(text: &str) -> Result<Self, AddressError> {
         let text = text.trim();
         if text.is_empty() {
@@ -108,7 +109,7 @@ impl Address {
         }
         let (host, port) = text.rsplit_once(':').ok_or(AddressError::NoPort)?;
         let host = Host::from_str(host)?;
-        // Unlike the parser of numbers, an address has no plus sign.
+        // The parser of numbers accepts a plus sign, which an address does not have.
         let digits = port.bytes().all(|byte| byte.is_ascii_digit());
         match port.parse() {
             Ok(port) if digits => Ok(Address { host, port }),
@@ -126,12 +127,12 @@ impl Address {
         self.port == 0
     }
 
-    /// `0.0.0.0` and `[::]`: all addresses to listen at, and none to connect to.
+    /// Whether this is `0.0.0.0` or `[::]`: all addresses to listen at, and none to connect to.
     pub fn is_unspecified(&self) -> bool {
         matches!(self.host, Host::Ip(ip) if ip.is_unspecified())
     }
 
-    /// Whether one machine, and no group of them, can have this address.
+    /// Whether this can be the address of one machine, and not of a group of machines.
     fn is_of_one_machine(&self) -> bool {
         match self.host {
             Host::Name(_) => true,
@@ -142,7 +143,7 @@ impl Address {
         }
     }
 
-    /// The sockets that the address means; none where its name cannot be looked up.
+    /// The sockets of the address; none if its name cannot be looked up.
     async fn look_up(&self) -> Vec<SocketAddr> {
         let name = match &self.host {
             Host::Ip(ip) => return vec![SocketAddr::new(*ip, self.port)],
@@ -152,7 +153,7 @@ impl Address {
             tokio::time::timeout(LOOK_UP_TIMEOUT, tokio::net::lookup_host((name, self.port)));
         match found.await {
             Ok(Ok(sockets)) => sockets.collect(),
-            // Connecting to it will fail and say why.
+            // Connecting to it will fail and give the reason.
             Ok(Err(_)) | Err(_) => Vec::new(),
         }
     }
@@ -192,7 +193,7 @@ impl FromStr for Host {
         if let Some(rest) = text.strip_prefix('[') {
             let inner = rest.strip_suffix(']').ok_or_else(refused)?;
             let ip: Ipv6Addr = inner.parse().map_err(|_| refused())?;
-            // ::ffff:10.0.0.1 is 10.0.0.1 by another name.
+            // ::ffff:10.0.0.1 is another name for 10.0.0.1.
             return Ok(Host::Ip(ip.to_canonical()));
         }
         let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
@@ -209,8 +210,8 @@ impl FromStr for Host {
         if name.len() > MAX_NAME || !name.split('.').all(is_label) {
             return Err(refused());
         }
-        // A name that ends in a number is an address in one of the old notations, of which a
-        // resolver would make something: `0` is 0.0.0.0, and `127.1` is 127.0.0.1.
+        // A name that ends in a number is an address in one of the old notations. A resolver would
+        // accept it: `0` is 0.0.0.0, and `127.1` is 127.0.0.1.
         let last = name.rsplit('.').next().unwrap_or_default();
         let is_number = last.bytes().all(|byte| byte.is_ascii_digit())
             || last
@@ -264,7 +265,7 @@ pub(super) fn check(
             return Err(AddressesError::Twice { address: address.clone() });
         }
     }
-    // A node that names nobody is a cluster of its own.
+    // A node that names no members is a cluster of its own.
     if !join.is_empty() && !PLACEMENT_MEMBERS.contains(&join.len()) {
         return Err(AddressesError::Count { count: join.len() });
     }
@@ -277,8 +278,8 @@ impl Addresses {
         self.advertise.clone().unwrap_or_else(|| self.listen.with_port(bound.port()))
     }
 
-    /// Refuses a list in which this node, or any other, stands under another name than its
-    /// own: it would wait for itself, or count twice.
+    /// Refuses a list that has this node, or any other, under another name than its own. Such a
+    /// node would wait for itself, or count twice.
     pub(super) async fn recognise(
         &self,
         bound: SocketAddr,
@@ -310,15 +311,16 @@ fn share_one(these: &[SocketAddr], those: &[SocketAddr]) -> bool {
     these.iter().any(|this| those.iter().any(|that| are_one(*this, *that)))
 }
 
-/// Whether two sockets are the same one. 127.0.0.1 and `[::1]` are two; but nobody runs two
-/// nodes on one port of one machine, told apart by that alone, and `localhost` means either.
+/// Whether two sockets are the same one. 127.0.0.1 and `[::1]` are two. But an operator does not
+/// run two nodes on one port of one machine that differ in that alone, and `localhost` means
+/// either.
 fn are_one(this: SocketAddr, that: SocketAddr) -> bool {
     let (a, b) = (this.ip().to_canonical(), that.ip().to_canonical());
     let both_loopback = a.is_loopback() && b.is_loopback() && a.is_ipv4() != b.is_ipv4();
     this.port() == that.port() && (a == b || both_loopback)
 }
 
-/// Whether whoever connects to `socket` reaches the listener that is bound to `bound`.
+/// Whether a connection to `socket` reaches the listener that is bound to `bound`.
 fn is_bound_by(socket: SocketAddr, bound: SocketAddr) -> bool {
     // Only an address of this machine can be bound.
     let is_local = || UdpSocket::bind((socket.ip(), 0)).is_ok();
@@ -491,7 +493,7 @@ mod tests {
             ("localhost:7", "127.0.0.1:7", None, &["localhost:7"]),
             ("0.0.0.0:7", "0.0.0.0:7", Some("127.0.0.1:9"), &["127.0.0.1:9"]),
             ("0.0.0.0:7", "0.0.0.0:7", Some("localhost:7"), &["192.0.2.1:7"]),
-            // What cannot be looked up yet may be anybody.
+            // A name that cannot be looked up yet may belong to any node.
             ("a.invalid:7", "127.0.0.1:7", None, &["a.invalid:7", "b.invalid:7", "c.invalid:7"]),
         ];
         for (listen, bound, advertise, join) in sound {

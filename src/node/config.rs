@@ -1,8 +1,8 @@
-//! What an operator may set in a file; everything has a default and a range.
+//! What an operator may set in a file. Every setting has a default and a range.
 //!
-//! [`SETTINGS`] is the one table of them: [`NodeConfig`] has a field for each, the
-//! configuration file is read by it, `docs/operations.md` is checked against it. A value that
-//! is out of range is refused before a node makes anything, with the setting's name and range.
+//! [`SETTINGS`] is the one table of them. [`NodeConfig`] has a field for each, the configuration
+//! file is read by the table, and `docs/operations.md` is checked against it. A value that is out
+//! of range is refused before a node makes anything, with the setting's name and range.
 
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use esker_raftstore::StoreConfig;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// One setting: what it is called in a file, and what it may be.
+/// One setting: its name in a file, and its range.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
     pub name: &'static str,
@@ -25,8 +25,8 @@ pub struct Setting {
 
 macro_rules! settings {
     ($($field:ident, $name:literal = $default:literal in $range:expr, $meaning:literal;)*) => {
-        /// A node's settings, as many of them as are not to have their default. In a file they
-        /// are TOML, with dashes in their names; unknown names are refused.
+        /// A node's settings. An unset one has its default. In a file they are TOML, with dashes in
+        /// their names. Unknown names are refused.
         ///
         /// ```toml
         /// block-cache-mib = 1024
@@ -43,12 +43,12 @@ macro_rules! settings {
         ];
 
         impl NodeConfig {
-            /// What is set to each of [`SETTINGS`], in their order.
+            /// The values of [`SETTINGS`] that are set, in their order.
             fn values(&self) -> [Option<u64>; SETTINGS.len()] {
                 [$(self.$field,)*]
             }
 
-            /// Where the setting of this name is kept.
+            /// The field for the setting of this name.
             fn slot(&mut self, name: &str) -> Option<&mut Option<u64>> {
                 match name {
                     $($name => Some(&mut self.$field),)*
@@ -57,7 +57,7 @@ macro_rules! settings {
             }
         }
 
-        /// The values that hold, after the defaults have been filled in.
+        /// The values in effect, with the defaults filled in.
         struct Effective {
             $($field: u64,)*
         }
@@ -144,8 +144,10 @@ impl Setting {
 }
 
 impl NodeConfig {
+    /// Reads a configuration file.
+    ///
     /// # Errors
-    /// When the file cannot be read, or what it says is no setting or out of its range.
+    /// When the file cannot be read, or contains an unknown setting or a value out of its range.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let path = path.to_owned();
         match std::fs::read_to_string(&path) {
@@ -180,10 +182,10 @@ impl NodeConfig {
         }
     }
 
-    /// Whether every value is in its range, and they fit each other.
+    /// Checks that every value is in its range, and that the values fit each other.
     ///
     /// # Errors
-    /// The first that is not.
+    /// The first value that does not.
     pub fn check(&self) -> Result<(), SettingError> {
         for (setting, value) in SETTINGS.iter().zip(self.values()) {
             if let Some(value) = value {
@@ -231,12 +233,12 @@ impl NodeConfig {
     }
 }
 
-/// A number of this machine's; the ranges end below where a small one's would.
+/// A value as a `usize`. The ranges end below the largest `usize` of a small machine.
 fn in_memory(value: u64) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
 }
 
-/// A value as a whole number that is not negative, if that is what it is.
+/// A value as a whole number that is not negative; `None` if it is not such a number.
 fn whole_number(value: &Spanned<DeValue<'_>>) -> Option<u64> {
     match value.get_ref() {
         DeValue::Integer(integer) => u64::from_str_radix(integer.as_str(), integer.radix()).ok(),
@@ -252,7 +254,7 @@ mod tests {
         NodeConfig::parse(text, "esker.toml".into()).map_err(|error| error.to_string())
     }
 
-    /// A file in which one setting has a value, and those that must fit it fit it.
+    /// A file in which one setting has a value, and the settings that must fit it do.
     fn with(setting: &Setting, value: impl ToString) -> Result<NodeConfig, String> {
         let mut text = format!("{} = {}\n", setting.name, value.to_string());
         text += match setting.name {
@@ -272,7 +274,7 @@ mod tests {
             for inside in [low, high, setting.default] {
                 let mut config = with(setting, inside).expect("it is in the range");
                 assert_eq!(config.slot(setting.name), Some(&mut Some(inside)));
-                // No conversion of what was accepted overflows.
+                // No conversion of an accepted value overflows.
                 let _ = (config.store(), config.engine(), config.schedule_interval());
             }
             for outside in [

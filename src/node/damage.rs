@@ -1,9 +1,9 @@
 //! What a node does when the data of one of its stores is found damaged.
 //!
-//! The store has begun to hand its regions over by itself. The node says that it does not
-//! serve, writes the finding down, so that the directory does not open again, gives the
-//! regions a moment, and stops the store. The node itself lives on: placement and the operator
-//! hear from it what is damaged, and a placement member beside the store goes on.
+//! The store has begun to hand its regions over by itself. The node reports that it does not serve,
+//! and records the finding, so that the directory does not open again. It gives the regions a
+//! moment, and stops the store. The node itself lives on. It reports the damage to placement and to
+//! the operator, and a placement member beside the store goes on.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,11 +13,11 @@ use esker_raftstore::StoreHandle;
 
 use crate::server::health::{Health, Part};
 
-/// How long a damaged store may take to hand its regions over; those that are left then
-/// elect a leader by themselves.
+/// How long a damaged store may take to hand its regions over. The remaining regions then elect a
+/// leader by themselves.
 const HANDOVER: Duration = Duration::from_secs(2);
 
-/// Waits for damage, and then stops the store by `stop`, which blocks.
+/// Waits for damage, and then stops the store by calling `stop`, which blocks.
 pub(super) async fn watch(
     store: StoreHandle,
     directory: PathBuf,

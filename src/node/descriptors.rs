@@ -1,36 +1,37 @@
-//! File descriptors: how many this process may have, and what a node does with its part.
+//! File descriptors: how many this process may have, and what a node does with its share.
 //!
-//! An engine that cannot open a file must stop its store, so connections, which anybody can open,
-//! never get what the engines need. The numbers are shares of the process's limit, which the
-//! `esker` program raises as far as it may. A program that embeds a node keeps its own limit.
+//! An engine that cannot open a file must stop its store. Any client can open connections, so these
+//! never get the descriptors that the engines need. The numbers are shares of the process's limit,
+//! which the `esker` program raises as far as it may. A program that embeds a node keeps its own
+//! limit.
 
 use rustix::process::{Resource, getrlimit};
 
-/// Beyond this a higher limit is of no use to a node, and some systems allow a billion.
+/// A node has no use for a higher limit, and some systems allow a billion.
 pub(crate) const MOST: u64 = 1 << 20;
 
 /// What a node needs besides the files and connections below: standard streams, its listener,
-/// journals, manifests and logs of the engines, files that flushes and compactions write.
+/// journals, manifests and logs of the engines, and files that flushes and compactions write.
 const OWN: u64 = 96;
 
 /// RocksDB instances of a node: `kv` and `log`, of its store and of its placement member.
 const ENGINES: u64 = 4;
 
-/// Files of data that one engine holds open, at least and at most.
+/// Data files that one engine holds open, at least and at most.
 const ENGINE_FILES: std::ops::RangeInclusive<u64> = 20..=8192;
 
 /// Connections that the node opens itself: to other stores, for snapshots, to placement.
 const OUTGOING: std::ops::RangeInclusive<u64> = 16..=1024;
 
-/// Connections that it accepts. Each takes memory, too: some 20 KiB when it is idle.
+/// Connections that the node accepts. Each takes memory, too: some 20 KiB when it is idle.
 const ACCEPTED: std::ops::RangeInclusive<u64> = 32..=16_384;
 
-/// With fewer, a node could not even have the least of each of the above.
+/// With fewer, a node could not even have the minimum of each of the above.
 #[cfg(any(test, feature = "cli"))]
 pub(crate) const LEAST: u64 =
     OWN + ENGINES * *ENGINE_FILES.start() + *OUTGOING.start() + *ACCEPTED.start();
 
-/// What one node does with its descriptors.
+/// How one node divides its descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Share {
     /// SST files that each engine may hold open.
@@ -40,13 +41,14 @@ pub(crate) struct Share {
 }
 
 impl Share {
-    /// Half for the engines, a sixteenth for the node's own connections, and what is left for
-    /// those of others. Below [`LEAST`] everything gets its minimum, in the hope that it is not used.
+    /// Half for the engines, a sixteenth for the node's own connections, and the rest for
+    /// connections of others. Below [`LEAST`] each gets its minimum, in the hope that not all of it
+    /// is used.
     pub fn of(descriptors: u64) -> Share {
         let within = |wanted: u64, range: std::ops::RangeInclusive<u64>| {
             wanted.clamp(*range.start(), *range.end())
         };
-        // Of few descriptors half would leave too little for the rest.
+        // If there are few descriptors, half of them would leave too few for the rest.
         let least = OWN + *OUTGOING.start() + *ACCEPTED.start();
         let spare = descriptors.saturating_sub(least) / ENGINES;
         let engine_files = within((descriptors / 2 / ENGINES).min(spare), ENGINE_FILES);

@@ -1,4 +1,4 @@
-//! How a node comes up: socket, directories, placement member, server, store.
+//! How a node starts: socket, directories, placement member, server, store.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -41,22 +41,22 @@ use crate::server::split_ids::PlacementIds;
 use crate::server::traffic::Traffic;
 use crate::server::{bootstrap, heartbeats, pages};
 
-/// How long one search for placement lasts before it is mentioned and repeated.
+/// How long one search for placement lasts before it is logged and repeated.
 const PLACEMENT_SEARCH: Duration = Duration::from_secs(10);
 
-/// A store that runs; whoever stops it takes it out.
+/// A running store. The code that stops the store takes it out.
 pub(super) type StoreSlot = Arc<Mutex<Option<OpenStore>>>;
 
-/// The member's store, once it is open; a node that stops takes it out.
+/// The member's store, when it is open. A node that stops takes it out.
 pub(super) type MemberSlot = Arc<Mutex<Option<RunningMember>>>;
 
-/// A member's store, and the task that waits for damage to it.
+/// A member's store, and the task that watches it for damage.
 pub(super) struct RunningMember {
     pub store: MemberStore,
     pub watch: JoinHandle<()>,
 }
 
-/// A node on its way up. What is in it is undone when it is dropped.
+/// A node that is starting. Dropping this undoes what was started.
 struct Starting {
     address: String,
     traffic: Arc<Traffic>,
@@ -73,7 +73,7 @@ impl Drop for Starting {
         for task in self.tasks.iter().chain(&self.server) {
             task.abort();
         }
-        // That of a node which is up belongs to the node.
+        // The member of a node that is up has been moved to the node.
         if let Some(member) = self.member.lock().take() {
             member.watch.abort();
         }
@@ -89,7 +89,8 @@ pub(super) async fn start(mut builder: NodeBuilder) -> Result<Node, Error> {
     let addresses = address::check(&builder.listen, builder.advertise.as_deref(), &builder.join)?;
     builder.listen = addresses.listen.to_string();
     builder.join = addresses.join.iter().map(Address::to_string).collect();
-    // A socket that was given, or a port that the system chooses, nobody can have known.
+    // If the caller gave a socket, or the system chooses the port, no other node can know the
+    // address.
     let is_findable = builder.listener.is_none() && !addresses.listen.is_any_port();
     let listener = builder.bind().await?;
     let bound = builder.bound(&listener)?;
@@ -101,7 +102,7 @@ pub(super) async fn start(mut builder: NodeBuilder) -> Result<Node, Error> {
         return Err(Error::NoRole);
     }
     let share = Share::of(builder.max_descriptors.unwrap_or_else(descriptors::current));
-    // Both are locked before anything is made in either.
+    // Both directories are locked before anything is made in either.
     let data = runs_store.then(|| DataDir::open(&directory.join(STORE_FOLDER), Kind::Store));
     let member = match &members {
         Some(members) => {
@@ -110,8 +111,8 @@ pub(super) async fn start(mut builder: NodeBuilder) -> Result<Node, Error> {
         }
         None => None,
     };
-    // A member that is in use, or one of several, goes on without the store beside it: the
-    // group may need it, and the store's disk may be another.
+    // A member that is in use, or one of several, goes on without the store beside it. The group
+    // may need the member, and the store's disk may be another one.
     let is_one_of_many = members.as_ref().is_some_and(|members| members.all.len() > 1);
     let goes_on =
         member.as_ref().is_some_and(|member| is_one_of_many || member.adoption().is_some());
@@ -135,8 +136,8 @@ pub(super) async fn start(mut builder: NodeBuilder) -> Result<Node, Error> {
     serve(&mut starting, &directory, listener, share, late.clone(), &builder.config);
     let (failed, member_failed) = oneshot::channel();
     if let (Some(members), Some(member), Some(late)) = (members, member, late) {
-        // A store that is in use, or was and is damaged, has belonged to a group: the member's
-        // empty directory is then not one of a new cluster.
+        // A store that is in use, or that was in use and is damaged, has belonged to a group. Then
+        // the member's empty directory does not belong to a new cluster.
         let is_used =
             store_failure.is_some() || data.as_ref().is_some_and(|data| data.ident().is_some());
         let newcomer = Newcomer { members, member, late, is_used, is_findable, failed };
@@ -183,26 +184,26 @@ pub(super) async fn start(mut builder: NodeBuilder) -> Result<Node, Error> {
     Ok(node)
 }
 
-/// The placement member on its way up.
+/// The placement member that is starting.
 struct Newcomer {
     members: Members,
     member: MemberDirectory,
     late: Arc<LateMember>,
     /// Whether the store beside it is in use.
     is_used: bool,
-    /// Whether somebody may have known this node's address before it started.
+    /// Whether another process may have known this node's address before it started.
     is_findable: bool,
-    /// For what goes wrong after [`Newcomer::start`].
+    /// For errors after [`Newcomer::start`] has returned.
     failed: oneshot::Sender<Error>,
 }
 
 impl Newcomer {
-    /// Returns with the member up where the directory knows what it is, after a look at whether
-    /// it may go on. Otherwise it comes up as soon as it has found out from the other members,
-    /// which may take until an operator says so.
+    /// Starts the member. If its directory belongs to a group, this returns when the member is up,
+    /// after a check that the member may go on. Otherwise the member comes up when it has learned
+    /// from the other members what it is, which may take until an operator replaces it.
     async fn start(self, starting: &mut Starting) -> Result<(), Error> {
         let Newcomer { members, member, late, is_used, is_findable, failed } = self;
-        // A node that has ended meanwhile has no place for it.
+        // A node that has ended meanwhile has no slot for the member.
         let (slot, traffic) = (Arc::downgrade(&starting.member), starting.traffic.clone());
         let announced = late.clone();
         let health = starting.health.clone();
@@ -235,7 +236,7 @@ impl Newcomer {
         if let (Some(adoption), Some(memory)) = (member.adoption().cloned(), member.memory()) {
             recall.belongs_to(adoption.record.group);
             announced.is_of(adoption.record.clone());
-            // Without the members that it waits for there is no placement driver to be found.
+            // There is no placement driver to be found without the members that this one waits for.
             if members.all.len() > 1 {
                 recall::check(&members, &memory, &folder).await?;
             }
@@ -250,8 +251,8 @@ impl Newcomer {
         starting.tasks.push(vital::spawn("the placement member", async move {
             let candidate =
                 Candidate { members: &members, nonce, directory: &folder, listen_until };
-            // Not before it has listened itself: of several members one may be the only one that
-            // is asked.
+            // The member offers itself only after it has listened, because of several members it
+            // may be the only one that is asked.
             let offer = async {
                 tokio::time::sleep_until(listen_until).await;
                 announced.offer(nonce);
@@ -271,12 +272,12 @@ impl Newcomer {
     }
 }
 
-/// Tells the start of the node why its member does not come up.
+/// Passes to the start of the node why its member does not come up.
 fn report(opened: Result<(), Error>, failed: oneshot::Sender<Error>) {
     let Err(error) = opened else { return };
     tracing::error!("the placement member does not start: {error}");
     if let Err(error) = failed.send(error) {
-        // Nobody waits any more: the node runs, and would be without its member.
+        // The start has returned, and the node would run without its member.
         eprintln!("esker: the placement member stops: {error}");
         std::process::abort();
     }
@@ -313,8 +314,8 @@ fn serve(
         let driver = placement.run();
         starting.tasks.push(vital::spawn("placement", async move {
             if let Err(error) = driver.await {
-                // What the members agreed on cannot be read: going on could give
-                // out ids and timestamps twice.
+                // What the members agreed on cannot be read. Going on could give out ids and
+                // timestamps twice.
                 tracing::error!("placement stops: {error}");
                 eprintln!("esker: placement stops: {error}");
                 std::process::abort();
@@ -331,7 +332,7 @@ fn serve(
             ..server::ConnectionLimits::default()
         };
         if let Err(error) = server::serve(listener, limits, routes, http, shutdown).await {
-            // A node that nobody can reach is better started again.
+            // It is better to start a node again when it cannot be reached.
             tracing::error!("{error}");
             eprintln!("esker: the server of this node stops: {error}");
             std::process::abort();
@@ -339,7 +340,7 @@ fn serve(
     }));
 }
 
-/// A placement member serves while it leads, or knows who does.
+/// A placement member serves while it leads, or knows the leader.
 async fn follow(mut leadership: watch::Receiver<Leadership>, health: Health) {
     loop {
         let known = leadership.borrow_and_update().leader.is_some();
@@ -350,7 +351,7 @@ async fn follow(mut leadership: watch::Receiver<Leadership>, health: Health) {
     }
 }
 
-/// `cluster` is the one that the node's store belongs to.
+/// Finds the placement driver. `cluster` is the one that the node's store belongs to.
 async fn find_placement(
     endpoints: &[String],
     cluster: Option<u64>,
@@ -361,7 +362,7 @@ async fn find_placement(
             PlacementClient::connect_as_of(endpoints.to_vec(), cluster, PLACEMENT_SEARCH).await;
         match found {
             Ok(client) => return Ok(client),
-            // The others may not be up yet.
+            // The other members may not be up yet.
             Err(error @ ClientError::PlacementUnreachable { .. }) => {
                 if let Some(times) = waiting.failed(Instant::now()) {
                     tracing::warn!(times, "waiting for placement: {error}");
@@ -372,14 +373,14 @@ async fn find_placement(
     }
 }
 
-/// Takes the address of the store that lost its memory; waits while that one still counts
-/// as alive, which it does for a few seconds after its end.
+/// Takes the address of the store that lost its memory. Waits while that store still counts as
+/// alive, for a few seconds after its end.
 async fn replace_store(
     placement: &PlacementClient,
     lost: u64,
     descriptor: metapb::Store,
 ) -> Result<(), ClientError> {
-    /// For how long, and how often it is asked.
+    /// For how long, and how often, placement is asked.
     const PATIENCE: Duration = Duration::from_secs(15);
     const AGAIN: Duration = Duration::from_millis(500);
     let began = tokio::time::Instant::now();
@@ -409,8 +410,8 @@ async fn open_store(
 ) -> Result<(), Error> {
     let placement = node.placement.clone();
     let options = EngineOptions { max_open_files: share.engine_files, ..builder.config.engine() };
-    // What is there is looked at first: without IDENT it may be a memory in use all the same.
-    // What is not there is not made before it is known that the store may come.
+    // Existing engines are opened first, because even without IDENT they may be a memory in use.
+    // Missing engines are not made before it is known that the store may be started.
     let found = match data.holds_engines() {
         true => Some(data.open_engines(&options)?),
         false => None,
@@ -431,7 +432,7 @@ async fn open_store(
     };
     let lineage = rand::random();
     if let Some(lost) = identity.replaces {
-        // Nothing is made of the newcomer before it has its place.
+        // Nothing is written for the new store before it has its place.
         let memory = metapb::StoreMemory { lineage, ..metapb::StoreMemory::default() };
         replace_store(&placement, lost, describe(memory)).await?;
     }
@@ -442,7 +443,7 @@ async fn open_store(
     if identity.is_new {
         data.found(ident, lineage, &engines)?;
     } else {
-        // Before anything is counted up: a copy that is refused again and again must not come
+        // Before any count is increased: a copy that is refused again and again must not come
         // closer to what the cluster has seen.
         bootstrap::check_memory(&data, &engines.log, &placement, ident).await?;
     }
@@ -455,7 +456,7 @@ async fn open_store(
     };
     let descriptor = describe(memory);
     bootstrap::first_regions(&data, &placement, &descriptor, &engines).await?;
-    // Known to placement, so that the others find this store, before it speaks.
+    // Placement learns of the store before the store sends messages, so that the others find it.
     placement.put_store(descriptor).await?;
     let (reports, waiting_reports) = mpsc::channel(MAX_WAITING_REPORTS);
     let plan = Plan {

@@ -1,4 +1,4 @@
-//! Tasks without which a node is none.
+//! Tasks that a node cannot run without.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -6,9 +6,9 @@ use std::panic::AssertUnwindSafe;
 use futures_util::FutureExt;
 use tokio::task::JoinHandle;
 
-/// Spawns a task that must not be missed: a node that goes on without its scheduler, its port
-/// or its heartbeats looks alive and is not. Where it panics, the process ends, with a line on
-/// standard error, and whatever supervises it starts it again.
+/// Spawns a task that the node cannot run without. A node without its scheduler, its port or its
+/// heartbeats would look alive. If the task panics, the process ends with a line on standard error,
+/// and its supervisor starts it again.
 pub(super) fn spawn(
     what: &'static str,
     task: impl Future<Output = ()> + Send + 'static,
@@ -19,7 +19,7 @@ pub(super) fn spawn(
     }))
 }
 
-/// Runs a task, and `ends` with what it says where it panics.
+/// Runs a task. If the task panics, calls `ends` with the panic's message.
 async fn watch(task: impl Future<Output = ()>, ends: impl FnOnce(String)) {
     if let Err(panic) = AssertUnwindSafe(task).catch_unwind().await {
         ends(text(&*panic));

@@ -1,4 +1,4 @@
-//! What operators ask of one store: see inside a region, split it, move its leadership.
+//! What operators ask of one store: to look into a region, split it, or move its leadership.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status};
 use super::late::{LateStore, not_open};
 use super::pages::disk_space;
 
-/// Answers the `Admin` service of a node.
+/// Serves the `Admin` service of a node.
 pub struct AdminService {
     pub store: Arc<LateStore>,
     pub directory: PathBuf,
@@ -120,7 +120,7 @@ impl Admin for AdminService {
     }
 }
 
-/// The epoch that an operator's request names; the present one where it names none.
+/// The epoch in an operator's request. If the request names none, the present epoch.
 fn asked_epoch(
     region: RegionId,
     asked: Option<RegionEpoch>,
@@ -207,7 +207,7 @@ async fn detail(
     })
 }
 
-/// The sum over all that a replica holds of a region, with the index it is as of.
+/// The checksum over all that a replica holds of a region, and the applied index at that moment.
 async fn checksum(store: &StoreHandle, region: &Region) -> Result<RegionChecksum, StorageError> {
     let (handle, known) = (store.clone(), region.clone());
     let sum = blocking(store, region.id, move || Ok(handle.checksum(&known)?)).await?;

@@ -1,5 +1,5 @@
-//! A store put together with its way to other stores: the same for the data store and for the
-//! placement member's.
+//! The assembly of a store and its way to other stores. It is the same for the data store and for
+//! the placement member's store.
 
 use std::sync::Arc;
 
@@ -12,26 +12,27 @@ use super::outbox::{Audience, Events, NodeOutbox};
 use super::traffic::Traffic;
 use crate::Error;
 
-/// What the two stores of a node differ in.
+/// What differs between the two stores of a node.
 pub struct Plan {
     pub store: StoreId,
-    /// Of the data's cluster, or of the placement driver's group: its messages are its own.
+    /// The id of the data's cluster, or of the placement driver's group. Stores exchange messages
+    /// only within it.
     pub cluster: u64,
     pub config: StoreConfig,
     /// Where other stores are.
     pub addresses: Arc<dyn AddressResolver>,
-    /// Whom the store tells what it leads.
+    /// What the store reports to.
     pub audience: Audience,
 }
 
-/// A store that runs, and takes messages of others.
+/// A store that runs, and receives messages of other stores.
 pub struct OpenStore {
     running: RunningStore,
     events: Arc<Events>,
 }
 
 impl OpenStore {
-    /// Opens the store on its engines and gives its parts threads; from then on it takes the
+    /// Opens the store on its engines and gives its parts threads. From then on it receives the
     /// messages of `traffic`. Must be called within a runtime.
     ///
     /// # Errors
@@ -55,7 +56,7 @@ impl OpenStore {
             outbox: Arc::new(NodeOutbox::new(transport, audience)),
             clock: Arc::new(SystemClock::new()),
         })?;
-        // What an interrupted installation left has been used.
+        // The files of an interrupted installation have been used by now.
         data.empty_snapshots()?;
         let running = opened.start()?;
         let handle = running.handle().clone();

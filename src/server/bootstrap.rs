@@ -1,17 +1,16 @@
 //! A store's first start: its ids, and, for the first store of all, the first regions.
 //!
-//! A crash may come between any two steps. What was begun is written down before
-//! it is begun, in the file `BOOTSTRAP` of the data directory, and is taken up
-//! again at the next start:
+//! A crash may come between any two steps. So each step is written to the file `BOOTSTRAP` of the
+//! data directory before it is begun, and the next start continues there:
 //!
 //! ```text
 //! ids from placement → BOOTSTRAP → IDENT → placement.Bootstrap → first regions on disk
 //!   → BOOTSTRAP removed
 //! ```
 //!
-//! The first regions are two: one for all keys, and one above all keys, which stays empty (the reason is
-//! with [`KEYS_TOP`]). Nothing else is cut where nobody asked; the bounds of TiKV's key spaces
-//! are when a client first uses one.
+//! There are two first regions: one for all keys, and one above all keys, which stays empty (the
+//! reason is at [`KEYS_TOP`]). No other bounds are cut before they are asked for. The bounds of
+//! TiKV's key spaces are cut when a client first uses a key space.
 
 use bytes::Bytes;
 use esker_client::{ClientError, PlacementClient};
@@ -28,16 +27,16 @@ use crate::Error;
 
 const FILE: &str = "BOOTSTRAP";
 
-/// What a store is, and whether it has just become it.
+/// The identity of a store, and whether the store is new.
 pub struct Identity {
     pub ident: Ident,
     pub is_new: bool,
-    /// The store at the same address that has lost its memory, and loses its place to this one.
+    /// The store at the same address that has lost its memory, whose place this store takes.
     pub replaces: Option<u64>,
 }
 
-/// The store's identity, from the directory or new from placement. Nothing is made for one
-/// whose `address` another store has, unless that one is to be replaced.
+/// The store's identity, from the directory or new from placement. A new store gets no identity if
+/// another store has its `address`, unless that store is to be replaced.
 pub async fn identify(
     data: &DataDir,
     placement: &PlacementClient,
@@ -83,16 +82,17 @@ pub async fn identify(
             .collect();
         remember(data, &regions)?;
     } else {
-        // Of a start that ended before it had an identity; others have made the first regions.
+        // The file is from a start that ended before the store had an identity. Another store has
+        // made the first regions.
         data.remove_record(FILE)?;
     }
     Ok(Identity { ident, is_new: true, replaces })
 }
 
-/// Whether the directory holds at least what the cluster has seen of the store.
+/// Checks that the directory holds at least what the cluster has seen of the store.
 ///
 /// # Errors
-/// When it does not: it is an older copy.
+/// When it does not, because it is an older copy.
 pub async fn check_memory(
     data: &DataDir,
     log: &LogEngine,
@@ -101,7 +101,7 @@ pub async fn check_memory(
 ) -> Result<(), Error> {
     let stores = placement.get_stores(true).await?;
     let known = stores.into_iter().find(|store| store.id == ident.store_id);
-    // A store that was removed is told so when it introduces itself.
+    // A store that was removed learns that when it introduces itself.
     let Some(known) = known.and_then(|known| known.esker_memory) else { return Ok(()) };
     let Some(mark) = data.mark() else { return Ok(()) };
     let is_whole = known.lineage == mark.lineage
@@ -121,7 +121,7 @@ fn remember(data: &DataDir, regions: &[Region]) -> Result<(), Error> {
     Ok(data.write_record(FILE, &record)?)
 }
 
-/// The first regions, where this store has begun to make them; none otherwise.
+/// The first regions, if this store has begun to make them; otherwise none.
 fn remembered(data: &DataDir) -> Result<Vec<Region>, Error> {
     let mut rest = Bytes::from(data.read_record(FILE)?.unwrap_or_default());
     let mut regions = Vec::new();
@@ -134,8 +134,8 @@ fn remembered(data: &DataDir) -> Result<Vec<Region>, Error> {
     Ok(regions)
 }
 
-/// Makes the cluster's first regions here, if this store was the one to begin them. To be
-/// called before the store is opened: each step may be taken again.
+/// Makes the cluster's first regions here, if this store has begun to make them. To be called
+/// before the store is opened, because each step may be repeated.
 pub async fn first_regions(
     data: &DataDir,
     placement: &PlacementClient,
@@ -145,14 +145,14 @@ pub async fn first_regions(
     let Engines { kv, log } = engines;
     let regions = remembered(data)?;
     let Some(first) = regions.first() else { return Ok(()) };
-    // What is registered is that the key space belongs to this store; how it is cut is learnt
-    // from the regions' leaders.
+    // The whole key space is registered for this store. How it is cut becomes known from the
+    // regions' leaders.
     let whole = Region { range: KeyRange::all(), ..first.clone() };
     match placement.bootstrap(store.clone(), &whole).await {
         Ok(()) => {}
         Err(ClientError::PlacementRefused { kind: ErrorType::AlreadyBootstrapped, .. }) => {
-            // By this store, in an earlier attempt, only if placement knows it: it
-            // is not made known in any other way before this is over.
+            // This store bootstrapped the cluster in an earlier attempt only if placement knows the
+            // store. Nothing else makes the store known before this is over.
             let known = placement.get_stores(false).await?;
             if !known.iter().any(|other| other.id == store.id) {
                 return Ok(data.remove_record(FILE)?);
@@ -161,7 +161,7 @@ pub async fn first_regions(
         Err(error) => return Err(error.into()),
     }
     for region in &regions {
-        // One that is there may have been used already.
+        // A region that is there may have been used already.
         if region_state(kv, region.id)?.is_none() {
             bootstrap_region(kv, log, StoreId(store.id), region)?;
         }
@@ -179,7 +179,7 @@ mod tests {
     use super::*;
     use crate::Node;
 
-    /// What a store does at its first start, until it would open.
+    /// The steps of a store's first start, until it would open.
     struct Starting {
         data: DataDir,
         store: Store,
@@ -237,7 +237,7 @@ mod tests {
             .expect("placement starts");
         let placement = node.placement();
         let first = Starting::new(placement, "first:1").await;
-        // Another one that begins before the first is done.
+        // Another store begins before the first is done.
         let second = Starting::new(placement, "second:1").await;
         let regions = first.begun();
         let ranges: Vec<_> = regions.iter().map(|region| region.range.clone()).collect();
@@ -245,7 +245,7 @@ mod tests {
         assert_eq!(Some(ranges), KeyRange::all().split_at(&top));
         assert_eq!(second.begun().len(), 2);
 
-        // Registered, and one of two regions on disk.
+        // The store is registered, and one of two regions is on disk.
         let whole = Region { range: KeyRange::all(), ..regions[0].clone() };
         placement.bootstrap(first.store.clone(), &whole).await.expect("nobody was faster");
         bootstrap_region(
@@ -259,7 +259,7 @@ mod tests {
         for region in &regions {
             assert_eq!(first.on_disk(region), Some(RegionState::Normal(region.clone())));
         }
-        // All but the removal of the file; meanwhile a region is no longer what it was.
+        // All steps but the removal of the file are done. Meanwhile a region has changed.
         remember(&first.data, &regions).expect("it is written");
         let smaller = KeyRange::new(Bytes::new(), Some("m".into())).expect("a range");
         let later = Region { range: smaller, ..regions[0].clone() };
@@ -268,7 +268,7 @@ mod tests {
         first.go_on(placement).await;
         assert_eq!(first.on_disk(&regions[0]), Some(RegionState::Normal(later)));
 
-        // The slower one makes none.
+        // The slower store makes no regions.
         let theirs = second.begun();
         second.go_on(placement).await;
         assert!(theirs.iter().all(|region| second.on_disk(region).is_none()));

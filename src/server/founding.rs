@@ -1,28 +1,29 @@
-//! How a group of placement members comes into being once, and never a second time.
+//! How a group of placement members is founded once, and never a second time.
 //!
-//! A member whose directory is empty may be one of a new cluster, or one that lost its
-//! memory. It cannot know, and must not vote: with an empty vote it could help to elect a
-//! leader without what the group has acknowledged. So it asks the other members.
+//! A member whose directory is empty may be one of a new cluster, or one that lost its memory. It
+//! cannot know which, and must not vote. With an empty memory it could help to elect a leader
+//! without the entries that the group has acknowledged. So it asks the other members.
 //!
-//! - A **nonce** is drawn for the empty directory and kept in the file `FOUNDING` before
-//!   anybody hears of it.
-//! - When **all** listed members say that they are empty, and were started with the same
-//!   list, each knows the same names and nonces, and so the same group: its id is made of
-//!   them. Each begins with the group's first state. A member that hears of a group founded
-//!   with its own name and nonce was part of that, and has not spoken yet: it begins with the
-//!   first state, too.
-//! - A member that has lost its memory founds nothing, and the others found nothing with it.
-//!   It knows by the store beside it, which is in use; or because somebody asks for a cluster
-//!   at this address within the first [`FIRST_START`]: the stores of a cluster whose placement
-//!   members are gone ask for them every half second. It does not offer itself to the others
-//!   before it has listened for so long, and `FOUNDING` keeps what it heard for later starts.
-//! - A member that hears of a group without its nonce is a newcomer. It waits until an
-//!   operator says so (`esker placement replace NAME`): the leader then writes its nonce
-//!   down under a new id and adds it; it joins under that id, empty, and is filled. A
-//!   directory that is emptied again has another nonce, and waits again.
+//! - A **nonce** is drawn for the empty directory and kept in the file `FOUNDING` before any other
+//!   member hears of it.
+//! - When **all** listed members answer that they are empty, and were started with the same list,
+//!   each knows the same names and nonces, and so the same group, whose id is made of them. Each
+//!   begins with the group's first state. A member may hear of a group that was founded with its
+//!   own name and nonce. It was part of the founding and has not sent any message yet, so it begins
+//!   with the first state, too.
+//! - A member that has lost its memory founds nothing, and the others found nothing with it. The
+//!   member knows of the loss by the store beside it, which is in use. Or it receives a request for
+//!   a cluster at this address within the first [`FIRST_START`], because the stores of a cluster
+//!   whose placement members are gone ask for them every half second. It does not offer itself to
+//!   the others before it has listened for so long, and `FOUNDING` keeps what it heard for later
+//!   starts.
+//! - A member that hears of a group without its nonce is a newcomer. It waits until an operator
+//!   runs `esker placement replace NAME`. Then the leader records its nonce under a new id and adds
+//!   that id. The newcomer joins under the id, empty, and gets the data. A directory that is
+//!   emptied again has another nonce, and waits again.
 //!
-//! `FOUNDING` is removed before the member speaks for the first time. The file `MEMBERS`
-//! keeps what the founders agreed on.
+//! `FOUNDING` is removed before the member sends its first message. The file `MEMBERS` keeps what
+//! the founders agreed on.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -46,15 +47,15 @@ const FOUNDING: &str = "FOUNDING";
 pub(super) const MEMBERS: &str = "MEMBERS";
 const FORMAT: u32 = 1;
 
-/// How long one member may take to say where it stands.
+/// How long one member may take to answer with its stage.
 const ASK_WITHIN: Duration = Duration::from_secs(1);
-/// Between two rounds of questions: at first, and at most.
+/// The pause between two rounds of questions: at first, and at most.
 pub(super) const ASK_AGAIN: Duration = Duration::from_millis(50);
 pub(super) const ASK_AGAIN_AT_MOST: Duration = Duration::from_secs(1);
-/// How long a node with a known address listens, before it helps to found a group, for those
-/// who ask for an earlier one: a few times the longest wait between two such questions.
+/// How long a node with a known address listens for requests for an earlier group before it helps
+/// to found one: a few times the longest wait between two such requests.
 pub const FIRST_START: Duration = Duration::from_secs(2);
-/// How often the log says what is waited for.
+/// How often the log repeats what the member waits for.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
 
 /// A member as the founders knew it.
@@ -65,13 +66,13 @@ pub struct Founder {
     pub nonce: u64,
 }
 
-/// What a group was founded with; the same on each of its members, for ever.
+/// What a group was founded with. The same on each of its members, for ever.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     format: u32,
-    /// Tells this group from every other one.
+    /// Distinguishes this group from every other.
     pub group: u64,
-    /// Tells the list of members that this node was started with from other lists.
+    /// Identifies the list of members that this node was started with.
     pub join: u64,
     pub founders: Vec<Founder>,
 }
@@ -80,13 +81,13 @@ pub struct Record {
 struct Waiting {
     format: u32,
     nonce: u64,
-    /// The cluster that was asked for at this member's address: it has lost one. Kept, because
-    /// nobody may ask at the next start.
+    /// The cluster that was asked for at this member's address, so that the member has lost it. It
+    /// is kept, because at the next start no request may come.
     #[serde(default)]
     lost: u64,
 }
 
-/// What a member with an empty directory is to become.
+/// What a member with an empty directory will be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Adoption {
     pub me: MemberId,
@@ -99,13 +100,13 @@ impl Record {
         self.founders.iter().any(|founder| founder.id == member.0)
     }
 
-    /// What the directory of a member that was used says of its group.
+    /// The record of the group in the directory of a member that was used.
     pub fn read(data: &DataDir) -> Result<Option<Record>, Error> {
         let Some(record) = data.read_record(MEMBERS)? else { return Ok(None) };
         parse(data, MEMBERS, &record, |record: &Record| record.format).map(Some)
     }
 
-    /// Before the directory gets its owner.
+    /// Writes the record, before the directory gets its owner.
     pub fn write(&self, data: &DataDir) -> Result<(), Error> {
         Ok(data.write_record(MEMBERS, to_text(self)?.as_bytes())?)
     }
@@ -129,7 +130,7 @@ fn parse<T: for<'a> Deserialize<'a>>(
     }
 }
 
-/// The number of an empty directory, drawn once, and durable before anybody is told; and the
+/// The number of an empty directory, drawn once, and durable before it is sent anywhere. Also the
 /// cluster that was asked for at the member's address at an earlier start, or zero.
 pub fn nonce(data: &DataDir) -> Result<(u64, u64), Error> {
     if let Some(record) = data.read_record(FOUNDING)? {
@@ -141,7 +142,7 @@ pub fn nonce(data: &DataDir) -> Result<(u64, u64), Error> {
     Ok((waiting.nonce, 0))
 }
 
-/// Keeps for later starts that a cluster was asked for.
+/// Records for later starts that a cluster was asked for.
 pub fn remember_lost(folder: &Path, nonce: u64, lost: u64) -> Result<(), Error> {
     let text = to_text(&Waiting { format: FORMAT, nonce, lost })?;
     replace_file(folder, FOUNDING, text.as_bytes()).map_err(|source| Error::File {
@@ -151,12 +152,13 @@ pub fn remember_lost(folder: &Path, nonce: u64, lost: u64) -> Result<(), Error> 
     })
 }
 
-/// Before the member speaks: from now on an empty directory is another one.
+/// Removes the nonce, before the member sends messages. From now on an empty directory is another
+/// one.
 pub fn forget_nonce(data: &DataDir) -> Result<(), Error> {
     Ok(data.remove_record(FOUNDING)?)
 }
 
-/// The group that members with these names and nonces found: the same, whoever computes it.
+/// The group that members with these names and nonces found. Every member computes the same.
 fn founded(members: &Members, nonces: &BTreeMap<String, u64>) -> Record {
     let founders: Vec<Founder> = members
         .all
@@ -177,21 +179,22 @@ fn founded(members: &Members, nonces: &BTreeMap<String, u64>) -> Record {
     }
 }
 
-/// What the answers of all other members mean for one whose directory is empty.
+/// What the answers of all other members mean for a member whose directory is empty.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
-    /// It is part of a group, and knows under which id.
+    /// The member is part of a group, under a known id.
     Adopt(Adoption),
-    /// Everybody is new: this is the group.
+    /// All members are new, and this is their group.
     Found(Adoption),
-    /// A group is there, and does not know it.
+    /// There is a group, and this member is not in it.
     Newcomer { told_by: String },
-    /// Not everybody has said that it is new; why, for each that has not. Whether all of them
-    /// have said at least that their directories are empty: no group will be heard of.
+    /// Not all members have answered that they are new, with the reason for each that has not.
+    /// `all_are_empty` is whether all of them have answered at least that their directories are
+    /// empty. Then there is no group to hear of.
     Wait { others: Vec<String>, all_are_empty: bool },
 }
 
-/// `answers` are those of the other members, by name.
+/// `answers` are the answers of the other members, by name.
 fn judge(
     members: &Members,
     name: &str,
@@ -254,7 +257,7 @@ impl From<&Founder> for GroupMember {
     }
 }
 
-/// The group as it is told to others.
+/// The group in a message for others.
 pub fn group_message(record: &Record, members: Vec<GroupMember>) -> MemberGroup {
     MemberGroup {
         id: record.group,
@@ -263,7 +266,7 @@ pub fn group_message(record: &Record, members: Vec<GroupMember>) -> MemberGroup 
     }
 }
 
-/// Where one member stands; nothing if it does not say so in time. It is told how far the
+/// The stage of one member; `None` if it does not answer in time. The request carries how far the
 /// `memory` of a member has come.
 pub async fn ask(address: &str, memory: Option<MemberMemory>) -> Option<MemberStage> {
     let endpoint = Endpoint::from_shared(format!("http://{address}")).ok()?;
@@ -285,18 +288,18 @@ async fn ask_all(others: &[&MemberInfo]) -> BTreeMap<String, MemberStage> {
     join_all(answers).await.into_iter().flatten().collect()
 }
 
-/// A member whose directory is empty, on its way to become one of a group.
+/// A member whose directory is empty, and that looks for its group.
 pub struct Candidate<'a> {
     pub members: &'a Members,
     pub nonce: u64,
     pub directory: &'a Path,
-    /// Until when those are waited for who ask for an earlier group.
+    /// Until when it listens for requests for an earlier group.
     pub listen_until: Instant,
 }
 
 impl Candidate<'_> {
-    /// Asks the other members until it is known what this one is to become; `lost` says why it
-    /// cannot be of a new group, as soon as there is a reason. Waits for as long as that takes.
+    /// Asks the other members until it is known what this member will be. `lost` returns why it
+    /// cannot belong to a new group, as soon as there is a reason. Waits for as long as that takes.
     ///
     /// # Errors
     /// When this node is not new, and no other member knows of its group.
@@ -307,8 +310,8 @@ impl Candidate<'_> {
         let mut pause = ASK_AGAIN;
         let mut said: Option<Instant> = None;
         loop {
-            // Known before the others are asked: what is asked for later may be the very group that
-            // they have founded meanwhile.
+            // Looked at before the others are asked, because a later request may be for the very
+            // group that they have founded meanwhile.
             let reason = lost();
             let answers = ask_all(&others).await;
             let verdict = judge(self.members, name, self.nonce, &answers);
@@ -340,7 +343,7 @@ impl Candidate<'_> {
                     others.join(", ")
                 ),
             };
-            // The first rounds are daily business: the others are starting, too.
+            // The first rounds are not logged, because the others are starting, too.
             if pause == ASK_AGAIN_AT_MOST && said.is_none_or(|said| said.elapsed() >= SAY_AGAIN) {
                 said = Some(Instant::now());
                 tracing::warn!("{why}");
@@ -400,7 +403,7 @@ mod tests {
         let two = adopted(verdict(2, 22, &[empty(1, 11), empty(3, 33)]));
         assert_eq!(one.record, two.record);
         assert_eq!((one.me, two.me), (MemberId(1), MemberId(2)));
-        // One that was slower hears of the group from the others.
+        // A slower member hears of the group from the others.
         let three = verdict(3, 33, &[member(1, &group_of(&one.record)), empty(2, 22)]);
         assert_eq!(adopted(three), Adoption { me: MemberId(3), record: one.record });
     }
@@ -410,7 +413,7 @@ mod tests {
         let others = vec!["placement-3 at 127.0.0.1:3 has not answered yet".to_owned()];
         let waits = Verdict::Wait { others, all_are_empty: false };
         assert_eq!(verdict(1, 11, &[empty(2, 22)]), waits);
-        // A node that runs no member, or another one, is as good as silent.
+        // A node that runs no member, or another member, counts as silent.
         let wrong = (("placement-3").to_owned(), empty(2, 22).1);
         assert!(matches!(verdict(1, 11, &[empty(2, 22), wrong]), Verdict::Wait { .. }));
     }
@@ -420,7 +423,7 @@ mod tests {
         let group = group_of(&adopted(verdict(1, 11, &[empty(2, 22), empty(3, 33)])).record);
         let emptied = verdict(3, 34, &[member(1, &group), member(2, &group)]);
         assert_eq!(emptied, Verdict::Newcomer { told_by: "placement-2".to_owned() });
-        // Also with only one of the others there, and with a second one emptied.
+        // Also with only one of the other members there, and with a second one emptied.
         assert!(matches!(verdict(3, 34, &[member(1, &group)]), Verdict::Newcomer { .. }));
         let two_emptied = verdict(3, 34, &[member(1, &group), empty(2, 23)]);
         assert!(matches!(two_emptied, Verdict::Newcomer { .. }));
@@ -434,7 +437,7 @@ mod tests {
         let joined = adopted(verdict(3, 34, &[member(1, &group)]));
         assert_eq!(joined.me, MemberId(4));
         assert!(!joined.record.is_founder(joined.me) && joined.record.is_founder(MemberId(1)));
-        // Emptied once more, it is a stranger again.
+        // A directory that is emptied once more is a newcomer again.
         assert!(matches!(verdict(3, 35, &[member(1, &group)]), Verdict::Newcomer { .. }));
     }
 

@@ -1,8 +1,8 @@
 //! `grpc.health.v1.Health`: whether a node serves, for load balancers and for clients that ask
-//! before they come back (those in Go do, after a call that failed).
+//! before they come back. (Go clients do so after a call that failed.)
 //!
-//! The node says what is ready; [`Health`] keeps it and tells whoever asks or watches. Nothing
-//! serves before it was said to, and nothing does again after [`Health::stop`].
+//! The node sets what is ready. [`Health`] keeps it for callers that ask or watch. A part does not
+//! serve before it was set, and nothing serves after [`Health::stop`].
 
 use std::sync::Arc;
 
@@ -14,20 +14,20 @@ use tokio::sync::watch;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
-/// The services by which a client may ask for one of a node's parts.
+/// The names of services by which a client may ask for one of a node's parts.
 const TIKV: &str = "tikvpb.Tikv";
 const PD: &str = "pdpb.PD";
 
-/// What a node may consist of.
+/// The parts of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// The store: open, and known to placement.
     Store,
-    /// The placement member: it leads, or knows who does.
+    /// The placement member: it leads, or knows the leader.
     Placement,
 }
 
-/// Whether the parts of a node serve. Clones are the same.
+/// Whether the parts of a node serve. Clones share the state.
 #[derive(Clone, Debug)]
 pub struct Health {
     state: Arc<watch::Sender<State>>,
@@ -37,25 +37,25 @@ pub struct Health {
 enum Readiness {
     NotYet,
     Ready,
-    /// For good, such as after damage.
+    /// It never serves again, for example after damage.
     Failed,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct State {
-    /// `None` where the node has no such part.
+    /// `None` if the node has no such part.
     store: Option<Readiness>,
     placement: Option<Readiness>,
     stopped: bool,
 }
 
 impl State {
-    /// `None` for a service that the node does not have.
+    /// The status of a service; `None` for a service that the node does not have.
     fn of(&self, service: &str) -> Option<ServingStatus> {
         let ready = match service {
             TIKV => self.store,
             PD => self.placement,
-            // A client of the store does not care how the placement member beside it is.
+            // For a client of the store the placement member beside it does not matter.
             "" => self.store.or(self.placement),
             _ => None,
         }?;
@@ -67,7 +67,7 @@ impl State {
 }
 
 impl Health {
-    /// Of a node with these parts, none of which serves yet.
+    /// The health of a node with these parts, none of which serves yet.
     pub fn new(store: bool, placement: bool) -> Self {
         let state = State {
             store: store.then_some(Readiness::NotYet),
@@ -77,12 +77,12 @@ impl Health {
         Health { state: Arc::new(watch::Sender::new(state)) }
     }
 
-    /// Says whether a part serves, from now on. One that has failed does not.
+    /// Sets whether a part serves from now on. Has no effect on a part that has failed.
     pub fn set(&self, part: Part, serving: bool) {
         self.change(part, if serving { Readiness::Ready } else { Readiness::NotYet });
     }
 
-    /// Says that a part does not serve, whatever is said of it later.
+    /// Sets that a part does not serve any more. Later calls of [`Health::set`] do not change that.
     pub fn fail(&self, part: Part) {
         self.change(part, Readiness::Failed);
     }
@@ -99,7 +99,7 @@ impl Health {
         });
     }
 
-    /// Nothing serves any more, whatever is said later.
+    /// Sets that nothing serves any more. Later calls do not change that.
     pub fn stop(&self) {
         self.state.send_modify(|state| state.stopped = true);
     }
@@ -140,7 +140,7 @@ impl health_server::Health for HealthService {
     ) -> Result<Response<BoxStream<HealthCheckResponse>>, Status> {
         let service = request.into_inner().service;
         let changes = self.health.state.subscribe();
-        // Each status once, and the latest one only where the watcher is slower than they change.
+        // Each status once. A watcher that is slower than the changes gets only the latest.
         let statuses = stream::unfold((changes, None), move |(mut changes, told)| {
             let service = service.clone();
             async move {

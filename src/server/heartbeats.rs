@@ -19,10 +19,10 @@ use tokio::task::JoinSet;
 use super::outbox::{MAX_WAITING_REPORTS, Report};
 use super::split_ids::PlacementIds;
 
-/// How often a store says that it is alive.
+/// How often a store reports that it is alive.
 const STORE_HEARTBEAT: Duration = Duration::from_secs(5);
 
-/// Failures of a store's dealings with placement that may come in rows.
+/// Repeated failures of a store's calls to placement.
 #[derive(Default)]
 struct Faults {
     heartbeats: Mutex<Repeated>,
@@ -30,8 +30,8 @@ struct Faults {
     orders: Mutex<Repeated>,
 }
 
-/// Carries reports and orders until the store stops or the task is aborted. `memory` is that with
-/// which the store introduced itself to placement.
+/// Carries reports and orders until the store stops or the task is aborted. `memory` is the one
+/// with which the store introduced itself to placement.
 pub async fn run(
     store: StoreHandle,
     placement: PlacementClient,
@@ -41,15 +41,15 @@ pub async fn run(
 ) {
     let (outgoing, stream) = mpsc::channel(MAX_WAITING_REPORTS);
     let reporter = store.clone();
-    // A leader of placement that is new knows no region.
+    // A new leader of placement knows no regions.
     let mut orders = placement.region_heartbeats(stream, move || reporter.report_all());
     let started = store.clock().wall_s();
     let faults = Arc::new(Faults::default());
     let mut alive = tokio::time::interval(STORE_HEARTBEAT);
-    // They end with this task: what is said of a store that has ended concerns nobody.
+    // These tasks end with this one, because no one needs reports of a store that has ended.
     let mut saying = JoinSet::new();
-    // A store that stops because its data is damaged reports no regions any more, but says
-    // for as long as its node lives why.
+    // A store that stops because its data is damaged no longer reports regions. But as long as its
+    // node lives it reports the damage.
     let (mut reporting, mut damaged) = (true, false);
     loop {
         tokio::select! {
@@ -59,13 +59,14 @@ pub async fn run(
             }
             report = reports.recv(), if reporting => match report {
                 Some(Report::Region(report)) => {
-                    // Full: the region is reported again.
+                    // If the channel is full, the report is dropped, and the region is reported
+                    // again.
                     let _ = outgoing.try_send(*report);
                 }
                 Some(Report::Split(regions)) => {
                     let (placement, faults) = (placement.clone(), Arc::clone(&faults));
                     tokio::spawn(async move {
-                        // The leaders' own reports say the same a little later.
+                        // The leaders' own reports contain the same a little later.
                         if let Err(error) = placement.report_batch_split(&regions).await
                             && let Some(times) = faults.splits.lock().failed(Instant::now())
                         {
@@ -102,7 +103,7 @@ async fn say_alive(placement: PlacementClient, stats: StoreStats, faults: Arc<Fa
                 tracing::warn!(times = over.times, after = ?over.lasted, "placement takes the store's heartbeats again");
             }
         }
-        // Two processes that are the same store would vote twice.
+        // Two processes that run as the same store would vote twice.
         Err(ClientError::PlacementRefused {
             kind: ErrorType::DuplicatedEntry, message, ..
         }) => {
@@ -141,8 +142,8 @@ fn statistics(store: &StoreHandle, directory: &Path, started: u64) -> StoreStats
     }
 }
 
-/// Whether placement orders such a change of the region: a voter comes from a learner, so that a
-/// peer that is nowhere never counts for a majority; and a peer stays on its store.
+/// Whether this change of the region is one that placement orders. A voter is made of a learner, so
+/// that an absent peer never counts for a majority. And a peer stays on its store.
 fn may_be_ordered(region: &Region, change: PeerChange) -> bool {
     let known = region.peer(change.seat().peer);
     let is_here = known.is_some_and(|known| known.store == change.seat().store);
@@ -152,8 +153,8 @@ fn may_be_ordered(region: &Region, change: PeerChange) -> bool {
     }
 }
 
-/// An order is advice: what does not fit the region any more is dropped, and
-/// placement sees from the next report where the region really is.
+/// Carries out an order. An order is advice: one that no longer fits the region is dropped, and
+/// placement sees the region's state in the next report.
 fn carry_out(store: &StoreHandle, placement: &PlacementClient, order: Order, faults: &Arc<Faults>) {
     let Order { region, epoch, action, .. } = order;
     let Some(known) = store.delegates().get(region).map(|region| region.descriptor()) else {
@@ -177,7 +178,7 @@ fn carry_out(store: &StoreHandle, placement: &PlacementClient, order: Order, fau
     tokio::spawn(async move {
         match store.admin(region, epoch, admin.clone()).await {
             Ok(_) => tracing::info!(%region, order = ?admin, "done"),
-            // Told twice, or too late.
+            // The order came twice, or too late.
             Err(RequestError::EpochNotMatch { .. } | RequestError::ServerIsBusy { .. }) => {}
             Err(error) => {
                 if let Some(times) = faults.orders.lock().failed(Instant::now()) {
@@ -201,7 +202,7 @@ async fn split_region(
     };
     match store.split(region, epoch, keys, ids).await {
         Ok(_) => tracing::info!(%region, keys = count, "split, as placement asked"),
-        // Told twice or too late, or the members are being changed: placement asks again.
+        // The order came twice or too late, or the members are being changed. Placement asks again.
         Err(error) => tracing::debug!(%region, keys = count, ?error, "not split"),
     }
 }

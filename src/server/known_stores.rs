@@ -1,9 +1,9 @@
-//! Which stores the cluster has, as a worker may ask in the middle of its turn.
+//! Which stores the cluster has, in a form that a worker can read in the middle of its turn.
 //!
-//! The answer comes from a list that placement gave. A store that is not in it is
-//! looked for in the background, and refused until it is found: what it sent it sends
-//! again. However many strangers speak, placement is asked for its list once in a
-//! [`ASK_EVERY`], and nothing is remembered of them.
+//! The answer comes from a list that placement returned. A store that is not in the list is looked
+//! for in the background, and refused until it is found. It will send its messages again. However
+//! many unknown stores send messages, placement is asked for its list at most once in
+//! [`ASK_EVERY`], and nothing is remembered of these stores.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -17,12 +17,12 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-/// How often placement is asked at most.
+/// The shortest time between two questions to placement.
 const ASK_EVERY: Duration = Duration::from_millis(500);
 
 /// Where the list comes from.
 pub trait StoreList: Send + Sync + 'static {
-    /// All stores but those that have left for good.
+    /// All stores except those that have left for good.
     fn stores(&self) -> BoxFuture<'static, Result<Vec<Store>, ClientError>>;
 }
 
@@ -44,13 +44,13 @@ pub struct KnownStores {
 #[derive(Default)]
 struct Inner {
     known: HashSet<u64>,
-    /// When placement was last asked; it has not answered yet while `asking`.
+    /// When placement was last asked. While `asking`, it has not answered yet.
     asked: Option<Instant>,
     asking: bool,
 }
 
 impl KnownStores {
-    /// Asks for the list at once. Called within a runtime.
+    /// Asks for the list at once. Must be called within a runtime.
     pub fn of(list: impl StoreList) -> Self {
         let stores =
             KnownStores { list: Arc::new(list), runtime: Handle::current(), inner: Arc::default() };
@@ -58,7 +58,7 @@ impl KnownStores {
         stores
     }
 
-    /// Whether the store was in the list that placement gave last. Never blocks.
+    /// Whether the store was in the list that placement returned last. Never blocks.
     pub fn knows(&self, store: StoreId) -> bool {
         let known = self.inner.lock().known.contains(&store.0);
         if !known {
@@ -83,7 +83,7 @@ impl KnownStores {
             inner.asking = false;
             match answer {
                 Ok(stores) => inner.known = stores.into_iter().map(|store| store.id).collect(),
-                // Those that were known before are.
+                // The stores of the last list stay known.
                 Err(error) => {
                     tracing::debug!(%error, "placement did not say which stores there are")
                 }
@@ -135,7 +135,7 @@ mod tests {
         assert!(asked <= 2, "a burst of strangers asked placement {asked} times");
         assert_eq!(known.inner.lock().known.len(), 1, "strangers were remembered");
         list.stores.lock().push(2);
-        // Its messages come again and again.
+        // The store's messages come again and again.
         while !known.knows(StoreId(2)) {
             tokio::task::yield_now().await;
         }

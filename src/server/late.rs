@@ -1,8 +1,8 @@
-//! A store's door while the store is not open: not yet, or no longer.
+//! The entrance to a store that may not be open: not yet, or no longer.
 //!
-//! A node serves its port from the beginning, because placement, which the store
-//! needs in order to open, may be behind the same port. And clients in this process
-//! may outlive the node, whose data directory must be free when it has stopped.
+//! A node serves its port from the beginning, because placement, which the store needs in order to
+//! open, may be behind the same port. And clients in this process may outlive the node, whose data
+//! directory must be free when it has stopped.
 
 use std::sync::Arc;
 
@@ -14,8 +14,8 @@ use esker_rpc::service::{Answer, Caller, Reply, Request, ScanHabit, StoreService
 use esker_storage::Storage;
 use tonic::Status;
 
-/// Answers `UNAVAILABLE` while the store is not there, or, where clients would take that as
-/// final, that it does not lead.
+/// Answers `UNAVAILABLE` while the store is not open. Where clients would take that as final, it
+/// answers that the store does not lead.
 #[derive(Default)]
 pub struct LateStore {
     service: ArcSwapOption<Storage>,
@@ -26,7 +26,7 @@ impl LateStore {
         self.service.store(Some(service));
     }
 
-    /// Lets go of the store.
+    /// Releases the store.
     pub fn close(&self) {
         self.service.store(None);
     }
@@ -36,7 +36,7 @@ impl LateStore {
     }
 }
 
-/// The answer of a node whose store is not open (yet).
+/// The status of a node whose store is not open.
 pub fn not_open() -> Status {
     Status::unavailable("the store of this node is not open yet; try again")
 }
@@ -53,8 +53,8 @@ impl StoreService for LateStore {
     fn handle(&self, request: Request, caller: Caller) -> Answer {
         let answer = match (&*self.service.load(), request) {
             (Some(service), request) => return service.handle(request, caller),
-            // Published clients repeat what cannot be sent, but not a scan: they are told to look
-            // elsewhere as by a store that is open.
+            // Published clients repeat other requests after `UNAVAILABLE`, but not a scan. They get
+            // the answer of an open store that does not lead, and look elsewhere.
             (None, Request::RawScan(scan)) if caller.scans != ScanHabit::IgnoresRegionErrors => {
                 let region = RegionId(scan.context.map_or(0, |context| context.region_id));
                 let error = RequestError::NotLeader { region, leader: None };

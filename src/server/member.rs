@@ -1,8 +1,8 @@
 //! The placement driver's replicated state: one region, never split, on a store of
 //! its own beside the data.
 //!
-//! How the group comes into being is in [`super::founding`]; how a member that lost its
-//! directory is replaced, in [`super::replacing`].
+//! How the group is founded is in [`super::founding`]. How a member that lost its directory is
+//! replaced is in [`super::replacing`].
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,25 +34,25 @@ use crate::node::descriptors::Share;
 
 /// The one region.
 pub const REGION: RegionId = RegionId(1);
-/// Store ids of placement members have the top bit set: they never meet those of data stores.
+/// Store ids of placement members have the top bit set, so they never equal those of data stores.
 const MEMBER_STORES: u64 = 1 << 63;
-/// Under which the members are written down that came after the founders, by their ids;
-/// beside the placement driver's own keys.
+/// The prefix of the records of members that came after the founders, by their ids. They are beside
+/// the placement driver's own keys.
 const LATER_MEMBERS: &[u8] = b"members/";
 const FORMAT: u8 = 1;
 
-/// Half of a data store's: while the placement driver has no leader, no region can
-/// be found, and its one group is quiet enough for it.
+/// Half of a data store's, because no region can be found while the placement driver has no leader.
+/// Its one group has so little traffic that this is possible.
 const ELECTION_TIMEOUT: Duration = Duration::from_millis(500);
 const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Who the members are, as this node was told. The same on each of them, but for `me`.
+/// The members of this node's configuration. The same on each of them, except for `me`.
 #[derive(Clone, Debug)]
 pub struct Members {
-    /// As a founder. A member that was replaced has another id, under the same name.
+    /// This node's id as a founder. A member that was replaced has another id, under the same name.
     pub me: MemberId,
     pub all: Vec<MemberInfo>,
-    /// Tells this list of members from every other one; kept in the data directory.
+    /// Identifies this list of members. It is kept in the data directory.
     pub tag: u64,
 }
 
@@ -75,7 +75,7 @@ pub fn store_of(member: MemberId) -> StoreId {
     StoreId(MEMBER_STORES | member.0)
 }
 
-/// Whether this is the store of a placement member, of whatever group.
+/// Whether this is the store of a placement member, of any group.
 pub fn is_member_store(store: StoreId) -> bool {
     store.0 & MEMBER_STORES != 0
 }
@@ -85,19 +85,21 @@ pub struct MemberStore {
     store: OpenStore,
     _directory: DataDir,
     book: Arc<MemberBook>,
-    /// They end with the store.
+    /// Tasks that end with the store.
     _tasks: JoinSet<()>,
 }
 
-/// A member's directory, opened and found whole, and not in use yet.
+/// A member's directory that is opened and found whole, but not in use yet.
 pub struct MemberDirectory {
     data: DataDir,
     engines: Engines,
-    /// What it is, unless it is empty.
+    /// The member's id and group, unless the directory is empty.
     adoption: Option<Adoption>,
 }
 
 impl MemberDirectory {
+    /// Opens the directory.
+    ///
     /// # Errors
     /// When the directory cannot be used, is not whole, or is of another list of members.
     pub fn open(directory: &Path, members: &Members, share: Share) -> Result<Self, Error> {
@@ -128,7 +130,7 @@ impl MemberDirectory {
                     Some(found) if found != wanted => {
                         return Err(Error::OtherMember { path, found, wanted });
                     }
-                    // One that is yet to be filled does not know.
+                    // A member that did not get its data yet cannot know its name.
                     Some(_) | None => Some(Adoption { me, record }),
                 }
             }
@@ -136,13 +138,13 @@ impl MemberDirectory {
         Ok(MemberDirectory { data, engines, adoption })
     }
 
-    /// How far the member's memory has come, where it was used.
+    /// How far the member's memory has come, if the directory was used.
     pub fn memory(&self) -> Option<MemberMemory> {
         let (group, mark) = (self.adoption.as_ref()?.record.group, self.data.mark()?);
         Some(memory(group, &mark, self.engines.log.sequence()))
     }
 
-    /// What the member is, where its directory knows.
+    /// The member's id and group, if its directory knows them.
     pub fn adoption(&self) -> Option<&Adoption> {
         self.adoption.as_ref()
     }
@@ -151,7 +153,7 @@ impl MemberDirectory {
         &self.data
     }
 
-    /// Makes the member what it was found to be, and lets it speak.
+    /// Gives the member its id and group, and lets it send messages.
     pub fn start(
         mut self,
         members: &Members,
@@ -165,7 +167,7 @@ impl MemberDirectory {
             let ident = Ident { cluster_id: record.group, store_id: me.0 };
             self.data.found(ident, rand::random(), &self.engines)?;
         }
-        // Until it was started once it has promised nothing, and may begin anew.
+        // A founder that was never started has promised nothing, and may begin anew.
         if record.is_founder(adoption.me) && !self.data.was_started() {
             let Engines { kv, log } = &self.engines;
             bootstrap_region(kv, log, me, &first_region(record))?;
@@ -223,15 +225,15 @@ fn name_of(me: MemberId, record: &Record, engines: &Engines) -> Result<Option<St
 impl MemberStore {
     /// Blocks until everything is on disk.
     pub fn stop(self) {
-        // Connections to the other members, which end a little later, ask it for addresses.
+        // Connections to the other members end a little later, and ask for addresses until then.
         self.book.store.store(None);
         self.store.stop();
     }
 }
 
-/// Says for as long as it is so that the member is none any more, which it may have found out
-/// from the others without a word of its operator's. `was_member` is false for one that is yet
-/// to be filled.
+/// Logs, again and again, that this member is no longer a member. It may have found that out from
+/// the others, without an operator's notice here. `was_member` is false for a member that did not
+/// get its data yet.
 async fn say_when_replaced(book: Arc<MemberBook>, mut was_member: bool, folder: PathBuf) {
     const SAY_EVERY: Duration = Duration::from_secs(60);
     let mut ticks = tokio::time::interval(SAY_EVERY);
@@ -262,7 +264,7 @@ fn memory(group: u64, mark: &Mark, log_sequence: u64) -> MemberMemory {
     }
 }
 
-/// What every founder begins with.
+/// The first state of every founder.
 fn first_region(record: &Record) -> Region {
     Region {
         id: REGION,
@@ -276,16 +278,16 @@ fn first_region(record: &Record) -> Region {
     }
 }
 
-/// Who is a member, by what this one has applied.
+/// The members, as far as this member has applied their changes.
 pub struct MemberBook {
     members: Members,
     record: Record,
-    /// While the member's store runs.
+    /// Set while the member's store runs.
     store: ArcSwapOption<StoreHandle>,
 }
 
 impl MemberBook {
-    /// The members of the group as it is now; none while this one is yet to be filled.
+    /// The present members of the group; none while this member did not get its data yet.
     pub fn group(&self) -> Vec<GroupMember> {
         let store = self.store.load();
         let region = store.as_ref().and_then(|store| store.delegates().get(REGION));
@@ -293,11 +295,11 @@ impl MemberBook {
         region.peers.iter().filter_map(|peer| self.member(MemberId(peer.id.0))).collect()
     }
 
-    /// The members, and who may become one: whose nonce is written down already.
+    /// The members, and newcomers whose nonce is recorded already.
     pub fn known(&self) -> Vec<GroupMember> {
         let mut known = self.group();
         for later in self.later() {
-            // An id below the present one of its name was given up.
+            // A lower id than the present one of its name was given up.
             let is_newest = known.iter().all(|m| m.name != later.name || m.id < later.id);
             if is_newest {
                 known.push(later);
@@ -306,7 +308,7 @@ impl MemberBook {
         known
     }
 
-    /// A member, also one that is no longer in the group.
+    /// A member, which may have left the group.
     pub fn member(&self, id: MemberId) -> Option<GroupMember> {
         if let Some(founder) = self.record.founders.iter().find(|founder| founder.id == id.0) {
             return Some(GroupMember::from(founder));
@@ -316,7 +318,7 @@ impl MemberBook {
         read_member(&stored)
     }
 
-    /// Everybody who was ever written down after the founders.
+    /// Every member that was ever recorded after the founders.
     pub fn later(&self) -> Vec<GroupMember> {
         let Some(store) = self.store.load_full() else { return Vec::new() };
         let pairs = with_prefix(&store.engine().snapshot(), LATER_MEMBERS).unwrap_or_default();
@@ -327,12 +329,12 @@ impl MemberBook {
         &self.record
     }
 
-    /// Where the member of this name is.
+    /// The address of the member of this name.
     pub fn address(&self, name: &str) -> Option<&str> {
         self.members.address(name)
     }
 
-    /// The members with their addresses; as this node was told while it knows no better.
+    /// The members with their addresses. Those of the configuration while the group is not known.
     pub fn infos(&self) -> Vec<MemberInfo> {
         let infos: Vec<MemberInfo> = self
             .group()
@@ -356,7 +358,7 @@ pub fn later_member(id: u64) -> Vec<u8> {
     [LATER_MEMBERS, &id.to_be_bytes()].concat()
 }
 
-/// How a member that comes after the founders is written down.
+/// The record of a member that comes after the founders.
 pub fn write_member(member: &GroupMember) -> Vec<u8> {
     let mut value = vec![FORMAT];
     value.extend(member.encode_to_vec());
@@ -370,7 +372,7 @@ fn read_member(stored: &[u8]) -> Option<GroupMember> {
     }
 }
 
-/// The state as the placement driver uses it.
+/// The replicated state for the placement driver.
 pub struct MemberState {
     store: StoreHandle,
     book: Arc<MemberBook>,
@@ -408,7 +410,7 @@ impl MemberState {
     /// The region as this member has applied it.
     ///
     /// # Errors
-    /// When this member has no replica of it: it is not filled yet, or was replaced.
+    /// When this member has no replica of it: it did not get its data yet, or was replaced.
     fn context(&self) -> Result<RequestContext, StateError> {
         let region = self.store.delegates().get(REGION);
         let region = region.ok_or(StateError::NotLeader { leader: None })?.descriptor();
@@ -416,7 +418,7 @@ impl MemberState {
     }
 }
 
-/// Every call of the placement driver may meet the same fault.
+/// Logs a fault, with a limit, because every call of the placement driver may meet the same fault.
 fn complain(fault: &dyn std::fmt::Display) {
     static FAULTS: Mutex<Repeated> = Mutex::new(Repeated::new());
     if let Some(times) = FAULTS.lock().failed(Instant::now()) {
@@ -426,8 +428,8 @@ fn complain(fault: &dyn std::fmt::Display) {
 
 fn refused(error: RequestError) -> StateError {
     match error {
-        // What is refused for the moment only may be tried again: an unknown
-        // outcome is, and does no harm where there was none.
+        // A temporary refusal may be tried again, like an unknown outcome. Nothing was done in that
+        // case, so the caller's caution does no harm.
         RequestError::Undetermined(_)
         | RequestError::ServerIsBusy { .. }
         | RequestError::ReadIndexNotReady(_) => StateError::Unknown,
@@ -435,7 +437,7 @@ fn refused(error: RequestError) -> StateError {
             StateError::NotLeader { leader: leader.map(|peer| MemberId(peer.id.0)) }
         }
         other => {
-            // No other refusal leaves an effect, and all of them end a term of office.
+            // No other refusal has an effect, and each ends a term of office.
             complain(&other);
             StateError::NotLeader { leader: None }
         }

@@ -1,8 +1,8 @@
-//! A node's placement member, from before it knows what it is.
+//! A node's placement member, also before it has an id and a group.
 //!
-//! The port is served from the beginning, so that members with empty directories can ask
-//! each other; the placement driver's services are there, too, and refuse until the
-//! member's store is open.
+//! The port is served from the beginning, so that members with empty directories can ask each
+//! other. The placement driver's services are there, too, and refuse until the member's store is
+//! open.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,17 +25,17 @@ use super::recall::Recall;
 use super::replacing;
 use crate::Error;
 
-/// The state of this node's member: of one that is yet to be, none.
+/// The state of this node's member, which may not be open yet.
 pub struct LateMember {
     members: Members,
     nonce: AtomicU64,
-    /// Whether this node's store is in use, and has belonged to a group then.
+    /// Whether this node's store is in use, and so has belonged to a group.
     is_used: AtomicBool,
-    /// The cluster that somebody asked for here before there was one.
+    /// The cluster that a request asked for here before there was one.
     asked_for: AtomicU64,
-    /// What the directory says of the member's group, until its store is open.
+    /// The record of the member's group in its directory, until its store is open.
     record: OnceLock<Record>,
-    /// What the member remembers of the others, once its directory is open.
+    /// What the member remembers of the others, when its directory is open.
     recall: OnceLock<Arc<Recall>>,
     state: OnceLock<Arc<MemberState>>,
     leadership: watch::Sender<Leadership>,
@@ -55,38 +55,39 @@ impl LateMember {
         }
     }
 
-    /// The members as this node was told.
+    /// The members of this node's configuration.
     pub fn configured(&self) -> &Members {
         &self.members
     }
 
-    /// The member is one of this group, and looks whether it may speak.
+    /// Notes that the member belongs to this group, while it is checked whether it may send
+    /// messages.
     pub fn is_of(&self, record: Record) {
         let _ = self.record.set(record);
     }
 
-    /// From now on the member answers what it remembers of others.
+    /// Lets the member answer what it remembers of others.
     pub fn remember(&self, recall: Arc<Recall>) {
         let _ = self.recall.set(recall);
     }
 
-    /// The directory is empty; `lost` is a cluster that it is known to have lost, or zero, and
-    /// `is_used` says whether the node's store is not empty.
+    /// Notes that the directory is empty. `lost` is a cluster that it is known to have lost, or
+    /// zero, and `is_used` is whether the node's store is not empty.
     pub fn is_empty(&self, lost: u64, is_used: bool) {
-        // Somebody may have asked already.
+        // A request may have named a cluster already.
         if lost != 0 {
             self.asked_for.store(lost, Ordering::Release);
         }
         self.is_used.store(is_used, Ordering::Release);
     }
 
-    /// From now on the others may count on this member, by the number that stands for its empty
-    /// directory: to found a group with it, or to take it in.
+    /// Offers the member to the others, under the number of its empty directory. They may found a
+    /// group with it, or admit it.
     pub fn offer(&self, nonce: u64) {
         self.nonce.store(nonce, Ordering::Release);
     }
 
-    /// Why the empty directory is not one of a new group, if it is not.
+    /// Why the empty directory does not belong to a new group; `None` if it may.
     pub fn lost(&self, directory: &Path) -> Option<Error> {
         let path = directory.to_owned();
         match self.asked_for.load(Ordering::Acquire) {
@@ -96,7 +97,7 @@ impl LateMember {
         }
     }
 
-    /// The member is one of a group now.
+    /// Notes that the member belongs to a group now, and is open.
     pub fn open(&self, state: Arc<MemberState>) {
         let mut leadership = state.leadership();
         let _ = self.state.set(state);
@@ -124,7 +125,7 @@ impl LateMember {
             }
             (None, None) => None,
         };
-        // Before what was written before it.
+        // Read before the values that were written before it.
         let nonce = self.nonce.load(Ordering::Acquire);
         let lost =
             self.is_used.load(Ordering::Acquire) || self.asked_for.load(Ordering::Acquire) != 0;
@@ -188,7 +189,7 @@ impl ReplicatedState for LateMember {
     }
 }
 
-/// The service by which members find each other; on a node without one it says so.
+/// The service by which members find each other. A node without a member answers that it has none.
 pub struct FoundingService(pub Option<Arc<LateMember>>);
 
 #[tonic::async_trait]
@@ -218,7 +219,7 @@ impl Founding for FoundingService {
             return Err(not_leader());
         }
         let name = request.into_inner().name;
-        // A caller who hangs up does not leave a change half made.
+        // The change goes on if the caller hangs up, so that it is not left half done.
         let work = tokio::spawn(async move { replacing::replace(&state, &name).await });
         let outcome = work.await.map_err(|error| Status::internal(error.to_string()))?;
         Ok(Response::new(match outcome {

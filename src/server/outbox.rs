@@ -1,4 +1,4 @@
-//! What leaves a store of this node: messages by the transport, reports by a channel.
+//! What leaves a store of this node: messages through the transport, reports through a channel.
 
 use std::sync::Arc;
 
@@ -15,17 +15,17 @@ use tokio::sync::{mpsc, watch};
 use super::known_stores::KnownStores;
 use super::member::MemberBook;
 
-/// Reports that may wait for placement; what does not fit is reported again later.
+/// Reports that may wait for placement. A report that does not fit is made again later.
 pub const MAX_WAITING_REPORTS: usize = 16 << 10;
 
-/// What a store has to tell placement.
+/// A store's report to placement.
 #[derive(Debug)]
 pub enum Report {
     Region(Box<RegionReport>),
     Split(Vec<Region>),
 }
 
-/// Who leads a region, for those who wait for it.
+/// The peer that leads a region, for tasks that wait for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct RegionLeader {
     pub term: Term,
@@ -33,11 +33,11 @@ pub struct RegionLeader {
     pub here: bool,
 }
 
-/// Whom a store talks to.
+/// The receiver of a store's reports.
 pub enum Audience {
-    /// A data store reports to placement, which knows all others.
+    /// A data store reports to placement, which knows all other stores.
     Placement(mpsc::Sender<Report>, KnownStores),
-    /// The placement driver's own store tells its member who leads.
+    /// The placement driver's own store reports the leader to its member.
     Member(watch::Sender<RegionLeader>),
 }
 
@@ -55,7 +55,8 @@ impl NodeOutbox {
 
 impl Outbox for NodeOutbox {
     fn send(&self, message: Envelope) {
-        // A full queue means that the store takes less than it is sent: as good as lost.
+        // A full queue means that the other store receives less than it is sent. The message is
+        // lost.
         let _ = self.transport.send(message.address.to.store.0, message.into_wire());
     }
 
@@ -102,8 +103,8 @@ impl SnapshotSource for Outgoing {
     }
 }
 
-/// Tells a store what became of its traffic. Made before the store, which needs
-/// the transport that needs this.
+/// Reports to a store what became of its traffic. Made before the store, because the store needs
+/// the transport and the transport needs this.
 #[derive(Default)]
 pub struct Events {
     store: ArcSwapOption<StoreHandle>,
@@ -114,8 +115,8 @@ impl Events {
         self.store.store(Some(Arc::new(store)));
     }
 
-    /// Connections to other stores end a little later than the store; until then they must
-    /// not keep its directory in use.
+    /// Releases the store. Connections to other stores end a little later than the store, and must
+    /// not keep its directory in use until then.
     pub fn disconnect(&self) {
         self.store.store(None);
     }
@@ -136,7 +137,7 @@ impl TransportEvents for Events {
     }
 }
 
-/// Where stores are, as placement knows.
+/// The addresses of stores, as placement knows them.
 pub struct PlacementAddresses(pub esker_client::PlacementClient);
 
 impl esker_rpc::transport::AddressResolver for PlacementAddresses {
@@ -148,7 +149,7 @@ impl esker_rpc::transport::AddressResolver for PlacementAddresses {
     }
 }
 
-/// Where the members of the placement driver are.
+/// The addresses of the members of the placement driver.
 pub struct MemberAddresses(pub Arc<MemberBook>);
 
 impl esker_rpc::transport::AddressResolver for MemberAddresses {

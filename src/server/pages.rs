@@ -1,4 +1,4 @@
-//! The pages of a node: its metrics and its state, for machines and for curl.
+//! The pages of a node: its metrics and its state, for programs and for curl.
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -20,7 +20,7 @@ pub struct DiskSpace {
     pub available: u64,
 }
 
-/// How full the file system of a directory is; zeros where the system does not tell.
+/// How full the file system of a directory is; zeros if the system does not report it.
 pub fn disk_space(directory: &Path) -> DiskSpace {
     rustix::fs::statvfs(directory).map_or_else(
         |_| DiskSpace::default(),
@@ -31,15 +31,15 @@ pub fn disk_space(directory: &Path) -> DiskSpace {
     )
 }
 
-/// What this process collects, if it does.
+/// The metrics of this process, if it collects them.
 pub fn collected_metrics() -> Option<PrometheusHandle> {
     METRICS.get().cloned().flatten()
 }
 
 static METRICS: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
 
-/// Begins to collect this process's metrics, once; nothing where the embedding
-/// program collects them itself.
+/// Begins to collect this process's metrics, once. `None` if the embedding program collects them
+/// itself.
 #[cfg(feature = "cli")]
 pub fn collect_metrics() -> Option<PrometheusHandle> {
     METRICS.get_or_init(|| PrometheusBuilder::new().install_recorder().ok()).clone()

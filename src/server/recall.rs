@@ -1,13 +1,13 @@
 //! What placement members remember of one another, so that none comes back with less.
 //!
-//! An older copy of a member's directory is whole in itself: its marks agree, and only others can
-//! know that it is of yesterday. A member that went on with it would have forgotten votes, and
-//! entries that it acknowledged. So each member tells the others at its start, and every minute,
-//! how far its memory has come, and they keep that in the file `PEERS`. Before a member that is
-//! one of several speaks again, it asks them, until so many have answered that they would make a
-//! majority with it: without those the group could not work anyway. What was written in the last
-//! minute before a copy was made can be missing without a trace here; Raft's leader notices that
-//! as soon as it meets the member.
+//! An older copy of a member's directory is whole in itself, because its marks agree. Only the
+//! others can know that it is old. A member that went on with it would have forgotten votes, and
+//! entries that it acknowledged. So each member reports to the others, at its start and every
+//! minute, how far its memory has come. They keep that in the file `PEERS`. A member that is one of
+//! several asks them before it sends other messages. It waits until so many have answered that they
+//! would be a majority with it. Without those the group could not work anyway. A loss of what was
+//! written in the last minute before the copy was made can go unnoticed here. Raft's leader notices
+//! it when it meets the member.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -28,9 +28,9 @@ use crate::Error;
 const FILE: &str = "PEERS";
 const FORMAT: u32 = 1;
 
-/// How often a member tells the others how far its memory has come.
+/// How often a member reports to the others how far its memory has come.
 const TELL_EVERY: Duration = Duration::from_secs(60);
-/// Members that one remembers, those that were replaced among them; the latest are kept.
+/// Members that one member remembers, including those that were replaced. The latest are kept.
 const MAX_REMEMBERED: usize = 64;
 
 /// How far the memory of one member had come.
@@ -56,7 +56,7 @@ pub struct Recall {
     peers: Mutex<Peers>,
 }
 
-/// Whether a member that was once known like `known` may go on with `now`.
+/// Whether a member that was last known as `known` may go on as `now`.
 fn may_become(known: &MemberMemory, now: &MemberMemory) -> bool {
     known.lineage == 0
         || known.lineage == now.lineage
@@ -65,6 +65,8 @@ fn may_become(known: &MemberMemory, now: &MemberMemory) -> bool {
 }
 
 impl Recall {
+    /// Reads the file.
+    ///
     /// # Errors
     /// When the file is damaged.
     pub fn open(data: &DataDir) -> Result<Self, Error> {
@@ -86,7 +88,7 @@ impl Recall {
         Ok(Recall { directory, peers: Mutex::new(peers) })
     }
 
-    /// From now on the members of this group are remembered, and no others.
+    /// Remembers only the members of this group from now on.
     pub fn belongs_to(&self, group: u64) {
         let mut peers = self.peers.lock();
         if peers.group != group {
@@ -94,8 +96,8 @@ impl Recall {
         }
     }
 
-    /// Answers how far the memory of the member that speaks was known to have come, and
-    /// remembers what it says. Writes a file: not for a thread that others wait for.
+    /// Takes in a member's report of its memory, and returns how far that memory was known to have
+    /// come before. Writes a file, so it must not run on a thread that others wait for.
     pub fn hear(&self, told: &MemberMemory) -> MemberMemory {
         let mut peers = self.peers.lock();
         if told.group == 0 || told.group != peers.group {
@@ -120,7 +122,7 @@ impl Recall {
                 Some(place) => peers.members[place] = known,
                 None => peers.members.push(known),
             }
-            // Ids grow: the lowest was replaced longest ago.
+            // Ids grow, so the lowest was replaced longest ago.
             if peers.members.len() > MAX_REMEMBERED {
                 peers.members.sort_by_key(|known| known.member);
                 peers.members.remove(0);
@@ -152,18 +154,18 @@ fn others(members: &Members) -> impl Iterator<Item = &MemberInfo> {
 async fn tell(members: &Members, memory: &MemberMemory) -> Vec<(String, MemberStage)> {
     let answers = others(members).map(|other| async {
         let answer = ask(&other.address, Some(*memory)).await?;
-        // A member that is not of the group, yet or at all, remembers nothing.
+        // A member that is not in the group, or not yet, remembers nothing.
         let is_of_group = answer.group.as_ref().is_some_and(|group| group.id == memory.group);
         (answer.name == other.name && is_of_group).then(|| (other.name.clone(), answer))
     });
     join_all(answers).await.into_iter().flatten().collect()
 }
 
-/// Returns when enough of the others have said that they have not seen a later memory of this
+/// Returns when enough of the others have answered that they have not seen a later memory of this
 /// member than `memory`.
 ///
 /// # Errors
-/// When one has: the directory is an older copy.
+/// When a member has seen a later one, because the directory is then an older copy.
 pub async fn check(
     members: &Members,
     memory: &MemberMemory,
@@ -186,7 +188,7 @@ pub async fn check(
         if answers.len() >= needed {
             return Ok(());
         }
-        // The first rounds are daily business: the others are starting, too.
+        // The first rounds are not logged, because the others are starting, too.
         if pause == ASK_AGAIN_AT_MOST
             && let Some(times) = waiting.failed(Instant::now().into_std())
         {
@@ -202,7 +204,7 @@ pub async fn check(
     }
 }
 
-/// Tells the others how far the memory has come, until there is none.
+/// Reports to the others how far the memory has come, until `memory` returns `None`.
 pub async fn keep_telling(members: Members, memory: impl Fn() -> Option<MemberMemory>) {
     let mut ticks = tokio::time::interval(TELL_EVERY);
     loop {

@@ -1,12 +1,12 @@
-//! A placement member that lost its directory is replaced by one under a new id.
+//! The replacement of a placement member that lost its directory, under a new id.
 //!
-//! Asked of the member that leads. Every step may be taken twice, so that a call whose
-//! connection broke, or whose leader was deposed, is simply made again:
+//! The member that leads does it. Every step may be repeated, so a call is simply made again if its
+//! connection broke or the leader was deposed:
 //!
-//! 1. the node at the member's address says that its directory is empty, and its nonce;
-//! 2. the nonce is written down under a new id, which lets the node take that id;
-//! 3. the new id becomes a learner, and is filled;
-//! 4. in one joint change it becomes a voter and the old id a learner: there are never
+//! 1. the node at the member's address answers that its directory is empty, with its nonce;
+//! 2. the nonce is recorded under a new id, which lets the node take that id;
+//! 3. the new id becomes a learner, and gets the data;
+//! 4. in one joint change it becomes a voter and the old id a learner, so that there are never
 //!    fewer live voters than before;
 //! 5. the old id is removed.
 
@@ -21,13 +21,13 @@ use tokio::time::Instant;
 use super::founding;
 use super::member::{MemberState, REGION, later_member, store_of, write_member};
 
-/// How long a newcomer may take until it holds the state, which is small.
+/// How long a newcomer may take to get the state, which is small.
 const FILLED_WITHIN: Duration = Duration::from_secs(60);
 /// How long one change of members may take.
 const CHANGED_WITHIN: Duration = Duration::from_secs(20);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-/// Who went, and who came.
+/// The removed and the added member.
 pub struct Replaced {
     pub removed: GroupMember,
     pub added: GroupMember,
@@ -36,9 +36,9 @@ pub struct Replaced {
 /// Replaces the member of this name.
 ///
 /// # Errors
-/// Why it was not done or is not finished, and what to do.
+/// Why it was not replaced or the replacement is not finished, and what to do.
 pub async fn replace(state: &MemberState, name: &str) -> Result<Replaced, String> {
-    // Two at once could give one id to two members.
+    // Two calls at once could give one id to two members.
     static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
     let _alone = ONE_AT_A_TIME.lock().await;
     let status = leading(state).await?;
@@ -58,7 +58,7 @@ pub async fn replace(state: &MemberState, name: &str) -> Result<Replaced, String
         return Err(format!("the node at {address} is not {name}; check its --join"));
     }
     let added = match &stage.group {
-        // An earlier call came so far that the newcomer has joined.
+        // In an earlier call the newcomer has already joined.
         Some(_) if of_name.len() > 1 => of_name[of_name.len() - 1].clone(),
         Some(_) => {
             return Err(format!(
@@ -75,8 +75,8 @@ pub async fn replace(state: &MemberState, name: &str) -> Result<Replaced, String
         change(state, vec![PeerChange::AddLearner(seat(added.id))]).await?;
     }
     filled(state, added.id).await?;
-    // Everybody else of that name goes: the one that was lost, and newcomers that were lost
-    // before they were voters.
+    // All other members of that name are removed: the one that was lost, and newcomers that were
+    // lost before they were voters.
     let gone: Vec<GroupMember> =
         book.group().into_iter().filter(|m| m.name == name && m.id != added.id).collect();
     let status = leading(state).await?;
@@ -107,7 +107,7 @@ async fn leading(state: &MemberState) -> Result<RegionStatus, String> {
     }
 }
 
-/// Gives the newcomer an id; the same one when asked again.
+/// Gives the newcomer an id. A repeated call returns the same one.
 async fn written_down(
     state: &MemberState,
     status: &RegionStatus,
@@ -118,7 +118,7 @@ async fn written_down(
     if let Some(known) = later.iter().find(|m| m.name == name && m.nonce == nonce) {
         return Ok(known.clone());
     }
-    // Never an id that anybody had: its votes are not the newcomer's.
+    // Never an id that a member had before, because the votes under it are not the newcomer's.
     let founders = state.book().record().founders.iter().map(|founder| founder.id);
     let peers = status.region.peers.iter().map(|peer| peer.id.0);
     let highest = founders.chain(peers).chain(later.iter().map(|m| m.id)).max().unwrap_or(0);
@@ -154,7 +154,7 @@ async fn change(state: &MemberState, changes: Vec<PeerChange>) -> Result<(), Str
     }
 }
 
-/// Waits until the newcomer holds what the leader had applied when it began to wait.
+/// Waits until the newcomer holds what the leader had applied when the wait began.
 async fn filled(state: &MemberState, id: u64) -> Result<(), String> {
     let deadline = Instant::now() + FILLED_WITHIN;
     let goal = leading(state).await?.applied;

@@ -1,4 +1,4 @@
-//! Where a store's regions get the ids of new ones from.
+//! The source of ids for the regions that a split makes.
 
 use esker_client::PlacementClient;
 use esker_model::{NewRegion, Region};
@@ -6,7 +6,7 @@ use esker_rpc::proto::pdpb::SplitReason;
 use esker_storage::SplitIds;
 use futures_util::future::BoxFuture;
 
-/// The placement driver hands them out.
+/// Ids from the placement driver.
 pub struct PlacementIds(pub PlacementClient);
 
 impl SplitIds for PlacementIds {

@@ -1,7 +1,7 @@
-//! What comes in from other stores, handed to the store that it is for.
+//! What comes in from other stores, passed to the store that it is for.
 //!
-//! A node may hold two: its data store, and the small store on which its placement
-//! member keeps its state. Both use one port; the store id tells them apart.
+//! A node may hold two stores: its data store, and the small store on which its placement member
+//! keeps its state. Both use one port, and the store id distinguishes them.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -31,18 +31,19 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// From now on messages for this store are taken; `snapshots` is where it receives them.
+    /// Accepts messages for this store from now on. `snapshots` is the folder in which the store
+    /// receives snapshots.
     pub fn add(&self, cluster: u64, handle: StoreHandle, snapshots: PathBuf) {
         let id = handle.store_id().0;
         self.stores.write().insert(id, Arc::new(Local { cluster, handle, snapshots }));
     }
 
-    /// No more messages are taken for this store.
+    /// Stops accepting messages for this store.
     pub fn remove(&self, store: u64) {
         self.stores.write().remove(&store);
     }
 
-    /// No more messages are taken.
+    /// Stops accepting messages.
     pub fn clear(&self) {
         self.stores.write().clear();
     }
@@ -58,7 +59,7 @@ impl RaftHandler for Traffic {
     }
 
     fn on_raft(&self, from_store: u64, to_store: u64, message: RaftMessage) {
-        // Not under the lock: it reads the whole message.
+        // Not under the lock, because this reads the whole message.
         if let Some(local) = self.store(to_store) {
             local.handle.raft_message_from(StoreId(from_store), message);
         }
@@ -71,7 +72,7 @@ impl RaftHandler for Traffic {
         let message = head.message.ok_or("the snapshot names no region")?;
         let region = RegionId(message.region_id);
         if local.handle.is_taken(region, &announced_range(&message)?) {
-            // Before the data is on its way, not after.
+            // Refused before the data is sent, not after.
             return Err(
                 format!("another region of store {} has part of its range", head.to_store).into()
             );
@@ -84,7 +85,7 @@ impl RaftHandler for Traffic {
     }
 }
 
-/// One snapshot on its way in.
+/// One snapshot that is being received.
 struct Incoming {
     local: Arc<Local>,
     message: RaftMessage,

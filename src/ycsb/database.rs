@@ -1,4 +1,4 @@
-//! What YCSB asks of a database, and how a cluster answers it.
+//! What YCSB needs of a database, and its implementation for a cluster.
 
 use std::future::Future;
 
@@ -20,7 +20,7 @@ pub enum DatabaseError {
     ScanLimit { key: Bytes, limit: u64, found: usize },
     #[error("too many inserts are unanswered: the cluster does not keep up")]
     InsertsAhead,
-    /// Of the client, which names the request and the key.
+    /// An error of the client, which names the request and the key.
     #[error("{0}")]
     Request(Box<dyn std::error::Error + Send + Sync>),
 }
@@ -42,7 +42,7 @@ pub trait Database: Send + Sync + 'static {
         value: Bytes,
     ) -> impl Future<Output = Result<(), DatabaseError>> + Send;
 
-    /// Stores all the records; some of them may be stored when this fails.
+    /// Stores all the records. Some of them may be stored when this fails.
     fn write_batch(
         &self,
         records: Vec<(Bytes, Bytes)>,

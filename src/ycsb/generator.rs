@@ -1,8 +1,7 @@
-//! The number generators of YCSB: who is asked for, and how often.
+//! The number generators of YCSB: which records are requested, and how often.
 //!
-//! A generator takes a source of randomness at each call and holds none itself, so
-//! that one generator, whose set-up costs a sum over all records, is built once and
-//! cloned for every client.
+//! A generator takes a source of randomness at each call and holds none itself. So one generator,
+//! whose set-up costs a sum over all records, is built once and cloned for every client.
 
 use rand::{Rng, RngExt};
 
@@ -18,8 +17,8 @@ const SCRAMBLED_ZETA: f64 = 26.469_028_201_783_02;
 const FNV_OFFSET_BASIS: u64 = 0xCBF2_9CE4_8422_2325;
 const FNV_PRIME: u64 = 1_099_511_628_211;
 
-/// FNV-1a over the eight octets of `number`, lowest first, made non-negative as a
-/// signed 64-bit number, which is what YCSB's Java does to it.
+/// FNV-1a over the eight octets of `number`, lowest first, made non-negative as a signed 64-bit
+/// number, as YCSB's Java code does it.
 pub fn fnv_hash(number: u64) -> u64 {
     let hash = number
         .to_le_bytes()
@@ -46,9 +45,9 @@ impl Uniform {
     }
 }
 
-/// Ranks `0..items` with rank 0 the most likely: Gray et al., "Quickly Generating
-/// Billion-Record Synthetic Databases" (SIGMOD 1994). Ranks 0 and 1 have exactly
-/// their share; the others follow a closed form that comes near it.
+/// Ranks `0..items` with rank 0 the most likely: Gray et al., "Quickly Generating Billion-Record
+/// Synthetic Databases" (SIGMOD 1994). Ranks 0 and 1 have exactly their share. The others follow a
+/// closed form that comes near theirs.
 #[derive(Debug, Clone)]
 pub struct Zipfian {
     items: u64,
@@ -57,7 +56,7 @@ pub struct Zipfian {
 }
 
 impl Zipfian {
-    /// Costs one power for each item.
+    /// Computes one power for each item.
     pub fn new(items: u64) -> Self {
         Self::with_zeta(items, zeta(0, items, 0.0))
     }
@@ -75,8 +74,8 @@ impl Zipfian {
         (1.0 - tail) / (1.0 - zeta(0, 2, 0.0) / self.zeta)
     }
 
-    /// Extends the ranks to `items`; costs one power for each new item. Records are
-    /// only ever added, so fewer than before is left as it is.
+    /// Extends the ranks to `items`, with one power for each new item. Records are only ever added,
+    /// so a lower number changes nothing.
     pub fn grow(&mut self, items: u64) {
         if items > self.items {
             self.zeta = zeta(self.items, items, self.zeta);
@@ -195,7 +194,7 @@ mod tests {
             counts[zipfian.next(&mut random) as usize] += 1;
         }
         let all = zeta(0, ITEMS, 0.0);
-        // Three standard deviations of the first two, which are exact.
+        // The tolerance is three standard deviations of the first two shares, which are exact.
         assert_near(share(counts[0]), 1.0 / all, 0.003);
         assert_near(share(counts[1]), 0.5_f64.powf(THETA) / all, 0.002);
         // The closed form overstates the middle a little, in YCSB as here.

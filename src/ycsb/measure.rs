@@ -1,12 +1,12 @@
-//! Latencies and failures, recorded by each client for itself and added up at the
-//! end: no client waits for another to write a number down.
+//! Latencies and failures. Each client records its own, and they are added up at the end, so that
+//! no client waits for another to record a number.
 
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-/// The longest latency that is told from longer ones.
+/// The longest latency that is distinguished from longer ones.
 const LONGEST: Duration = Duration::from_secs(600);
 
 /// Significant decimal digits of a recorded latency.
@@ -22,7 +22,7 @@ pub enum Kind {
     /// Many inserts in one request, counted and measured as one.
     InsertBatch,
     Scan,
-    /// The whole of it; its read and its update are also counted as such.
+    /// The whole request. Its read and its update are also counted under their kinds.
     ReadModifyWrite,
 }
 
@@ -70,17 +70,17 @@ impl Tally {
 /// What one client, or all of them together, measured.
 #[derive(Debug, Default)]
 pub struct Measurements {
-    /// By kind; only kinds that were requested have a tally.
+    /// By kind. Only kinds that were requested have a tally.
     tallies: [Option<Box<Tally>>; Kind::ALL.len()],
-    /// Operations of the workload, successful or not. A read-modify-write is one, a
-    /// batch of inserts is as many as it has records.
+    /// Operations of the workload, successful or not. A read-modify-write counts as one, and a
+    /// batch of inserts as many as it has records.
     pub operations: u64,
     pub failed_operations: u64,
     first_error: Option<(Instant, String)>,
 }
 
 impl Measurements {
-    /// Notes the outcome of a request sent at `start`, and hands it on.
+    /// Records the outcome of a request that was sent at `start`, and returns its result.
     pub fn record<T, E: std::fmt::Display>(
         &mut self,
         kind: Kind,

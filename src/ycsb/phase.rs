@@ -1,5 +1,5 @@
-//! The two phases: many clients at once, each a task that makes one request after
-//! the other.
+//! The two phases, with many clients at once. Each client is a task that makes one request after
+//! another.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use super::record::{self, RecordShape};
 use super::report::{Phase, PhaseReport};
 use super::workload::{InsertSequence, Transaction, Transactions, Workload, stream};
 
-/// Randomness of the warm-up, apart from that of the clients it warms up for, so that
-/// a run makes the same requests with and without.
+/// The number of the first client of the warm-up. It keeps the randomness of the warm-up apart from
+/// that of the measured clients, so that a run makes the same requests with and without a warm-up.
 const WARMUP_CLIENTS: u64 = 1 << 32;
 
 /// When the run phase ends.
@@ -42,7 +42,7 @@ pub struct Options {
     pub batch: usize,
 }
 
-/// How many operations have ended, for whoever watches.
+/// How many operations have ended, for a task that draws the progress.
 #[derive(Debug, Default)]
 pub struct Progress {
     ended: AtomicU64,
@@ -97,7 +97,7 @@ pub async fn run<D: Database>(
 ) -> PhaseReport {
     let expected = match options.length {
         Length::Operations(operations) => operations,
-        // Nobody knows; as many as there are records is a guess that keeps the
+        // The number is not known. As many as there are records is a guess that keeps the
         // popularity of the records even when many are added.
         Length::Time(_) => options.records,
     };
@@ -113,7 +113,7 @@ pub async fn run<D: Database>(
     report(Phase::Run, options, start, &measured)
 }
 
-/// Runs all clients to their end; their randomness is that of clients `first` and on.
+/// Runs all clients to their end. They have the randomness of the clients from number `first` on.
 async fn clients<D: Database>(
     database: &Arc<D>,
     options: &Options,
@@ -164,8 +164,8 @@ fn report(phase: Phase, options: &Options, start: Instant, measured: &Measuremen
     PhaseReport::new(phase, options.workload, options.records, options.threads, elapsed, measured)
 }
 
-/// The part of `0..all` that falls to client `number` of `clients`; the first ones
-/// take the remainder.
+/// The part of `0..all` that client number `number` of `clients` gets. The first clients take the
+/// remainder.
 fn share(all: u64, clients: usize, number: usize) -> Range<u64> {
     let (clients, number) = (clients as u64, number as u64);
     let (each, rest) = (all / clients, all % clients);
@@ -173,7 +173,7 @@ fn share(all: u64, clients: usize, number: usize) -> Range<u64> {
     start..start + each + u64::from(number < rest)
 }
 
-/// One client: it has one request under way at a time.
+/// One client, which has one request under way at a time.
 struct Client<D> {
     database: Arc<D>,
     shape: RecordShape,
@@ -249,7 +249,7 @@ impl<D: Database> Client<D> {
 
     async fn insert_next(&mut self, transactions: &mut Transactions) -> Result<(), DatabaseError> {
         let Some(number) = transactions.inserts().begin() else {
-            // Whoever has to wait for the others does not spin meanwhile.
+            // A client that has to wait for the others lets them run meanwhile.
             tokio::task::yield_now().await;
             return self.measured.record(
                 Kind::Insert,

@@ -1,7 +1,7 @@
-//! What a record is: a hashed key and a value of fields of one size.
+//! The form of a record: a hashed key and a value of fields of one size.
 //!
-//! A plain key-value store has no fields, so the fields lie one after the other in
-//! the value of the record's key.
+//! A plain key-value store has no fields, so the fields are one after the other in the value of the
+//! record's key.
 
 use bytes::{Bytes, BytesMut};
 use rand::Rng;
@@ -9,8 +9,8 @@ use rand::Rng;
 use super::database::DatabaseError;
 use super::generator::{Uniform, fnv_hash};
 
-/// The key of record `number`: `user` and a hash, so that records inserted one after
-/// the other are scattered over the key space.
+/// The key of record `number`: `user` and a hash, so that records that are inserted one after the
+/// other are scattered over the key space.
 pub fn key(number: u64) -> Bytes {
     Bytes::from(format!("user{}", fnv_hash(number)))
 }
@@ -34,7 +34,7 @@ impl RecordShape {
         value.freeze()
     }
 
-    /// The record `value` with one field, chosen at random, new.
+    /// The record `value` with a new value in one field, chosen at random.
     pub fn replace_field<R: Rng + ?Sized>(&self, value: &[u8], random: &mut R) -> Bytes {
         let mut value = BytesMut::from(value);
         let field = Uniform::new(0, self.fields as u64 - 1).next(random) as usize;
@@ -43,7 +43,7 @@ impl RecordShape {
         value.freeze()
     }
 
-    /// That `value` has all the fields.
+    /// Checks that `value` has all the fields.
     pub fn check(&self, key: &Bytes, value: &[u8]) -> Result<(), DatabaseError> {
         if value.len() == self.value_size() {
             return Ok(());
@@ -56,7 +56,7 @@ impl RecordShape {
     }
 }
 
-/// Six random bits in each byte, as YCSB does: a value compresses somewhat.
+/// Six random bits in each byte, as in YCSB, so that a value compresses somewhat.
 fn fill_printable<R: Rng + ?Sized>(bytes: &mut [u8], random: &mut R) {
     random.fill_bytes(bytes);
     for byte in bytes {

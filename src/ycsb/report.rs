@@ -1,5 +1,4 @@
-//! What comes out of a phase, as plain data: serialized, it is the JSON that programs
-//! read.
+//! The result of a phase, as plain data. Serialized, it is the JSON that programs read.
 
 use std::time::Duration;
 
@@ -41,8 +40,8 @@ pub struct RequestReport {
     pub max_us: u64,
 }
 
-/// One phase. `throughput` is in successful operations per second; `operations`
-/// counts those that failed, too.
+/// One phase. `throughput` is in successful operations per second. `operations` also counts those
+/// that failed.
 #[derive(Debug, Serialize)]
 pub struct PhaseReport {
     pub phase: Phase,
@@ -105,7 +104,7 @@ impl RequestReport {
     }
 }
 
-/// Per second; nothing per second in no time.
+/// A count per second; zero in no time.
 fn rate(count: u64, seconds: f64) -> f64 {
     if seconds > 0.0 { count as f64 / seconds } else { 0.0 }
 }

@@ -1,9 +1,7 @@
-//! The six core workloads of YCSB: which kinds of request, in which shares, for
-//! which records.
+//! The six core workloads of YCSB: which kinds of request, in which shares, for which records.
 //!
-//! [`Transactions`] turns a seed into the sequence of what one client does. Given the
-//! seed, the client's number and the records that exist, the sequence is the same on
-//! every platform.
+//! [`Transactions`] turns a seed into the sequence of one client's requests. Given the seed, the
+//! client's number and the records that exist, the sequence is the same on every platform.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -18,7 +16,7 @@ use super::generator::{ScrambledZipfian, SkewedLatest, Uniform, fnv_hash};
 /// The longest scan of workload E, in records.
 pub const MAX_SCAN_LENGTH: u64 = 100;
 
-/// How far inserts may run ahead of the oldest that is not acknowledged.
+/// How far inserts may run ahead of the oldest one that is not acknowledged.
 pub const MAX_INSERTS_AHEAD: u64 = 1 << 20;
 
 /// One of YCSB's core workloads.
@@ -76,7 +74,7 @@ impl Workload {
     }
 }
 
-/// What a client does next, with the numbers of the records.
+/// A client's next request, with the numbers of its records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transaction {
     Read {
@@ -98,8 +96,8 @@ pub enum Transaction {
 
 /// Numbers for new records, shared by all clients.
 ///
-/// A record may be asked for only when it and all before it were inserted: otherwise
-/// a client could look for what another is still about to write.
+/// A record may be requested only when it and all records before it were inserted. Otherwise a
+/// client could look for a record that another client is still about to write.
 #[derive(Debug)]
 pub struct InsertSequence {
     unacknowledged: Mutex<Unacknowledged>,
@@ -110,12 +108,12 @@ pub struct InsertSequence {
 #[derive(Debug)]
 struct Unacknowledged {
     next: u64,
-    /// Acknowledged, with a gap below.
+    /// Numbers that are acknowledged, with a gap below.
     above_gap: BTreeSet<u64>,
 }
 
 impl InsertSequence {
-    /// `records` exist already.
+    /// Begins after `records` records that exist already.
     pub fn new(records: u64) -> Self {
         InsertSequence {
             unacknowledged: Mutex::new(Unacknowledged {
@@ -126,8 +124,8 @@ impl InsertSequence {
         }
     }
 
-    /// The number of a new record, or `None` when [`MAX_INSERTS_AHEAD`] others were
-    /// given out since the oldest one that is still unanswered.
+    /// The number of a new record; `None` when [`MAX_INSERTS_AHEAD`] others were given out since
+    /// the oldest one that is still unanswered.
     pub fn begin(&self) -> Option<u64> {
         let mut state = self.unacknowledged.lock();
         if state.next - self.records() >= MAX_INSERTS_AHEAD {
@@ -137,8 +135,8 @@ impl InsertSequence {
         Some(state.next - 1)
     }
 
-    /// The insert of record `number` ended. One that failed ends too, as in YCSB: it
-    /// must not keep the later ones from being asked for.
+    /// Notes that the insert of record `number` ended. A failed insert ends, too, as in YCSB,
+    /// because it must not keep later records from being requested.
     pub fn acknowledge(&self, number: u64) {
         let mut state = self.unacknowledged.lock();
         assert!(number < state.next, "only a number that was given out is acknowledged");
@@ -173,9 +171,9 @@ pub struct Transactions {
 }
 
 impl Transactions {
-    /// `operations` is how many requests all clients together are expected to make.
-    /// The popular records are spread over what there will be at the end, not at the
-    /// start, so that inserts do not change which records are popular.
+    /// `operations` is how many requests all clients together are expected to make. The popular
+    /// records are spread over the records at the end, not at the start, so that inserts do not
+    /// change which records are popular.
     pub fn new(
         workload: Workload,
         inserts: Arc<InsertSequence>,
@@ -187,7 +185,7 @@ impl Transactions {
         let popularity = match workload {
             Workload::D => Popularity::Latest(SkewedLatest::new(records)),
             _ => {
-                // Twice what the shares say, as YCSB does: chance may give more.
+                // Twice what the shares give, as in YCSB, because chance may give more.
                 let new_records = operations.saturating_mul(u64::from(mix.insert)) / 100 * 2;
                 Popularity::Zipfian(ScrambledZipfian::new(records.saturating_add(new_records)))
             }
@@ -279,8 +277,8 @@ mod tests {
 
     #[test]
     fn each_workload_has_its_shares_of_requests() {
-        // Reads, updates, inserts, scans, read-modify-writes: the core workloads of
-        // the YCSB paper (Cooper et al., SoCC 2010) and workload F of its code.
+        // Reads, updates, inserts, scans, read-modify-writes: the core workloads of the YCSB paper
+        // (Cooper et al., SoCC 2010) and workload F of its code.
         let expected = [
             (Workload::A, [0.5, 0.5, 0.0, 0.0, 0.0]),
             (Workload::B, [0.95, 0.05, 0.0, 0.0, 0.0]),

@@ -94,7 +94,7 @@ impl AdminClient {
                     return Ok(ReplacedMember { removed, added });
                 }
                 Ok(answer) => return Err(ClientError::NotReplaced { reason: answer.refusal }),
-                // The leader has just changed. The new leader goes on from where the old one was.
+                // The leader has just changed. The new leader continues where the old one was.
                 Err(_) if began.elapsed() < REPLACE_WITHIN => sleep(REPLACE_AGAIN).await,
                 Err(reason) => return Err(ClientError::NotReplaced { reason }),
             }

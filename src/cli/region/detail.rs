@@ -1,5 +1,5 @@
-//! One region in detail: what each of its replicas says of itself, and what the leader
-//! knows of each.
+//! One region in detail: what each of its replicas reports of itself, and what the leader knows of
+//! each.
 
 use esker_client::{AdminClient, RegionInfo};
 use esker_rpc::proto::esker as wire;
@@ -9,7 +9,7 @@ use crate::cli::error::CliError;
 use crate::cli::output::{Align, one_line, table};
 use crate::cli::view::{PeerView, RegionView, epoch};
 
-/// A region, what each replica says of itself, and what the leader knows of each.
+/// A region, what each replica reports of itself, and what the leader knows of each.
 #[derive(Debug, Serialize)]
 pub struct RegionDetail {
     #[serde(flatten)]
@@ -22,10 +22,10 @@ pub struct RegionDetail {
 struct Replica {
     #[serde(flatten)]
     peer: PeerView,
-    /// What the replica answered, or why it did not.
+    /// What the replica answered, or why it did not answer.
     #[serde(flatten)]
     status: Status,
-    /// What the leader knows of it.
+    /// What the leader knows of the replica.
     progress: Option<Progress>,
 }
 
@@ -54,7 +54,7 @@ struct Progress {
     recently_active: bool,
 }
 
-/// Asks every replica at once; one that does not answer is shown so.
+/// Asks all replicas at once. A replica that does not answer is shown as such.
 pub async fn detail(admin: &AdminClient, region: RegionInfo) -> RegionDetail {
     let region = RegionView::from(region);
     let questions = region
@@ -72,7 +72,7 @@ impl RegionDetail {
             .iter()
             .filter_map(|answer| answer.as_ref().ok())
             .filter(|answer| answer.role == wire::Role::Leader as i32)
-            // A deposed leader may not know it yet: the newest term is right.
+            // A deposed leader may not know yet that it is deposed, so the newest term is right.
             .max_by_key(|answer| answer.term)
             .cloned();
         let progress_of = |peer: u64| {
@@ -104,7 +104,7 @@ impl RegionDetail {
         }
     }
 
-    /// What a person reads.
+    /// The text for people.
     pub fn text(&self) -> String {
         let region = &self.region;
         let known =

@@ -111,7 +111,7 @@ async fn batches_load_the_same_records() {
     options.batch = 64;
     let (batched, loaded, _) = load_and_run(&options, Memory::default()).await;
     assert_eq!(loaded.operations, 1_000);
-    // Seven clients with 142 or 143 records: three requests each.
+    // Seven clients with 142 or 143 records each, so each sends three requests.
     assert_eq!(counts(&loaded), [(Kind::InsertBatch, 21)]);
     assert!(single.table.lock().keys().eq(batched.table.lock().keys()));
 }
