@@ -32,7 +32,7 @@ pub static KEYS_TOP: [u8; MAX_MEMCOMPARABLE_BYTES + 9] = {
     top
 };
 
-/// The largest single write command, in bytes of keys and values.
+/// The largest single write command, in bytes: its keys and values, and 32 bytes for each mutation.
 pub const MAX_COMMAND_BYTES: usize = 8 << 20;
 /// Keys of one split command.
 pub const MAX_SPLIT_KEYS: usize = 256;
