@@ -29,6 +29,25 @@ mod server;
 #[cfg(feature = "cli")]
 pub mod ycsb;
 
+/// What a node is put together from, for the simulator, which puts it together in another way. No
+/// promise is made about anything in it.
+#[cfg(feature = "simulation")]
+#[doc(hidden)]
+pub mod parts {
+    pub use crate::server::admin::AdminService;
+    pub use crate::server::bootstrap::{Introduced, Newcomer, introduce};
+    pub use crate::server::founding::{Record, founded};
+    pub use crate::server::heartbeats;
+    pub use crate::server::known_stores::KnownStores;
+    pub use crate::server::late::LateStore;
+    pub use crate::server::member::{
+        MemberBook, MemberState, Members, first_region, store_config, store_of,
+    };
+    pub use crate::server::outbox::{Audience, MAX_WAITING_REPORTS, RegionLeader};
+    pub use crate::server::pages::DiskSpace;
+    pub use crate::server::split_ids::PlacementIds;
+}
+
 pub use cluster::{Cluster, ClusterOptions, MAX_STORES};
 pub use error::Error;
 pub use esker_client::{ClientError, KvClient, PlacementClient};

@@ -103,7 +103,7 @@ impl AdminClient {
     /// [`ClientError::NoStore`] if placement knows no store with this id, [`ClientError::NoAnswer`]
     /// if no connection is made within 3 s.
     pub async fn store(&self, store: u64) -> Result<StoreAdmin, ClientError> {
-        StoreAdmin::connect(store, self.address(store).await?).await
+        StoreAdmin::connect(self.placement.dialer(), store, self.address(store).await?).await
     }
 
     /// What the replica of `region` on `store` reports of itself and, if it leads, of the others.

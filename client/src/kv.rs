@@ -73,6 +73,7 @@ const MAX_CONCURRENT_REGIONS: usize = 16;
 pub struct KvClient {
     shared: Arc<Shared>,
     deadline: Duration,
+    scan_page: u32,
 }
 
 struct Shared {
@@ -103,12 +104,20 @@ impl KvClient {
                 remote,
             }),
             deadline: DEFAULT_DEADLINE,
+            scan_page: ops::MAX_SCAN_PAGE,
         }
     }
 
     /// The same client with another deadline for each operation.
     pub fn with_deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
+        self
+    }
+
+    /// The same client that asks for at most so many pairs at a time in a scan: 1 to 1,024, which
+    /// is the default.
+    pub fn with_scan_page(mut self, pairs: u32) -> Self {
+        self.scan_page = pairs.clamp(1, ops::MAX_SCAN_PAGE);
         self
     }
 

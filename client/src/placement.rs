@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use esker_rpc::backoff::Backoff;
-use esker_rpc::channel;
+use esker_rpc::channel::{self, Dialer};
 use esker_rpc::proto::pdpb::{self, ErrorType};
 use leader::Current;
 use tokio::time::Instant;
@@ -83,7 +83,7 @@ impl PlacementClient {
         endpoints: Vec<String>,
         deadline: Duration,
     ) -> Result<Self, ClientError> {
-        Self::connect_as_of(endpoints, None, deadline).await
+        Self::connect_as_of(Dialer::default(), endpoints, None, deadline).await
     }
 
     /// As [`connect_within`](Self::connect_within), for a caller that has belonged to a cluster
@@ -91,17 +91,23 @@ impl PlacementClient {
     /// learns that there was one. The members that answer may belong to another cluster all the
     /// same.
     pub async fn connect_as_of(
+        dialer: Dialer,
         endpoints: Vec<String>,
         cluster: Option<u64>,
         deadline: Duration,
     ) -> Result<Self, ClientError> {
-        let leader = leader::Leader::find(endpoints, cluster, deadline).await?;
+        let leader = leader::Leader::find(dialer, endpoints, cluster, deadline).await?;
         let shared = Arc::new_cyclic(|shared| Shared {
             cluster_id: leader.cluster_id(),
             leader,
             timestamps: timestamps::Oracle::new(shared.clone()),
         });
         Ok(PlacementClient { shared })
+    }
+
+    /// How it reaches servers.
+    pub fn dialer(&self) -> &Dialer {
+        self.shared.leader.dialer()
     }
 
     /// The id of the cluster that the client is connected to. It never changes.

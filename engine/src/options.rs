@@ -72,6 +72,9 @@ pub struct EngineOptions {
     /// The `kv` instance does not flush when it closes, as if the process died.
     /// For simulated crashes.
     pub lose_memtables_on_close: bool,
+    /// Whether RocksDB compacts by itself. For simulated crashes, which take the files as they are
+    /// at one moment, it must not.
+    pub compacts: bool,
 }
 
 impl Default for EngineOptions {
@@ -88,6 +91,7 @@ impl Default for EngineOptions {
             max_background_jobs: cores.clamp(2, 8) as i32,
             max_open_files: 1024,
             lose_memtables_on_close: false,
+            compacts: true,
         }
     }
 }
@@ -140,6 +144,7 @@ impl EngineOptions {
         table.set_cache_index_and_filter_blocks_with_high_priority(true);
         table.set_pin_l0_filter_and_index_blocks_in_cache(true);
         options.set_block_based_table_factory(table);
+        options.set_disable_auto_compactions(!self.compacts);
         options.set_compression_type(DBCompressionType::Lz4);
         options.set_level_compaction_dynamic_level_bytes(true);
         if let Environment::Memory(memory) = &self.environment {

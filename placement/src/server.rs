@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use axum::Router;
 use esker_model::Clock;
+use esker_rpc::channel::Dialer;
 use esker_rpc::proto::esker::members_server::MembersServer;
 use esker_rpc::proto::esker::placement_admin_server::PlacementAdminServer;
 use esker_rpc::proto::keyspacepb::keyspace_server::KeyspaceServer;
@@ -65,6 +66,8 @@ pub struct PlacementConfig {
     pub limits: OperatorLimits,
     /// How often regions are patrolled and leaders balanced.
     pub schedule_interval: Duration,
+    /// How it reaches the other members.
+    pub dialer: Dialer,
 }
 
 impl PlacementConfig {
@@ -75,6 +78,7 @@ impl PlacementConfig {
             schedule: ScheduleConfig::default(),
             limits: OperatorLimits::default(),
             schedule_interval: Duration::from_millis(500),
+            dialer: Dialer::default(),
         }
     }
 }

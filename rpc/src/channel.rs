@@ -1,8 +1,13 @@
 //! Connections to other processes: their addresses, and the settings that all of them share.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use tonic::transport::{Channel, Endpoint};
+use futures_util::future::BoxFuture;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tonic::transport::{Channel, Endpoint, Uri};
+use tower::{Service, service_fn};
 
 use crate::server::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 
@@ -63,8 +68,87 @@ pub fn endpoint(address: &str) -> Result<Endpoint, AddressError> {
 
 /// Connects now, within [`CONNECT_TIMEOUT`]. An error is one line with the address and the reason.
 pub async fn connect(address: &str) -> Result<Channel, String> {
-    let endpoint = endpoint(address).map_err(|error| error.to_string())?;
-    endpoint.connect().await.map_err(|error| format!("{address}: {}", root_cause(&error)))
+    Dialer::default().connect(address).await
+}
+
+/// A connection's two byte streams.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for T {}
+
+/// Opens connections in another way than by TCP.
+pub trait Dial: Send + Sync + 'static {
+    /// A connection to the server at `address` (`host:port`).
+    fn dial(&self, address: &str) -> BoxFuture<'static, std::io::Result<Box<dyn Stream>>>;
+}
+
+impl std::fmt::Debug for Dialer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() { "Dialer(other)" } else { "Dialer(TCP)" })
+    }
+}
+
+/// The way in which a program reaches servers: by TCP, unless it is given another. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Dialer(Option<Arc<dyn Dial>>);
+
+impl Dialer {
+    /// Reaches servers by `dial`.
+    pub fn new(dial: impl Dial) -> Self {
+        Dialer(Some(Arc::new(dial)))
+    }
+
+    /// Connects now, within [`CONNECT_TIMEOUT`].
+    ///
+    /// # Errors
+    /// One line that names the address and says why there is no connection.
+    pub async fn connect(&self, address: &str) -> Result<Channel, String> {
+        self.connect_as(address, |endpoint| endpoint).await
+    }
+
+    /// The same with other settings than [`endpoint`] gives.
+    ///
+    /// # Errors
+    /// One line that names the address and says why there is no connection.
+    pub async fn connect_as(
+        &self,
+        address: &str,
+        adjusted: impl FnOnce(Endpoint) -> Endpoint,
+    ) -> Result<Channel, String> {
+        let endpoint = adjusted(endpoint(address).map_err(|error| error.to_string())?);
+        let connected = match &self.0 {
+            None => endpoint.connect().await,
+            Some(dial) => endpoint.connect_with_connector(connector(dial, address)).await,
+        };
+        connected.map_err(|error| format!("{address}: {}", root_cause(&error)))
+    }
+
+    /// A connection that is opened when it is first used, and again when it breaks. Must be called
+    /// within a runtime.
+    ///
+    /// # Errors
+    /// When the address is none.
+    pub fn connect_lazy(&self, address: &str) -> Result<Channel, AddressError> {
+        let endpoint = endpoint(address)?;
+        Ok(match &self.0 {
+            None => endpoint.connect_lazy(),
+            Some(dial) => endpoint.connect_with_connector_lazy(connector(dial, address)),
+        })
+    }
+}
+
+/// What tonic opens a connection with.
+fn connector(
+    dial: &Arc<dyn Dial>,
+    address: &str,
+) -> impl Service<Uri, Response = TokioIo<Box<dyn Stream>>, Error = std::io::Error, Future: Send>
++ Send
++ use<> {
+    let (dial, address) = (Arc::clone(dial), address.to_owned());
+    service_fn(move |_: Uri| {
+        let dialled = dial.dial(&address);
+        async move { dialled.await.map(TokioIo::new) }
+    })
 }
 
 /// The innermost of an error's causes, because tonic's own message is only "transport error".

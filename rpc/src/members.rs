@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tonic::transport::Channel;
 
-use crate::channel::{self, AddressError};
+use crate::channel::{self, AddressError, Dialer};
 use crate::proto::esker::members_client::MembersClient;
 use crate::proto::esker::{MemberStatusRequest, MemberStatusResponse};
 
@@ -15,6 +15,7 @@ pub const BEAT_INTERVAL: Duration = Duration::from_millis(300);
 /// A connection to one member, opened when it is first used and again when it breaks.
 #[derive(Clone)]
 pub struct MemberClient {
+    dialer: Dialer,
     address: String,
     client: MembersClient<Channel>,
 }
@@ -24,9 +25,18 @@ impl MemberClient {
     ///
     /// # Errors
     /// Only for a text that is not `host:port`.
-    pub fn new(address: &str) -> Result<Self, AddressError> {
-        let channel = channel::endpoint(address)?.connect_lazy();
-        Ok(MemberClient { address: address.to_owned(), client: MembersClient::new(channel) })
+    pub fn new(dialer: &Dialer, address: &str) -> Result<Self, AddressError> {
+        let channel = dialer.connect_lazy(address)?;
+        Ok(MemberClient {
+            dialer: dialer.clone(),
+            address: address.to_owned(),
+            client: MembersClient::new(channel),
+        })
+    }
+
+    /// The same on a connection of its own, for when this one seems to be dead.
+    pub fn reopened(&self) -> Self {
+        MemberClient::new(&self.dialer, &self.address).unwrap_or_else(|_| self.clone())
     }
 
     /// The address as it was given.

@@ -8,10 +8,9 @@ use esker_client::{ClientError, PlacementClient};
 use esker_engine::{DataDir, EngineOptions, Kind};
 use esker_model::{StoreId, SystemClock};
 use esker_placement::{Leadership, PlacementConfig, PlacementServer, ReplicatedState};
+use esker_rpc::channel::Dialer;
 use esker_rpc::proto::esker::admin_server::AdminServer;
 use esker_rpc::proto::esker::founding_server::FoundingServer;
-use esker_rpc::proto::metapb;
-use esker_rpc::proto::pdpb::ErrorType;
 use esker_rpc::repeat::Repeated;
 use esker_rpc::server::{self, TikvService};
 use esker_rpc::transport::TransportService;
@@ -29,6 +28,7 @@ use crate::Error;
 use crate::cluster;
 use crate::server::admin::AdminService;
 use crate::server::assembly::{OpenStore, Plan};
+use crate::server::bootstrap::Introduced;
 use crate::server::founding::{self, Adoption, Candidate};
 use crate::server::health::{Health, Part};
 use crate::server::known_stores::KnownStores;
@@ -358,8 +358,13 @@ async fn find_placement(
 ) -> Result<PlacementClient, Error> {
     let mut waiting = Repeated::new();
     loop {
-        let found =
-            PlacementClient::connect_as_of(endpoints.to_vec(), cluster, PLACEMENT_SEARCH).await;
+        let found = PlacementClient::connect_as_of(
+            Dialer::default(),
+            endpoints.to_vec(),
+            cluster,
+            PLACEMENT_SEARCH,
+        )
+        .await;
         match found {
             Ok(client) => return Ok(client),
             // The other members may not be up yet.
@@ -373,35 +378,6 @@ async fn find_placement(
     }
 }
 
-/// Takes the address of the store that lost its memory. Waits while that store still counts as
-/// alive, for a few seconds after its end.
-async fn replace_store(
-    placement: &PlacementClient,
-    lost: u64,
-    descriptor: metapb::Store,
-) -> Result<(), ClientError> {
-    /// For how long, and how often, placement is asked.
-    const PATIENCE: Duration = Duration::from_secs(15);
-    const AGAIN: Duration = Duration::from_millis(500);
-    let began = tokio::time::Instant::now();
-    tracing::info!(
-        store = descriptor.id,
-        lost,
-        address = descriptor.address,
-        "waiting until the lost store has been silent for long enough to be replaced"
-    );
-    loop {
-        match placement.replace_store(descriptor.clone()).await {
-            Err(ClientError::PlacementRefused { kind: ErrorType::DuplicatedEntry, .. })
-                if began.elapsed() < PATIENCE =>
-            {
-                tokio::time::sleep(AGAIN).await;
-            }
-            outcome => return outcome,
-        }
-    }
-}
-
 async fn open_store(
     node: &mut Node,
     mut data: DataDir,
@@ -410,54 +386,13 @@ async fn open_store(
 ) -> Result<(), Error> {
     let placement = node.placement.clone();
     let options = EngineOptions { max_open_files: share.engine_files, ..builder.config.engine() };
-    // Existing engines are opened first, because even without IDENT they may be a memory in use.
-    // Missing engines are not made before it is known that the store may be started.
-    let found = match data.holds_engines() {
-        true => Some(data.open_engines(&options)?),
-        false => None,
+    let newcomer = bootstrap::Newcomer {
+        address: &node.address,
+        labels: &builder.labels,
+        replace: builder.replace,
     };
-    let identity = bootstrap::identify(&data, &placement, &node.address, builder.replace).await?;
-    let ident = identity.ident;
-    let describe = |memory: metapb::StoreMemory| metapb::Store {
-        id: ident.store_id,
-        address: node.address.clone(),
-        labels: builder
-            .labels
-            .iter()
-            .map(|(key, value)| metapb::StoreLabel { key: key.clone(), value: value.clone() })
-            .collect(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        esker_memory: Some(memory),
-        ..metapb::Store::default()
-    };
-    let lineage = rand::random();
-    if let Some(lost) = identity.replaces {
-        // Nothing is written for the new store before it has its place.
-        let memory = metapb::StoreMemory { lineage, ..metapb::StoreMemory::default() };
-        replace_store(&placement, lost, describe(memory)).await?;
-    }
-    let engines = match found {
-        Some(engines) => engines,
-        None => data.open_engines(&options)?,
-    };
-    if identity.is_new {
-        data.found(ident, lineage, &engines)?;
-    } else {
-        // Before any count is increased: a copy that is refused again and again must not come
-        // closer to what the cluster has seen.
-        bootstrap::check_memory(&data, &engines.log, &placement, ident).await?;
-    }
-    let mark = data.begin(&engines)?;
-    let memory = metapb::StoreMemory {
-        lineage: mark.lineage,
-        generation: mark.generation,
-        start: rand::random(),
-        log_sequence: engines.log.sequence(),
-    };
-    let descriptor = describe(memory);
-    bootstrap::first_regions(&data, &placement, &descriptor, &engines).await?;
-    // Placement learns of the store before the store sends messages, so that the others find it.
-    placement.put_store(descriptor).await?;
+    let Introduced { ident, engines, memory } =
+        bootstrap::introduce(&mut data, &placement, &options, newcomer).await?;
     let (reports, waiting_reports) = mpsc::channel(MAX_WAITING_REPORTS);
     let plan = Plan {
         store: StoreId(ident.store_id),
@@ -471,8 +406,9 @@ async fn open_store(
     let ids = Arc::new(PlacementIds(placement.clone()));
     let storage = Storage::new(handle.clone(), placement.cluster_id(), ids);
     node.store_service.open(Arc::new(storage));
-    let heartbeats =
-        heartbeats::run(handle.clone(), placement, waiting_reports, data.path().to_owned(), memory);
+    let folder = data.path().to_owned();
+    let space = move || pages::disk_space(&folder);
+    let heartbeats = heartbeats::run(handle.clone(), placement, waiting_reports, space, memory);
     node.tasks.push(vital::spawn("reporting to placement", heartbeats));
     node.health.set(Part::Store, true);
     node.store_id = Some(ident.store_id);

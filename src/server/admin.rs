@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use esker_model::{Epoch, Region, RegionId, StoreId};
 use esker_raft::ProgressState;
-use esker_raftstore::{Admin as RegionAdmin, ReplicaRole, RequestError, StoreHandle};
+use esker_raftstore::{Admin as RegionAdmin, ReplicaRole, RequestError};
 use esker_rpc::convert;
 use esker_rpc::proto::esker::admin_server::Admin;
 use esker_rpc::proto::esker::{
@@ -14,7 +14,6 @@ use esker_rpc::proto::esker::{
     TransferLeaderRequest, TransferLeaderResponse,
 };
 use esker_rpc::proto::metapb::{RegionEpoch, Store};
-use esker_storage::raw::blocking;
 use esker_storage::{Storage, StorageError};
 use tonic::{Request, Response, Status};
 
@@ -91,7 +90,7 @@ impl Admin for AdminService {
     ) -> Result<Response<RegionDetailResponse>, Status> {
         let request = request.into_inner();
         let service = self.open()?;
-        let detail = detail(service.store(), &request).await;
+        let detail = detail(&service, &request).await;
         Ok(Response::new(detail.unwrap_or_else(|error| RegionDetailResponse {
             region_error: Some(service.region_error(error)),
             ..Default::default()
@@ -154,17 +153,18 @@ async fn split(
         true => {
             let (handle, known) = (store.clone(), status.region.clone());
             let parts = request.parts;
-            blocking(store, region, move || Ok(handle.middle_keys(&known, parts)?)).await?
+            service.blocking(region, move || Ok(handle.middle_keys(&known, parts)?)).await?
         }
     };
     service.split_at(region, epoch, keys).await
 }
 
 async fn detail(
-    store: &StoreHandle,
+    service: &Storage,
     request: &RegionDetailRequest,
 ) -> Result<RegionDetailResponse, StorageError> {
     let id = RegionId(request.region_id);
+    let store = service.store();
     let status = store.status(id).await?;
     let role = match status.role {
         ReplicaRole::Leader => Role::Leader,
@@ -174,7 +174,7 @@ async fn detail(
     };
     let size = store.approximate_size(&status.region)?;
     let checksum = match request.with_checksum {
-        true => Some(checksum(store, &status.region).await?),
+        true => Some(checksum(service, &status.region).await?),
         false => None,
     };
     let leader = status.leader.and_then(|leader| status.region.peer(leader).map(Into::into));
@@ -208,9 +208,9 @@ async fn detail(
 }
 
 /// The checksum over all that a replica holds of a region, and the applied index at that moment.
-async fn checksum(store: &StoreHandle, region: &Region) -> Result<RegionChecksum, StorageError> {
-    let (handle, known) = (store.clone(), region.clone());
-    let sum = blocking(store, region.id, move || Ok(handle.checksum(&known)?)).await?;
+async fn checksum(service: &Storage, region: &Region) -> Result<RegionChecksum, StorageError> {
+    let (handle, known) = (service.store().clone(), region.clone());
+    let sum = service.blocking(region.id, move || Ok(handle.checksum(&known)?)).await?;
     Ok(RegionChecksum {
         applied_index: sum.applied.0,
         checksum: u64::from(sum.crc32),

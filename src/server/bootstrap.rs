@@ -12,9 +12,11 @@
 //! reason is at [`KEYS_TOP`]). No other bounds are cut before they are asked for. The bounds of
 //! TiKV's key spaces are cut when a client first uses a key space.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use esker_client::{ClientError, PlacementClient};
-use esker_engine::{DataDir, Engines, Ident, LogEngine};
+use esker_engine::{DataDir, EngineOptions, Engines, Ident, LogEngine};
 use esker_model::limits::KEYS_TOP;
 use esker_model::{Epoch, KeyRange, Peer, PeerId, Region, RegionId, StoreId};
 use esker_raftstore::state::{bootstrap_region, region_state};
@@ -28,16 +30,95 @@ use crate::Error;
 const FILE: &str = "BOOTSTRAP";
 
 /// The identity of a store, and whether the store is new.
-pub struct Identity {
-    pub ident: Ident,
-    pub is_new: bool,
-    /// The store at the same address that has lost its memory, whose place this store takes.
-    pub replaces: Option<u64>,
+pub struct Newcomer<'a> {
+    /// Where it listens, as `host:port`.
+    pub address: &'a str,
+    pub labels: &'a [(String, String)],
+    /// Whether it may take the place of a store at the same address that has lost its memory.
+    pub replace: bool,
 }
 
-/// The store's identity, from the directory or new from placement. A new store gets no identity if
-/// another store has its `address`, unless that store is to be replaced.
-pub async fn identify(
+/// A store that placement knows, before it speaks to other stores.
+pub struct Introduced {
+    pub ident: Ident,
+    pub engines: Engines,
+    pub memory: metapb::StoreMemory,
+}
+
+/// Finds out what the store of `data` is, makes the first regions if that falls to it, and
+/// introduces it to placement.
+///
+/// # Errors
+/// When the directory cannot be used or is not whole, when placement refuses the store, or cannot be
+/// asked.
+pub async fn introduce(
+    data: &mut DataDir,
+    placement: &PlacementClient,
+    options: &EngineOptions,
+    newcomer: Newcomer<'_>,
+) -> Result<Introduced, Error> {
+    // What is there is looked at first: without IDENT it may be a memory in use all the same.
+    // What is not there is not made before it is known that the store may come.
+    let found = match data.holds_engines() {
+        true => Some(data.open_engines(options)?),
+        false => None,
+    };
+    let identity = identify(data, placement, newcomer.address, newcomer.replace).await?;
+    let ident = identity.ident;
+    let describe = |memory: metapb::StoreMemory| Store {
+        id: ident.store_id,
+        address: newcomer.address.to_owned(),
+        labels: newcomer
+            .labels
+            .iter()
+            .map(|(key, value)| metapb::StoreLabel { key: key.clone(), value: value.clone() })
+            .collect(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        esker_memory: Some(memory),
+        ..Store::default()
+    };
+    let lineage = rand::random();
+    if let Some(lost) = identity.replaces {
+        // Nothing is made of the newcomer before it has its place.
+        let memory = metapb::StoreMemory { lineage, ..metapb::StoreMemory::default() };
+        replace_store(placement, lost, describe(memory)).await?;
+    }
+    let engines = match found {
+        Some(engines) => engines,
+        None => data.open_engines(options)?,
+    };
+    if identity.is_new {
+        data.found(ident, lineage, &engines)?;
+    } else {
+        // Before anything is counted up: a copy that is refused again and again must not come
+        // closer to what the cluster has seen.
+        check_memory(data, &engines.log, placement, ident).await?;
+    }
+    let mark = data.begin(&engines)?;
+    let memory = metapb::StoreMemory {
+        lineage: mark.lineage,
+        generation: mark.generation,
+        start: rand::random(),
+        log_sequence: engines.log.sequence(),
+    };
+    let descriptor = describe(memory);
+    first_regions(data, placement, &descriptor, &engines).await?;
+    // Known to placement, so that the others find this store, before it speaks.
+    placement.put_store(descriptor).await?;
+    Ok(Introduced { ident, engines, memory })
+}
+
+/// What a store is, and whether it has just become it.
+struct Identity {
+    ident: Ident,
+    is_new: bool,
+    /// The store at the same address that has lost its memory, and loses its place to this one.
+    replaces: Option<u64>,
+}
+
+/// The store's identity, from the directory or new from placement. Nothing is made for one
+/// whose `address` another store has, unless that one is to be replaced.
+async fn identify(
     data: &DataDir,
     placement: &PlacementClient,
     address: &str,
@@ -93,7 +174,7 @@ pub async fn identify(
 ///
 /// # Errors
 /// When it does not, because it is an older copy.
-pub async fn check_memory(
+async fn check_memory(
     data: &DataDir,
     log: &LogEngine,
     placement: &PlacementClient,
@@ -110,6 +191,35 @@ pub async fn check_memory(
     match is_whole {
         true => Ok(()),
         false => Err(Error::OlderCopy { path: data.path().to_owned(), store: ident.store_id }),
+    }
+}
+
+/// Takes the address of the store that lost its memory; waits while that one still counts
+/// as alive, which it does for a few seconds after its end.
+async fn replace_store(
+    placement: &PlacementClient,
+    lost: u64,
+    descriptor: Store,
+) -> Result<(), ClientError> {
+    /// For how long, and how often it is asked.
+    const PATIENCE: Duration = Duration::from_secs(15);
+    const AGAIN: Duration = Duration::from_millis(500);
+    let began = tokio::time::Instant::now();
+    tracing::info!(
+        store = descriptor.id,
+        lost,
+        address = descriptor.address,
+        "waiting until the lost store has been silent for long enough to be replaced"
+    );
+    loop {
+        match placement.replace_store(descriptor.clone()).await {
+            Err(ClientError::PlacementRefused { kind: ErrorType::DuplicatedEntry, .. })
+                if began.elapsed() < PATIENCE =>
+            {
+                tokio::time::sleep(AGAIN).await;
+            }
+            outcome => return outcome,
+        }
     }
 }
 
@@ -136,7 +246,7 @@ fn remembered(data: &DataDir) -> Result<Vec<Region>, Error> {
 
 /// Makes the cluster's first regions here, if this store has begun to make them. To be called
 /// before the store is opened, because each step may be repeated.
-pub async fn first_regions(
+async fn first_regions(
     data: &DataDir,
     placement: &PlacementClient,
     store: &Store,
@@ -173,7 +283,7 @@ pub async fn first_regions(
 mod tests {
     use std::path::Path;
 
-    use esker_engine::{EngineOptions, KvEngine, MemoryEnv};
+    use esker_engine::{KvEngine, MemoryEnv};
     use esker_raftstore::state::RegionState;
 
     use super::*;

@@ -159,7 +159,7 @@ pub fn forget_nonce(data: &DataDir) -> Result<(), Error> {
 }
 
 /// The group that members with these names and nonces found. Every member computes the same.
-fn founded(members: &Members, nonces: &BTreeMap<String, u64>) -> Record {
+pub fn founded(members: &Members, nonces: &BTreeMap<String, u64>) -> Record {
     let founders: Vec<Founder> = members
         .all
         .iter()

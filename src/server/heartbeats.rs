@@ -1,6 +1,5 @@
 //! A store's reports to placement, and placement's orders to the store.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::outbox::{MAX_WAITING_REPORTS, Report};
+use super::pages::DiskSpace;
 use super::split_ids::PlacementIds;
 
 /// How often a store reports that it is alive.
@@ -36,7 +36,7 @@ pub async fn run(
     store: StoreHandle,
     placement: PlacementClient,
     mut reports: mpsc::Receiver<Report>,
-    directory: PathBuf,
+    space: impl Fn() -> DiskSpace + Send,
     memory: StoreMemory,
 ) {
     let (outgoing, stream) = mpsc::channel(MAX_WAITING_REPORTS);
@@ -85,7 +85,7 @@ pub async fn run(
                 let stats = StoreStats {
                     esker_start: memory.start,
                     esker_generation: memory.generation,
-                    ..statistics(&store, &directory, started)
+                    ..statistics(&store, space(), started)
                 };
                 while saying.try_join_next().is_some() {}
                 saying.spawn(say_alive(placement.clone(), stats, Arc::clone(&faults)));
@@ -119,8 +119,8 @@ async fn say_alive(placement: PlacementClient, stats: StoreStats, faults: Arc<Fa
     }
 }
 
-fn statistics(store: &StoreHandle, directory: &Path, started: u64) -> StoreStats {
-    let (space, now_s) = (super::pages::disk_space(directory), store.clock().wall_s());
+fn statistics(store: &StoreHandle, space: DiskSpace, started: u64) -> StoreStats {
+    let now_s = store.clock().wall_s();
     let used = store
         .engine()
         .statistics()

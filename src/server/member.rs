@@ -75,6 +75,17 @@ pub fn store_of(member: MemberId) -> StoreId {
     StoreId(MEMBER_STORES | member.0)
 }
 
+/// How a member's store runs.
+pub fn store_config() -> StoreConfig {
+    StoreConfig {
+        workers: 1,
+        apply_workers: 1,
+        election_timeout: ELECTION_TIMEOUT,
+        heartbeat_interval: HEARTBEAT_INTERVAL,
+        ..StoreConfig::default()
+    }
+}
+
 /// Whether this is the store of a placement member, of any group.
 pub fn is_member_store(store: StoreId) -> bool {
     store.0 & MEMBER_STORES != 0
@@ -174,28 +185,18 @@ impl MemberDirectory {
         }
         let mark = self.data.begin(&self.engines)?;
         super::founding::forget_nonce(&self.data)?;
-        let book = Arc::new(MemberBook {
-            members: members.clone(),
-            record: record.clone(),
-            store: ArcSwapOption::empty(),
-        });
+        let book = Arc::new(MemberBook::new(members.clone(), record.clone()));
         let (leaders, leader) = watch::channel(RegionLeader::default());
         let plan = Plan {
             store: me,
             cluster: record.group,
-            config: StoreConfig {
-                workers: 1,
-                apply_workers: 1,
-                election_timeout: ELECTION_TIMEOUT,
-                heartbeat_interval: HEARTBEAT_INTERVAL,
-                ..StoreConfig::default()
-            },
+            config: store_config(),
             addresses: Arc::new(MemberAddresses(book.clone())),
             audience: Audience::Member(leaders),
         };
         let store = OpenStore::open(plan, &self.data, self.engines, traffic)?;
         let handle = store.handle().clone();
-        book.store.store(Some(Arc::new(handle.clone())));
+        book.open(handle.clone());
         let (group, told) = (record.group, book.clone());
         let mut tasks = JoinSet::new();
         tasks.spawn(say_when_replaced(
@@ -265,7 +266,7 @@ fn memory(group: u64, mark: &Mark, log_sequence: u64) -> MemberMemory {
 }
 
 /// The first state of every founder.
-fn first_region(record: &Record) -> Region {
+pub fn first_region(record: &Record) -> Region {
     Region {
         id: REGION,
         range: KeyRange::all(),
@@ -287,6 +288,15 @@ pub struct MemberBook {
 }
 
 impl MemberBook {
+    pub fn new(members: Members, record: Record) -> Self {
+        MemberBook { members, record, store: ArcSwapOption::empty() }
+    }
+
+    /// The member's store runs.
+    pub fn open(&self, store: StoreHandle) {
+        self.store.store(Some(Arc::new(store)));
+    }
+
     /// The present members of the group; none while this member did not get its data yet.
     pub fn group(&self) -> Vec<GroupMember> {
         let store = self.store.load();
@@ -380,7 +390,8 @@ pub struct MemberState {
 }
 
 impl MemberState {
-    fn new(
+    /// Must be called within a runtime.
+    pub fn new(
         store: StoreHandle,
         book: Arc<MemberBook>,
         mut leaders: watch::Receiver<RegionLeader>,

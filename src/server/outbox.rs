@@ -41,6 +41,33 @@ pub enum Audience {
     Member(watch::Sender<RegionLeader>),
 }
 
+impl Audience {
+    pub fn report_region(&self, report: RegionReport) {
+        if let Audience::Placement(reports, _) = self {
+            let _ = reports.try_send(Report::Region(Box::new(report)));
+        }
+    }
+
+    pub fn report_split(&self, regions: Vec<Region>) {
+        if let Audience::Placement(reports, _) = self {
+            let _ = reports.try_send(Report::Split(regions));
+        }
+    }
+
+    pub fn leadership(&self, leader: RegionLeader) {
+        if let Audience::Member(leaders) = self {
+            leaders.send_replace(leader);
+        }
+    }
+
+    pub fn knows_store(&self, store: StoreId) -> bool {
+        match self {
+            Audience::Placement(_, stores) => stores.knows(store),
+            Audience::Member(_) => super::member::is_member_store(store),
+        }
+    }
+}
+
 /// The outbox of a store that runs on this node.
 pub struct NodeOutbox {
     transport: RaftTransport,
@@ -66,28 +93,19 @@ impl Outbox for NodeOutbox {
     }
 
     fn report_region(&self, report: RegionReport) {
-        if let Audience::Placement(reports, _) = &self.audience {
-            let _ = reports.try_send(Report::Region(Box::new(report)));
-        }
+        self.audience.report_region(report);
     }
 
     fn report_split(&self, regions: Vec<Region>) {
-        if let Audience::Placement(reports, _) = &self.audience {
-            let _ = reports.try_send(Report::Split(regions));
-        }
+        self.audience.report_split(regions);
     }
 
     fn leadership(&self, _region: RegionId, term: Term, leader: Option<Peer>, here: bool) {
-        if let Audience::Member(leaders) = &self.audience {
-            leaders.send_replace(RegionLeader { term, leader, here });
-        }
+        self.audience.leadership(RegionLeader { term, leader, here });
     }
 
     fn knows_store(&self, store: StoreId) -> bool {
-        match &self.audience {
-            Audience::Placement(_, stores) => stores.knows(store),
-            Audience::Member(_) => super::member::is_member_store(store),
-        }
+        self.audience.knows_store(store)
     }
 }
 

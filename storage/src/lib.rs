@@ -22,7 +22,8 @@ pub mod target;
 
 use std::sync::Arc;
 
-use esker_raftstore::StoreHandle;
+use esker_model::RegionId;
+use esker_raftstore::{RequestError, StoreHandle};
 use esker_rpc::service::{Answer, Caller, Reply, Request, StoreService, unimplemented};
 use tokio::sync::Semaphore;
 
@@ -39,13 +40,20 @@ pub struct Storage {
     cluster_id: u64,
     ids: Arc<dyn SplitIds>,
     checksums: Arc<Semaphore>,
+    has_other_threads: bool,
 }
 
 impl Storage {
     /// Answers the requests to `store`, which belongs to this cluster. New regions get their ids
     /// from `ids`.
     pub fn new(store: StoreHandle, cluster_id: u64, ids: Arc<dyn SplitIds>) -> Self {
-        Storage { store, cluster_id, ids, checksums: Arc::new(Semaphore::new(MAX_CHECKSUMS)) }
+        let checksums = Arc::new(Semaphore::new(MAX_CHECKSUMS));
+        Storage { store, cluster_id, ids, checksums, has_other_threads: true }
+    }
+
+    /// The same on no other thread than that of its caller, whatever a request reads.
+    pub fn on_one_thread(self) -> Self {
+        Storage { has_other_threads: false, ..self }
     }
 
     pub fn store(&self) -> &StoreHandle {
@@ -54,6 +62,20 @@ impl Storage {
 
     pub fn cluster_id(&self) -> u64 {
         self.cluster_id
+    }
+
+    /// Runs what reads too much for a thread that serves others, too: a whole region, or ranges of
+    /// it.
+    pub async fn blocking<T: Send + 'static>(
+        &self,
+        region: RegionId,
+        read: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
+    ) -> Result<T, StorageError> {
+        if !self.has_other_threads {
+            return read();
+        }
+        let stopped = RequestError::Stopped { store: self.store.store_id(), region };
+        tokio::task::spawn_blocking(read).await.unwrap_or_else(|_| Err(stopped.into()))
     }
 
     fn now_s(&self) -> u64 {

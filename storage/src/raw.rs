@@ -4,11 +4,9 @@ pub mod scan;
 
 use bytes::Bytes;
 use esker_engine::Cf;
-use esker_model::{KeyRange, RegionId};
+use esker_model::KeyRange;
 use esker_raftstore::raw_value::RawValue;
-use esker_raftstore::{
-    CompareAndSwap, Mutation, RegionSnapshot, RequestError, StoreHandle, Swap, WriteResult,
-};
+use esker_raftstore::{CompareAndSwap, Mutation, RegionSnapshot, RequestError, Swap, WriteResult};
 use esker_rpc::convert::bound;
 use esker_rpc::display_key;
 use esker_rpc::proto::kvrpcpb::*;
@@ -53,17 +51,6 @@ fn family(name: &str) -> Result<Cf, StorageError> {
             "unknown column family {other:?}; there are default, lock and write"
         ))),
     }
-}
-
-/// Runs a read that is too long for a thread that also serves other requests: a read of a whole
-/// region, or of ranges of it.
-pub async fn blocking<T: Send + 'static>(
-    store: &StoreHandle,
-    region: RegionId,
-    read: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
-) -> Result<T, StorageError> {
-    let stopped = RequestError::Stopped { store: store.store_id(), region };
-    tokio::task::spawn_blocking(read).await.unwrap_or_else(|_| Err(stopped.into()))
 }
 
 fn decode(stored: Bytes, key: &[u8]) -> Result<RawValue, StorageError> {

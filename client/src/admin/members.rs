@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use esker_rpc::channel::Dialer;
 use esker_rpc::members::MemberClient;
 use esker_rpc::proto::esker as wire;
 use esker_rpc::proto::esker::founding_client::FoundingClient;
@@ -52,9 +53,9 @@ pub struct ReplacedMember {
 }
 
 /// Asks a member for its state.
-async fn state_of(member: &pdpb::Member) -> MemberState {
+async fn state_of(dialer: &Dialer, member: &pdpb::Member) -> MemberState {
     let address = member.client_urls.first().map_or("", |url| url.trim_start_matches("http://"));
-    let Ok(client) = MemberClient::new(address) else { return MemberState::Silent };
+    let Ok(client) = MemberClient::new(dialer, address) else { return MemberState::Silent };
     match client.status(STATUS_TIMEOUT).await {
         // It does not belong to a cluster yet.
         Ok(status) if status.cluster_id == 0 => MemberState::Waiting,
@@ -71,7 +72,7 @@ impl AdminClient {
         let answer = self.placement.get_members().await?;
         let leader = answer.leader;
         let infos = answer.members.into_iter().map(|member| async {
-            let state = state_of(&member).await;
+            let state = state_of(self.placement.dialer(), &member).await;
             let leads = leader.as_ref().is_some_and(|leader| leader.member_id == member.member_id);
             MemberInfo { member, leads, state }
         });
@@ -107,7 +108,7 @@ impl AdminClient {
         let address = address.ok_or("the placement driver has no leader; try again")?;
         // There is no limit to the answer, because the member has its own limit and a dead
         // connection is noticed.
-        let channel = connect(&address, |endpoint| endpoint).await?;
+        let channel = connect(self.placement.dialer(), &address, |endpoint| endpoint).await?;
         let request = wire::ReplaceMemberRequest { name: name.to_owned() };
         let answer = FoundingClient::new(channel).replace(request).await;
         answer.map(tonic::Response::into_inner).map_err(|status| status.message().to_owned())

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use esker_rpc::channel::Dialer;
 use esker_rpc::proto::esker as wire;
 use esker_rpc::proto::esker::admin_client::AdminClient;
 use tonic::transport::{Channel, Endpoint};
@@ -14,20 +15,12 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Connects to one of the cluster's servers, or returns why that failed.
 pub(super) async fn connect(
+    dialer: &Dialer,
     address: &str,
     adjusted: impl FnOnce(Endpoint) -> Endpoint,
 ) -> Result<Channel, String> {
-    let endpoint = esker_rpc::channel::endpoint(address).map_err(|error| error.to_string())?;
-    let connected = adjusted(endpoint.connect_timeout(CONNECT_TIMEOUT)).connect().await;
-    connected.map_err(|error| causes(&error))
-}
-
-/// An error and its causes, which the transport's own message leaves out.
-fn causes(error: &dyn std::error::Error) -> String {
-    std::iter::successors(Some(error), |error| error.source())
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
+    let patient = |endpoint: Endpoint| adjusted(endpoint.connect_timeout(CONNECT_TIMEOUT));
+    dialer.connect_as(address, patient).await
 }
 
 /// A connection to the admin service of one store, for one request. A request ends within 10 s. An
@@ -41,8 +34,12 @@ pub struct StoreAdmin {
 }
 
 impl StoreAdmin {
-    pub(super) async fn connect(store: u64, address: String) -> Result<Self, ClientError> {
-        match connect(&address, |endpoint| endpoint.timeout(ANSWER_TIMEOUT)).await {
+    pub(super) async fn connect(
+        dialer: &Dialer,
+        store: u64,
+        address: String,
+    ) -> Result<Self, ClientError> {
+        match connect(dialer, &address, |endpoint| endpoint.timeout(ANSWER_TIMEOUT)).await {
             Ok(channel) => Ok(StoreAdmin { store, address, client: AdminClient::new(channel) }),
             Err(reason) => Err(ClientError::NoAnswer { store, address, reason }),
         }

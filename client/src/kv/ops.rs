@@ -19,7 +19,7 @@ use super::{Attempts, Failure, KvClient, MAX_CONCURRENT_REGIONS};
 use crate::error::ClientError;
 
 /// Pairs asked for in one request of a scan.
-const MAX_SCAN_BATCH: u32 = 1024;
+pub(super) const MAX_SCAN_PAGE: u32 = 1024;
 
 /// Keys and values of one request of a batch, so that it fits in a log entry.
 const MAX_BATCH_BYTES: usize = 256 << 10;
@@ -182,7 +182,7 @@ impl KvClient {
         let (mut cursor, end) = (start.into(), end.into());
         let mut pairs = Vec::new();
         while (pairs.len() as u32) < limit && (end.is_empty() || cursor < end) {
-            let wanted = (limit - pairs.len() as u32).min(MAX_SCAN_BATCH);
+            let wanted = (limit - pairs.len() as u32).min(self.scan_page);
             let request = |route: &Route| RawScanRequest {
                 start_key: cursor.clone(),
                 end_key: lower_end(&end, &end_key(&route.region.range)),
@@ -218,7 +218,7 @@ impl KvClient {
         let (mut cursor, end) = (start.into(), end.into());
         let mut pairs = Vec::new();
         while (pairs.len() as u32) < limit && (cursor.is_empty() || cursor > end) {
-            let wanted = (limit - pairs.len() as u32).min(MAX_SCAN_BATCH);
+            let wanted = (limit - pairs.len() as u32).min(self.scan_page);
             let request = |route: &Route| RawScanRequest {
                 start_key: cursor.clone(),
                 end_key: end.clone().max(route.region.range.start().clone()),

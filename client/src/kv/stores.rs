@@ -119,9 +119,9 @@ impl Stores {
             return Err(SendError::NotSent(format!("store {store} has left the cluster")));
         }
         let address = described.address;
-        let channel = channel::connect(&address)
-            .await
-            .map_err(|reason| SendError::NotSent(format!("store {store} at {reason}")))?;
+        let dialled = self.placement.dialer().connect(&address).await;
+        let channel =
+            dialled.map_err(|reason| SendError::NotSent(format!("store {store} at {reason}")))?;
         let batch = BatchStream::open(address.clone(), channel.clone());
         let remembers_writes = remembers_writes(&batch).await.map_err(|reason| {
             SendError::NotSent(format!("store {store} at {address}: {reason}"))

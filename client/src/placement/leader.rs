@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use esker_rpc::backoff::Backoff;
-use esker_rpc::channel;
+use esker_rpc::channel::{self, Dialer};
 use esker_rpc::proto::pdpb::pd_client::PdClient;
 use esker_rpc::proto::pdpb::{GetMembersRequest, GetMembersResponse, Member, RequestHeader};
 use esker_rpc::repeat::Repeated;
@@ -44,6 +44,7 @@ const MAX_ENDPOINTS: usize = 32;
 
 /// The leader as far as it is known, shared by all calls.
 pub(super) struct Leader {
+    dialer: Dialer,
     cluster_id: u64,
     known: watch::Sender<Known>,
     /// When the latest search began. The lock is held by the task that searches, so that a hundred
@@ -106,6 +107,7 @@ impl Sought {
 impl Leader {
     /// `known` is the cluster that the caller has belonged to. The members get its id.
     pub(super) async fn find(
+        dialer: Dialer,
         endpoints: Vec<String>,
         known: Option<u64>,
         deadline: Duration,
@@ -121,7 +123,7 @@ impl Leader {
         let mut reason = None;
         loop {
             let left = deadline.saturating_sub(started.elapsed());
-            let looking = look(&endpoints, Sought::Any(known), &mut reason);
+            let looking = look(&dialer, &endpoints, Sought::Any(known), &mut reason);
             match tokio::time::timeout(left, looking).await {
                 Ok(Ok(found)) => {
                     let current = Current {
@@ -132,6 +134,7 @@ impl Leader {
                     };
                     let endpoints = merge(found.endpoints, endpoints);
                     return Ok(Leader {
+                        dialer,
                         cluster_id: found.cluster_id,
                         known: watch::Sender::new(Known { endpoints, current }),
                         looking: tokio::sync::Mutex::default(),
@@ -150,6 +153,10 @@ impl Leader {
             }
             tokio::time::sleep(wait).await;
         }
+    }
+
+    pub(super) fn dialer(&self) -> &Dialer {
+        &self.dialer
     }
 
     pub(super) fn cluster_id(&self) -> u64 {
@@ -194,7 +201,8 @@ impl Leader {
         }
         *looking = Some(Instant::now());
         let mut reason = None;
-        match look(&endpoints, Sought::Only(self.cluster_id), &mut reason).await {
+        let sought = Sought::Only(self.cluster_id);
+        match look(&self.dialer, &endpoints, sought, &mut reason).await {
             Ok(found) if !failed && current.is_same_member(found.member, &found.address) => {}
             Ok(found) => self.known.send_modify(|known| {
                 known.endpoints = merge(found.endpoints, endpoints);
@@ -245,6 +253,7 @@ enum Miss {
 /// one has failed, or has been silent for a moment. `reason` becomes why the endpoints were of no
 /// use. If it has a value already, it changes only when all endpoints have answered again.
 async fn look(
+    dialer: &Dialer,
     endpoints: &[String],
     sought: Sought,
     reason: &mut Option<String>,
@@ -257,7 +266,7 @@ async fn look(
     let is_first = reason.is_none();
     loop {
         if let Some(address) = others.next() {
-            asked.push(inquire(address, sought));
+            asked.push(inquire(dialer, address, sought));
         } else if asked.is_empty() {
             if strangers == endpoints.len() {
                 let endpoints = endpoints.join(",");
@@ -311,8 +320,8 @@ impl Useless {
 }
 
 /// Asks one endpoint for the leader, and then asks the named member whether it leads.
-async fn inquire(address: &str, sought: Sought) -> Result<Found, Useless> {
-    let (channel, members) = ask(address, sought.named()).await?;
+async fn inquire(dialer: &Dialer, address: &str, sought: Sought) -> Result<Found, Useless> {
+    let (channel, members) = ask(dialer, address, sought.named()).await?;
     let cluster_id = members.header.as_ref().map_or(0, |header| header.cluster_id);
     if let Sought::Only(expected) = sought
         && expected != cluster_id
@@ -334,7 +343,7 @@ async fn inquire(address: &str, sought: Sought) -> Result<Found, Useless> {
     }
     let mut reason = format!("{address} names a leader without an address");
     for url in &leader.client_urls {
-        let (channel, answer) = match ask(url, sought.named()).await {
+        let (channel, answer) = match ask(dialer, url, sought.named()).await {
             Ok(answered) => answered,
             Err(why) => {
                 reason = why.reason();
@@ -360,13 +369,14 @@ async fn inquire(address: &str, sought: Sought) -> Result<Found, Useless> {
 
 /// One member's view of the group.
 async fn ask(
+    dialer: &Dialer,
     address: &str,
     cluster: Option<u64>,
 ) -> Result<(Channel, GetMembersResponse), Useless> {
     // A member that lost its memory learns from this header that there was a cluster.
     let header = cluster.map(|cluster_id| RequestHeader { cluster_id, ..Default::default() });
     let asking = async {
-        let channel = channel::connect(address).await.map_err(Useless::Because)?;
+        let channel = dialer.connect(address).await.map_err(Useless::Because)?;
         let mut client = PdClient::new(channel.clone());
         let members = client
             .get_members(GetMembersRequest { header })

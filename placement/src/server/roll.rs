@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use esker_model::MemberId;
+use esker_rpc::channel::Dialer;
 use esker_rpc::members::MemberClient;
 use esker_rpc::proto::esker::members_server::Members;
 use esker_rpc::proto::esker::{MemberStatusRequest, MemberStatusResponse};
@@ -177,7 +178,7 @@ impl RollCall {
         let me = shared.state.me();
         let cluster = shared.cluster_id();
         for member in members.iter().filter(|member| member.id != me) {
-            let Some(client) = self.client(member) else { continue };
+            let Some(client) = self.client(&shared.config.dialer, member) else { continue };
             let (member, others, tell) = (member.id, Arc::clone(&self.others), tell.clone());
             // An answer that comes after the end of the roll call is still of use to the next one,
             // so this is a task of its own.
@@ -201,7 +202,7 @@ impl RollCall {
     }
 
     /// The connection on which a member is to be asked now; `None` if it is not to be asked.
-    fn client(&self, member: &MemberInfo) -> Option<MemberClient> {
+    fn client(&self, dialer: &Dialer, member: &MemberInfo) -> Option<MemberClient> {
         let mut others = self.others.lock();
         if let Some(other) = others.get_mut(&member.id)
             && other.client.address() == member.address
@@ -212,7 +213,7 @@ impl RollCall {
             other.asked += 1;
             return Some(other.client.clone());
         }
-        let client = match MemberClient::new(&member.address) {
+        let client = match MemberClient::new(dialer, &member.address) {
             Ok(client) => client,
             Err(error) => {
                 debug!(member = %member.id, %error, "a member cannot be asked");
@@ -279,9 +280,9 @@ fn settle(
     other.silent = !answered;
     if answered {
         other.heard = Some(Instant::now());
-    } else if let Ok(client) = MemberClient::new(client.address()) {
-        // Perhaps only the connection is dead.
-        other.client = client;
+    } else {
+        // It may be the connection that is dead.
+        other.client = client.reopened();
     }
 }
 

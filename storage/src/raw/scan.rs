@@ -14,7 +14,7 @@ use esker_rpc::display_key;
 use esker_rpc::proto::kvrpcpb::{self, *};
 use esker_rpc::service::ScanHabit;
 
-use super::{Budget, blocking, decode, family};
+use super::{Budget, decode, family};
 use crate::keys::KeyLayout;
 use crate::target::Target;
 use crate::{Storage, StorageError};
@@ -247,7 +247,7 @@ pub(crate) async fn checksum(
         let _room = room;
         sum(&view, &ranges, target, now_s)
     };
-    blocking(&storage.store, target.region, sum).await
+    storage.blocking(target.region, sum).await
 }
 
 fn sum(
