@@ -63,6 +63,11 @@ pub(crate) enum Passing {
 }
 
 impl RequestError {
+    /// The request was made for another range than the region has now.
+    pub(crate) fn epoch_not_match(region: &Region) -> Self {
+        RequestError::EpochNotMatch { region: region.id, current: vec![region.clone()] }
+    }
+
     /// Why the same request may well be carried out here, or be sent to a leader, within a
     /// moment, if so. It has had no effect.
     pub(crate) fn passing(&self) -> Option<Passing> {

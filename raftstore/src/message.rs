@@ -292,6 +292,22 @@ pub struct Waiter {
     pub tagged: Option<usize>,
 }
 
+impl Waiters {
+    pub fn fail(self, error: &RequestError) {
+        match self {
+            // A caller that is gone needs no answer.
+            Waiters::Write(waiters) => {
+                for waiter in waiters {
+                    let _ = waiter.reply.send(Err(error.clone()));
+                }
+            }
+            Waiters::Admin(reply) => {
+                let _ = reply.send(Err(error.clone()));
+            }
+        }
+    }
+}
+
 /// A proposal whose outcome somebody waits for.
 #[derive(Debug)]
 pub struct Proposal {
@@ -302,17 +318,7 @@ pub struct Proposal {
 
 impl Proposal {
     pub fn fail(self, error: &RequestError) {
-        match self.waiters {
-            // A caller who is gone needs no answer.
-            Waiters::Write(waiters) => {
-                for waiter in waiters {
-                    let _ = waiter.reply.send(Err(error.clone()));
-                }
-            }
-            Waiters::Admin(reply) => {
-                let _ = reply.send(Err(error.clone()));
-            }
-        }
+        self.waiters.fail(error);
     }
 }
 

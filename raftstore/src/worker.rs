@@ -256,13 +256,13 @@ impl Worker {
     }
 
     fn current(&mut self, region: RegionId, generation: u64) -> Option<&mut Peer> {
-        self.peers.get_mut(&region).filter(|peer| peer.generation == generation)
+        self.peers.get_mut(&region).filter(|peer| peer.generation() == generation)
     }
 
     fn on_applied(&mut self, now: Time, notice: AppliedNotice) -> Result<(), StoreError> {
         let region = notice.region;
         let Some(peer) =
-            self.peers.get_mut(&region).filter(|peer| peer.generation == notice.generation)
+            self.peers.get_mut(&region).filter(|peer| peer.generation() == notice.generation)
         else {
             return Ok(());
         };
@@ -273,7 +273,7 @@ impl Worker {
                 Effect::Split { parent, children, .. } => {
                     let range = |region: &Region| (region.id, region.range.clone());
                     self.shared.ranges.replace(region, children.iter().chain([parent]).map(range));
-                    peer.set_descriptor(parent.clone());
+                    peer.on_split(parent.clone());
                     if peer.is_leader() {
                         let regions = children.iter().chain([parent]).cloned().collect();
                         self.shared.outbox.report_split(regions);
@@ -416,7 +416,7 @@ impl Worker {
         descriptor: Region,
         meta: &SnapshotMeta,
     ) {
-        let Some(peer) = self.peers.get_mut(&region).filter(|peer| !peer.destroying) else {
+        let Some(peer) = self.peers.get_mut(&region).filter(|peer| !peer.is_destroying()) else {
             return;
         };
         let claimed = self.shared.ranges.claim(region, &descriptor.range);
@@ -430,10 +430,10 @@ impl Worker {
     /// Takes a peer off this store: first nobody reads it any more, then its data goes.
     pub(super) fn destroy(&mut self, region: RegionId, tombstone_conf_ver: u64) {
         let Some(peer) = self.peers.get_mut(&region) else { return };
-        if peer.destroying {
+        if peer.is_destroying() {
             return;
         }
-        let (generation, id) = (peer.generation, peer.me.id);
+        let (generation, id) = (peer.generation(), peer.me().id);
         peer.begin_destroy();
         self.shared.delegates.remove(region);
         let task = ApplyTask::Destroy { region, generation, peer: id, tombstone_conf_ver };

@@ -12,6 +12,7 @@ use crate::door::{Arrived, Checked, Fault, Reach, complain};
 use crate::envelope::{Address, Consensus, Content, Envelope};
 use crate::error::{RequestError, StoreError};
 use crate::message::Input;
+use crate::peer::Peer;
 use crate::snapshot::ReceivedSnapshot;
 use crate::state::{Applied, RegionState, raft_state, region_state};
 
@@ -56,11 +57,9 @@ impl Worker {
                 }
             }
             Input::Status { region, reply } => {
-                let status = match self.peers.get(&region) {
-                    Some(peer) if peer.is_initialized() && !peer.destroying => Ok(peer.status()),
-                    _ => Err(RequestError::RegionNotFound(region)),
-                };
-                let _ = reply.send(status);
+                let status = self.peers.get(&region).map(Peer::status);
+                let not_found = Err(RequestError::RegionNotFound(region));
+                let _ = reply.send(status.unwrap_or(not_found));
             }
             Input::ReportAll => {
                 for (region, peer) in &mut self.peers {
@@ -129,10 +128,10 @@ impl Worker {
         let Address { region, from, to, epoch } = *address;
         let message = &consensus.message;
         if let Some(peer) = self.peers.get(&region) {
-            if peer.destroying || to.id < peer.me.id {
+            if peer.is_destroying() || to.id < peer.me().id {
                 return Ok(false);
             }
-            if to.id > peer.me.id {
+            if to.id > peer.me().id {
                 // The region left this store and came back under a new id while
                 // this peer did not hear of it.
                 if self.may_have_left(region, epoch.conf_ver) {
@@ -276,7 +275,7 @@ impl Worker {
         let Address { region, to, epoch, .. } = *address;
         let Some(peer) = self.peers.get(&region) else { return };
         let later = self.may_have_left(region, epoch.conf_ver);
-        let is_me = to.id == peer.me.id;
+        let is_me = to.id == peer.me().id;
         if is_me && later && peer.is_initialized() && !peer.is_installing() {
             tracing::info!(%region, store = %self.shared.store, "was removed from the region while away");
             // In the membership that the answer speaks of this store may have
@@ -315,9 +314,11 @@ impl Worker {
             let first = Consensus { message, creates: consensus.creates.clone(), ..*consensus };
             self.has_peer_for(now, &address, &first)?
         };
-        let same = |id| self.peers.get(&region).is_some_and(|peer| peer.me.id == id);
-        let busy =
-            self.peers.get(&region).is_some_and(|peer| peer.is_installing() || peer.destroying);
+        let same = |id| self.peers.get(&region).is_some_and(|peer| peer.me().id == id);
+        let busy = self
+            .peers
+            .get(&region)
+            .is_some_and(|peer| peer.is_installing() || peer.is_destroying());
         if !here || busy || !same(address.to.id) {
             files.discard();
             return Ok(());

@@ -1,0 +1,211 @@
+//! Writes and other commands between their request and the apply worker: what waits for this
+//! turn's entries, and what waits for the outcome of an entry.
+
+use std::collections::VecDeque;
+use std::iter::Peekable;
+
+use esker_model::RegionId;
+use esker_raft::{Entries, Entry, LogIndex, ProposeError, Term};
+
+use crate::command::{Mutation, TaggedCommand, Write};
+use crate::config::{MAX_BATCHED_ENTRY_BYTES, MAX_WAITING_PROPOSALS};
+use crate::error::RequestError;
+use crate::message::{Proposal, Waiter, Waiters, WriteRequest};
+
+pub struct Writes {
+    region: RegionId,
+    /// Writes of this turn, each checked against the region when it came. Empty after every
+    /// `collect`, which proposes all of them. Bounded by what a worker takes in one turn.
+    waiting: Vec<WriteRequest>,
+    /// Entries of this peer whose outcome somebody waits for. Their terms never fall, and within
+    /// a term their indexes rise. An entry is added when the group has taken it. It leaves
+    ///
+    /// - with the committed entry of the same index and term, to the apply worker;
+    /// - with a committed entry which shows that it can never be committed;
+    /// - when a snapshot covers it, or the peer ends: nobody can tell what became of it.
+    ///
+    /// Every waiter is answered once. No more writes are taken when there are
+    /// [`MAX_WAITING_PROPOSALS`].
+    proposals: VecDeque<Proposal>,
+    /// A split that this peer has proposed since it became the leader, and has not applied yet.
+    /// Another store may apply it first and let the new region be written there: until it is
+    /// applied here, this leader answers no reads under its lease, and proposes no other split.
+    splitting: Option<LogIndex>,
+}
+
+impl Writes {
+    pub fn new(region: RegionId) -> Self {
+        Writes { region, waiting: Vec::new(), proposals: VecDeque::new(), splitting: None }
+    }
+
+    /// Whether more than enough wait for their outcome.
+    pub fn is_full(&self) -> bool {
+        self.proposals.len() >= MAX_WAITING_PROPOSALS
+    }
+
+    /// Takes a write that has been checked.
+    pub fn push(&mut self, request: WriteRequest) {
+        self.waiting.push(request);
+    }
+
+    /// Everything that came in this turn and waits: as few entries as their size allows.
+    pub fn take_batches(&mut self) -> Batches {
+        Batches(std::mem::take(&mut self.waiting).into_iter().peekable())
+    }
+
+    /// The group has taken an entry for which somebody waits.
+    pub fn await_outcome(&mut self, index: LogIndex, term: Term, waiters: Waiters) {
+        self.proposals.push_back(Proposal { index, term, waiters });
+    }
+
+    /// The proposals among the committed entries, for the apply worker to answer. Fails those that
+    /// can never be committed any more.
+    pub fn take_committed(&mut self, committed: &Entries) -> Vec<Proposal> {
+        let mut taken = Vec::new();
+        for entry in committed {
+            self.fail_superseded(entry);
+            if let Some(front) = self.proposals.front()
+                && front.index == entry.index
+                && front.term == entry.term
+            {
+                taken.extend(self.proposals.pop_front());
+            }
+        }
+        taken
+    }
+
+    /// Fails what can never be committed any more: a committed entry of a later
+    /// term means that nothing of an earlier one follows it in any log to come.
+    fn fail_superseded(&mut self, committed: &Entry) {
+        while let Some(front) = self.proposals.front() {
+            if front.term >= committed.term && front.index > committed.index {
+                break;
+            }
+            if front.index == committed.index && front.term == committed.term {
+                break;
+            }
+            if let Some(dead) = self.proposals.pop_front() {
+                dead.fail(&RequestError::StaleCommand(self.region));
+            }
+        }
+    }
+
+    /// A snapshot takes the place of the log up to `index`: what became of the proposals there
+    /// will not be known here.
+    pub fn replaced_up_to(&mut self, index: LogIndex) {
+        while self.proposals.front().is_some_and(|proposal| proposal.index <= index) {
+            if let Some(unknown) = self.proposals.pop_front() {
+                unknown.fail(&RequestError::Undetermined(self.region));
+            }
+        }
+    }
+
+    /// Answers everybody who waits. Proposals may still be committed by others.
+    pub fn fail_all(&mut self, error: &RequestError) {
+        for proposal in self.proposals.drain(..) {
+            proposal.fail(&RequestError::Undetermined(self.region));
+        }
+        for write in self.waiting.drain(..) {
+            let _ = write.reply.send(Err(error.clone()));
+        }
+    }
+
+    pub fn is_splitting(&self) -> bool {
+        self.splitting.is_some()
+    }
+
+    /// The group has taken a split.
+    pub fn split_proposed(&mut self, index: LogIndex) {
+        self.splitting = Some(index);
+    }
+
+    /// A split is applied here, or was refused when it was to be applied.
+    pub fn split_is_over(&mut self, index: LogIndex) {
+        if self.splitting.is_some_and(|splitting| splitting <= index) {
+            self.splitting = None;
+        }
+    }
+
+    /// The leadership was won or lost: a split of an earlier term is no longer this peer's.
+    pub fn forget_split(&mut self) {
+        self.splitting = None;
+    }
+}
+
+/// Writes that wait, as the entries that they become.
+pub struct Batches(Peekable<std::vec::IntoIter<WriteRequest>>);
+
+impl Iterator for Batches {
+    /// What one entry holds, and who waits for it.
+    type Item = (Write, Vec<Waiter>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let first = self.0.next()?;
+        // The term decides for a whole entry, so only commands that agree share one.
+        let term = first.context.term;
+        let mut bytes = first.bytes;
+        let mut mutations: Vec<Mutation> = Vec::new();
+        let mut waiters = Vec::new();
+        let mut tagged: Vec<TaggedCommand> = Vec::new();
+        let mut now_s = 0;
+        let mut take = |request: WriteRequest| {
+            // A write of nothing may happen twice.
+            let tag = request.context.tag.filter(|_| !request.mutations.is_empty());
+            let number = tag.map(|tag| {
+                now_s = tag.now_s.max(now_s);
+                tagged.push(TaggedCommand {
+                    client: tag.client,
+                    sequence: tag.sequence,
+                    horizon: tag.horizon.0,
+                    first: position(mutations.len()),
+                    count: position(request.mutations.len()),
+                });
+                tagged.len() - 1
+            });
+            waiters.push(Waiter { reply: request.reply, tagged: number });
+            mutations.extend(request.mutations);
+        };
+        let alone = is_swap(&first);
+        take(first);
+        while !alone
+            && let Some(next) = self.0.next_if(|next| {
+                bytes + next.bytes <= MAX_BATCHED_ENTRY_BYTES
+                    && next.context.term == term
+                    && !is_swap(next)
+            })
+        {
+            bytes += next.bytes;
+            take(next);
+        }
+        metrics::histogram!("esker_commands_per_entry").record(waiters.len() as f64);
+        Some((Write { mutations, tagged, now_s }, waiters))
+    }
+}
+
+/// Whether the request decides on what it finds: it is alone in its entry.
+fn is_swap(request: &WriteRequest) -> bool {
+    request.mutations.iter().any(Mutation::is_swap)
+}
+
+/// A place among the mutations of one entry, of which there are as many as its size allows.
+fn position(of: usize) -> u32 {
+    u32::try_from(of).expect("an entry has fewer than 2^32 mutations")
+}
+
+/// What a client is told when the group does not take its command.
+pub fn refusal(
+    region: RegionId,
+    refused: &ProposeError,
+    not_leader: impl FnOnce() -> RequestError,
+) -> RequestError {
+    match refused {
+        ProposeError::NotLeader { .. } => not_leader(),
+        // The client waits a moment and asks again, perhaps the new leader.
+        ProposeError::TransferInProgress { .. } => RequestError::NotLeader { region, leader: None },
+        // Of its own size, so that it would be refused again.
+        ProposeError::TooLarge { bytes, limit } => {
+            RequestError::EntryTooLarge { region, size: *bytes as u64, limit: *limit as u64 }
+        }
+        other => RequestError::ServerIsBusy { reason: format!("region {region}: {other}") },
+    }
+}
