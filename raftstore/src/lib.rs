@@ -52,13 +52,13 @@ pub use config::StoreConfig;
 pub use envelope::Envelope;
 pub use error::{RequestError, StoreError};
 pub use message::{
-    Admin, AdminResult, PeerProgress, RegionStatus, ReplicaRole, RequestContext, SwapResult,
-    WriteResult, WriteTag,
+    Admin, AdminResult, Answer, PeerProgress, RegionStatus, ReplicaRole, RequestContext,
+    SwapResult, WriteResult, WriteTag,
 };
 pub use outbox::Outbox;
 pub use read::{Cache, ReadDelegates, RegionIter, RegionSnapshot};
 pub use region::configuration;
-pub use router::StoreHandle;
+pub use router::{Call, Request, StoreHandle};
 pub use shell::RunningStore;
 pub use snapshot::{ReceivedSnapshot, RegionSnapshotSource, SnapshotBlock, SnapshotReceiver};
 pub use store::{Parts, Store};

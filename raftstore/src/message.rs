@@ -64,7 +64,10 @@ pub struct SwapResult {
     pub previous: Option<RawValue>,
 }
 
+/// Where the answer to a request goes.
 pub type Reply<T> = oneshot::Sender<Result<T, RequestError>>;
+/// Where it comes out: to be awaited, or looked at from time to time.
+pub type Answer<T> = oneshot::Receiver<Result<T, RequestError>>;
 
 /// A write of one region, all or nothing.
 #[derive(Debug)]

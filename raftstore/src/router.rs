@@ -1,29 +1,33 @@
 //! The way into a store: finds the worker that owns a region, refuses what it cannot take.
+//!
+//! A request is sent and answered in `request`, and held in `hold` while it is refused for a
+//! reason that is over soon.
+
+mod hold;
+mod request;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use crossbeam_channel::{Sender, TrySendError};
 use esker_engine::{KvEngine, LogEngine};
-use esker_model::limits::{MAX_BOUND_BYTES, MAX_COMMAND_BYTES, MAX_STORED_KEY_BYTES};
 use esker_model::{Clock, Epoch, KeyRange, RegionId, StoreId};
 use esker_raft::{PeerId, Term};
 use esker_rpc::proto::esker::RaftMessage;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SetOnce, oneshot};
+use tokio::sync::SetOnce;
 
-use crate::command::{Keys, Mutation};
-use crate::config::{HOLD_PATIENCE, HOLD_RETRY, MAX_HELD_LEADERLESS, MAX_HELD_REQUESTS};
-use crate::door::{Arrived, Checked, Claimed, Fault, check_request, complain};
-use crate::error::{Passing, RequestError};
-use crate::message::{
-    Admin, AdminRequest, AdminResult, Input, Notice, ReadRequest, RegionStatus, Reply,
-    RequestContext, WriteRequest, WriteResult,
-};
+use self::hold::HeldRoom;
+use self::request::{Administer, Read, Status, Write};
+use crate::command::Mutation;
+use crate::door::{Arrived, Checked, Claimed, Fault, complain};
+use crate::error::RequestError;
+use crate::message::{Admin, Input, Notice, RequestContext};
 use crate::ranges::Ranges;
-use crate::read::{ReadDelegates, RegionSnapshot};
+use crate::read::ReadDelegates;
 use crate::snapshot::{ReceivedSnapshot, SnapshotReceiver};
+
+pub use request::{Call, Request};
 
 /// The worker that owns a region, of so many.
 pub(crate) fn worker_of(region: RegionId, workers: usize) -> usize {
@@ -46,65 +50,6 @@ pub struct StoreHandle {
     /// What was found damaged.
     pub(crate) damage: Arc<SetOnce<String>>,
     pub(crate) held: HeldRoom,
-}
-
-/// Room for requests that wait until the store is less busy, and for those that wait until a
-/// region has a leader.
-#[derive(Clone)]
-pub(crate) struct HeldRoom {
-    busy: Arc<Semaphore>,
-    leaderless: Arc<Semaphore>,
-}
-
-impl Default for HeldRoom {
-    fn default() -> Self {
-        HeldRoom {
-            busy: Arc::new(Semaphore::new(MAX_HELD_REQUESTS)),
-            leaderless: Arc::new(Semaphore::new(MAX_HELD_LEADERLESS)),
-        }
-    }
-}
-
-/// A request that is tried again for a while before its client is told what will soon be over.
-#[derive(Default)]
-struct Held {
-    since: Option<(tokio::time::Instant, Passing, OwnedSemaphorePermit)>,
-    wait: Duration,
-}
-
-impl Held {
-    /// Waits before the next attempt; `false` when there should be none.
-    async fn wait(&mut self, room: &HeldRoom, error: &RequestError) -> bool {
-        let (first, longest) = HOLD_RETRY;
-        let Some(passing) = error.passing() else { return false };
-        let since = match &self.since {
-            Some((since, held_for, _)) if *held_for == passing => *since,
-            earlier => {
-                let room = match passing {
-                    Passing::Busy => &room.busy,
-                    Passing::Leaderless => &room.leaderless,
-                };
-                let Ok(permit) = Arc::clone(room).try_acquire_owned() else { return false };
-                let since = match earlier {
-                    // In the other room by now, and for no longer in all.
-                    Some((since, ..)) => *since,
-                    None => {
-                        metrics::counter!("esker_requests_held_total").increment(1);
-                        self.wait = first;
-                        tokio::time::Instant::now()
-                    }
-                };
-                self.since = Some((since, passing, permit));
-                since
-            }
-        };
-        if since.elapsed() + self.wait > HOLD_PATIENCE {
-            return false;
-        }
-        tokio::time::sleep(self.wait).await;
-        self.wait = (self.wait * 2).min(longest);
-        true
-    }
 }
 
 impl std::fmt::Debug for StoreHandle {
@@ -180,145 +125,36 @@ impl StoreHandle {
         RequestError::Stopped { store: self.store, region }
     }
 
-    /// Asks for what changes nothing.
-    async fn ask<T>(
-        &self,
-        region: RegionId,
-        input: impl Fn(Reply<T>) -> Input,
-    ) -> Result<T, RequestError> {
-        let mut held = Held::default();
-        loop {
-            let (reply, answer) = oneshot::channel();
-            let answer = match self.deliver(region, input(reply)) {
-                // The worker drops a reply only when the store stops.
-                Ok(()) => answer.await.unwrap_or_else(|_| Err(self.stopped(region))),
-                Err(refused) => Err(refused),
-            };
-            match answer {
-                Err(error) if held.wait(&self.held, &error).await => {}
-                answer => return answer,
-            }
-        }
-    }
-
     /// Carries out `mutations` on one region, all or nothing; they have happened
-    /// on a majority's logs and are visible here when this returns.
+    /// on a majority's logs and are visible here when they are answered.
     ///
     /// # Errors
     /// [`RequestError::Undetermined`] when the outcome is unknown; any other error
     /// means that nothing was changed.
-    pub async fn write(
+    pub fn write(
         &self,
         region: RegionId,
         context: RequestContext,
         mutations: Vec<Mutation>,
-    ) -> Result<WriteResult, RequestError> {
-        let mut held = Held::default();
-        loop {
-            let written = match self.start_write(region, context, mutations.clone()) {
-                Ok(answer) => answer.await.unwrap_or(Err(RequestError::Undetermined(region))),
-                Err(refused) => Err(refused),
-            };
-            match written {
-                // As every error but an unknown outcome, this one promises that nothing was done.
-                Err(error) if held.wait(&self.held, &error).await => {}
-                written => return written,
-            }
-        }
-    }
-
-    /// As [`StoreHandle::write`], for callers without an executor: the answer comes through the channel.
-    pub fn start_write(
-        &self,
-        region: RegionId,
-        context: RequestContext,
-        mutations: Vec<Mutation>,
-    ) -> Result<oneshot::Receiver<Result<WriteResult, RequestError>>, RequestError> {
-        /// What a tag adds to its entry.
-        const TAG_BYTES: usize = 40;
-        let mut bytes = check_mutations(region, &mutations)?;
-        if context.tag.is_some() {
-            bytes += TAG_BYTES;
-        }
-        let (reply, answer) = oneshot::channel();
-        self.deliver(
-            region,
-            Input::Write(WriteRequest { region, context, mutations, bytes, reply }),
-        )?;
-        Ok(answer)
+    ) -> Request<'_, Write> {
+        Request::new(self, region, Write { context, mutations })
     }
 
     /// The region's data, linearizable: under a lease at once and on this thread,
     /// otherwise after its leader has confirmed that it leads.
-    pub async fn snapshot(
-        &self,
-        region: RegionId,
-        context: RequestContext,
-    ) -> Result<RegionSnapshot, RequestError> {
-        if let Some(snapshot) =
-            self.delegates.lease_read(&self.kv, region, &context, self.clock.now())
-        {
-            metrics::counter!("esker_reads_total", "path" => "lease").increment(1);
-            return Ok(snapshot);
-        }
-        metrics::counter!("esker_reads_total", "path" => "confirmed").increment(1);
-        self.ask(region, |reply| Input::Read(ReadRequest { region, context, reply })).await
+    pub fn snapshot(&self, region: RegionId, context: RequestContext) -> Request<'_, Read> {
+        Request::new(self, region, Read { context })
     }
 
-    /// As [`StoreHandle::snapshot`], for callers without an executor.
-    pub fn start_snapshot(
-        &self,
-        region: RegionId,
-        context: RequestContext,
-    ) -> Result<oneshot::Receiver<Result<RegionSnapshot, RequestError>>, RequestError> {
-        let (reply, answer) = oneshot::channel();
-        match self.delegates.lease_read(&self.kv, region, &context, self.clock.now()) {
-            Some(snapshot) => {
-                let _ = reply.send(Ok(snapshot));
-            }
-            None => self.deliver(region, Input::Read(ReadRequest { region, context, reply }))?,
-        }
-        Ok(answer)
-    }
-
-    /// Splits, changes members, or moves the leadership; returns when it has
+    /// Splits, changes members, or moves the leadership; answered when it has
     /// taken effect here (a transfer: when it has begun).
-    pub async fn admin(
-        &self,
-        region: RegionId,
-        epoch: Epoch,
-        admin: Admin,
-    ) -> Result<AdminResult, RequestError> {
-        self.start_admin(region, epoch, admin)?
-            .await
-            .unwrap_or(Err(RequestError::Undetermined(region)))
+    pub fn admin(&self, region: RegionId, epoch: Epoch, admin: Admin) -> Request<'_, Administer> {
+        Request::new(self, region, Administer { epoch, admin })
     }
 
-    /// As [`StoreHandle::admin`], for callers without an executor.
-    pub fn start_admin(
-        &self,
-        region: RegionId,
-        epoch: Epoch,
-        admin: Admin,
-    ) -> Result<oneshot::Receiver<Result<AdminResult, RequestError>>, RequestError> {
-        check_admin(region, &admin)?;
-        let (reply, answer) = oneshot::channel();
-        self.deliver(region, Input::Admin(AdminRequest { region, epoch, admin, reply }))?;
-        Ok(answer)
-    }
-
-    pub async fn status(&self, region: RegionId) -> Result<RegionStatus, RequestError> {
-        self.ask(region, |reply| Input::Status { region, reply }).await
-    }
-
-    /// As [`StoreHandle::status`], for callers without an executor.
-    pub fn start_status(
-        &self,
-        region: RegionId,
-    ) -> Result<oneshot::Receiver<Result<RegionStatus, RequestError>>, RequestError> {
-        let (reply, answer) = oneshot::channel();
-        self.deliver(region, Input::Status { region, reply })?;
-        Ok(answer)
+    /// The region as its replica here sees it.
+    pub fn status(&self, region: RegionId) -> Request<'_, Status> {
+        Request::new(self, region, Status)
     }
 
     /// A message of another store. Dropped when no honest store can have sent it, and when
@@ -410,46 +246,4 @@ impl StoreHandle {
             let _ = inbox.try_send(Input::ReportAll);
         }
     }
-}
-
-/// What other stores would refuse to take into their logs must not get into this one's.
-fn check_admin(region: RegionId, admin: &Admin) -> Result<(), RequestError> {
-    check_request(admin).map_err(|fault| match admin {
-        Admin::Split { .. } => RequestError::Split { region, reason: fault.to_string() },
-        _ => RequestError::Malformed { region, reason: fault.to_string() },
-    })
-}
-
-fn check_mutations(region: RegionId, mutations: &[Mutation]) -> Result<usize, RequestError> {
-    assert!(
-        mutations.len() == 1 || !mutations.iter().any(Mutation::is_swap),
-        "a compare-and-swap must be alone in its write"
-    );
-    // What an entry needs for each mutation besides its keys and values: without
-    // it a great many small ones would make an entry too large to be sent.
-    const MUTATION_BYTES: usize = 32;
-    let mut bytes = mutations.len() * MUTATION_BYTES;
-    for mutation in mutations {
-        // A range may end where the last region begins, above all keys.
-        let (limit, longest) = match mutation.keys() {
-            Keys::One(key) if key.is_empty() => return Err(RequestError::EmptyKey),
-            Keys::One(key) => (MAX_STORED_KEY_BYTES, key.len()),
-            Keys::Range(range) => {
-                let end = range.end().map_or(0, |end| end.len());
-                (MAX_BOUND_BYTES, range.start().len().max(end))
-            }
-        };
-        if longest > limit {
-            return Err(RequestError::KeyTooLarge { size: longest, limit });
-        }
-        bytes += mutation.bytes();
-    }
-    if bytes > MAX_COMMAND_BYTES {
-        return Err(RequestError::EntryTooLarge {
-            region,
-            size: bytes as u64,
-            limit: MAX_COMMAND_BYTES as u64,
-        });
-    }
-    Ok(bytes)
 }

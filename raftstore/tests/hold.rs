@@ -65,7 +65,7 @@ fn full() -> Store {
     let store = store(0);
     for _ in 0..WORKER_INBOX {
         // Whatever becomes of it, it takes a place.
-        drop(store.handle.start_status(REGION).expect("there is room"));
+        drop(store.handle.status(REGION).start().expect("there is room"));
     }
     store
 }
@@ -78,7 +78,7 @@ fn ask(store: &Store) -> impl Future<Output = Result<(), RequestError>> + Send +
 #[tokio::test]
 async fn a_request_that_finds_no_room_is_held_until_there_is() {
     let store = full();
-    let refused = store.handle.start_write(REGION, RequestContext::default(), Vec::new());
+    let refused = store.handle.write(REGION, RequestContext::default(), Vec::new()).start();
     assert!(matches!(refused, Err(RequestError::ServerIsBusy { .. })), "there is room");
     let mut asking = Box::pin(ask(&store));
     // It has tried once, and waits.

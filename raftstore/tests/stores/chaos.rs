@@ -19,12 +19,12 @@ use std::time::Duration;
 
 use esker_model::{LogIndex, NewRegion, Peer, PeerChange, PeerId, Region, RegionId, Role, StoreId};
 use esker_raftstore::{
-    Admin, RegionSnapshot, RequestContext, RequestError, StoreConfig, WriteResult, WriteTag,
-    remembered_records,
+    Admin, Answer, RegionSnapshot, RequestContext, RequestError, StoreConfig, WriteResult,
+    WriteTag, remembered_records,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use tokio::sync::oneshot::{Receiver, error::TryRecvError};
+use tokio::sync::oneshot::error::TryRecvError;
 
 use crate::cluster::{Cluster, bytes, config, peer, value};
 
@@ -67,7 +67,7 @@ impl Register {
 /// A write that is not over.
 struct Writing {
     number: u64,
-    answer: Option<Receiver<Result<WriteResult, RequestError>>>,
+    answer: Option<Answer<WriteResult>>,
     /// The region that it was sent to last.
     region: u64,
     tag: Option<WriteTag>,
@@ -86,7 +86,7 @@ struct HeldBack {
 struct Read {
     key: usize,
     floor: u64,
-    answer: Receiver<Result<RegionSnapshot, RequestError>>,
+    answer: Answer<RegionSnapshot>,
 }
 
 struct Chaos {
@@ -404,7 +404,7 @@ impl Chaos {
     fn ask(&mut self, region: &Region, admin: Admin) {
         let Some(store) = self.likely_leader(region.id.0) else { return };
         let handle = self.cluster.store(store).handle.clone();
-        let _ = handle.start_admin(region.id, region.epoch, admin);
+        let _ = handle.admin(region.id, region.epoch, admin).start();
     }
 
     fn split(&mut self, key: usize) {

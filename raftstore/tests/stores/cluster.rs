@@ -15,12 +15,12 @@ use esker_model::{
 use esker_raftstore::envelope::Address;
 use esker_raftstore::state::bootstrap_region;
 use esker_raftstore::{
-    Admin, AdminResult, Envelope, Mutation, Outbox, Parts, RegionSnapshot, RegionSnapshotSource,
-    RegionStatus, ReplicaRole, RequestContext, RequestError, SnapshotReceiver, Store, StoreConfig,
-    WriteResult, WriteTag,
+    Admin, AdminResult, Answer, Envelope, Mutation, Outbox, Parts, RegionSnapshot,
+    RegionSnapshotSource, RegionStatus, ReplicaRole, RequestContext, RequestError,
+    SnapshotReceiver, Store, StoreConfig, WriteResult, WriteTag,
 };
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::TryRecvError;
 
 /// A clock that moves when the test says so.
 #[derive(Default)]
@@ -385,7 +385,7 @@ impl Cluster {
     }
 
     pub fn status(&mut self, store: u64, region: u64) -> Option<RegionStatus> {
-        let mut answer = self.store(store).handle.start_status(RegionId(region)).unwrap();
+        let mut answer = self.store(store).handle.status(RegionId(region)).start().unwrap();
         self.settle();
         answer.try_recv().ok()?.ok()
     }
@@ -428,7 +428,7 @@ impl Cluster {
         region: &Region,
         key: &str,
         value: &str,
-    ) -> Result<oneshot::Receiver<Result<WriteResult, RequestError>>, RequestError> {
+    ) -> Result<Answer<WriteResult>, RequestError> {
         self.start_put_with(store, region, Self::context(region), key, value)
     }
 
@@ -439,9 +439,9 @@ impl Cluster {
         context: RequestContext,
         key: &str,
         value: &str,
-    ) -> Result<oneshot::Receiver<Result<WriteResult, RequestError>>, RequestError> {
+    ) -> Result<Answer<WriteResult>, RequestError> {
         let mutations = vec![Self::put_of(key, value)];
-        self.store(store).handle.start_write(region.id, context, mutations)
+        self.store(store).handle.write(region.id, context, mutations).start()
     }
 
     /// A tag of the only client there is.
@@ -470,7 +470,7 @@ impl Cluster {
                 let mutations = vec![mutation.clone()];
                 let context = Self::context(&region);
                 let handle = self.store(leader).handle.clone();
-                let mut answer = handle.start_write(region.id, context, mutations).unwrap();
+                let mut answer = handle.write(region.id, context, mutations).start().unwrap();
                 for _ in 0..100 {
                     self.settle();
                     match answer.try_recv() {
@@ -479,8 +479,8 @@ impl Cluster {
                             last = Some(error);
                             break;
                         }
-                        Err(oneshot::error::TryRecvError::Empty) => self.run(TICK),
-                        Err(oneshot::error::TryRecvError::Closed) => break,
+                        Err(TryRecvError::Empty) => self.run(TICK),
+                        Err(TryRecvError::Closed) => break,
                     }
                 }
             }
@@ -494,8 +494,8 @@ impl Cluster {
         store: u64,
         region: &Region,
         context: RequestContext,
-    ) -> oneshot::Receiver<Result<RegionSnapshot, RequestError>> {
-        self.store(store).handle.start_snapshot(region.id, context).unwrap()
+    ) -> Answer<RegionSnapshot> {
+        self.store(store).handle.snapshot(region.id, context).start().unwrap()
     }
 
     /// Reads from whoever leads.
@@ -543,7 +543,7 @@ impl Cluster {
                 let epoch = self.region_on(leader, region).unwrap().epoch;
                 let handle = self.store(leader).handle.clone();
                 let mut answer =
-                    handle.start_admin(RegionId(region), epoch, admin.clone()).unwrap();
+                    handle.admin(RegionId(region), epoch, admin.clone()).start().unwrap();
                 for _ in 0..100 {
                     self.settle();
                     match answer.try_recv() {
@@ -552,8 +552,8 @@ impl Cluster {
                             last = Some(error);
                             break;
                         }
-                        Err(oneshot::error::TryRecvError::Empty) => self.run(TICK),
-                        Err(oneshot::error::TryRecvError::Closed) => break,
+                        Err(TryRecvError::Empty) => self.run(TICK),
+                        Err(TryRecvError::Closed) => break,
                     }
                 }
             }
@@ -620,7 +620,7 @@ impl Cluster {
             let target = descriptor.peer_on(StoreId(to)).unwrap().id;
             let handle = cluster.store(leader).handle.clone();
             let asked = Admin::TransferLeader(Some(target));
-            let _ = handle.start_admin(RegionId(region), descriptor.epoch, asked);
+            let _ = handle.admin(RegionId(region), descriptor.epoch, asked).start();
             false
         });
     }

@@ -8,14 +8,11 @@ use std::time::Duration;
 use esker_engine::Cf;
 use esker_model::{KeyRange, LogIndex, PeerChange, Region, RegionId, StoreId};
 use esker_raftstore::{
-    Admin, CompareAndSwap, Mutation, RequestContext, RequestError, StoreConfig, Swap, WriteResult,
-    WriteTag, remembered_records,
+    Admin, Answer, CompareAndSwap, Mutation, RequestContext, RequestError, StoreConfig, Swap,
+    WriteResult, WriteTag, remembered_records,
 };
-use tokio::sync::oneshot::Receiver;
 
 use crate::cluster::{Cluster, TICK, bytes, config};
-
-type Answer = Receiver<Result<WriteResult, RequestError>>;
 
 /// One attempt of a put: what a client sends, and may have sent long ago.
 #[derive(Clone)]
@@ -43,12 +40,12 @@ impl Attempt {
         Attempt::new(cluster, self.key, self.value, self.context.tag)
     }
 
-    fn start(&self, cluster: &mut Cluster) -> Answer {
+    fn start(&self, cluster: &mut Cluster) -> Answer<WriteResult> {
         let leader = cluster.await_leader(self.region.id.0);
         self.start_at(cluster, leader)
     }
 
-    fn start_at(&self, cluster: &Cluster, leader: u64) -> Answer {
+    fn start_at(&self, cluster: &Cluster, leader: u64) -> Answer<WriteResult> {
         let Attempt { region, context, key, value } = self;
         cluster.start_put_with(leader, region, *context, key, value).expect("the inbox has room")
     }
@@ -59,7 +56,10 @@ impl Attempt {
     }
 }
 
-fn await_answer(cluster: &mut Cluster, mut answer: Answer) -> Result<WriteResult, RequestError> {
+fn await_answer(
+    cluster: &mut Cluster,
+    mut answer: Answer<WriteResult>,
+) -> Result<WriteResult, RequestError> {
     let mut found = None;
     cluster.run_until("an answer", |_| {
         found = answer.try_recv().ok();
@@ -274,7 +274,7 @@ fn a_write_of_nothing_is_one_with_a_tag_too() {
     for _ in 0..2 {
         let leader = cluster.await_leader(1);
         let handle = cluster.store(leader).handle.clone();
-        let answer = handle.start_write(region.id, context, Vec::new()).unwrap();
+        let answer = handle.write(region.id, context, Vec::new()).start().unwrap();
         await_answer(&mut cluster, answer).expect("nothing was written");
     }
     cluster.put("k", "served");
@@ -292,7 +292,7 @@ fn a_range_is_deleted_once() {
         let range = KeyRange::new(bytes("a"), Some(bytes("z"))).unwrap();
         let range = Mutation::DeleteRange { cf: Cf::Default, range };
         let handle = cluster.store(leader).handle.clone();
-        let answer = handle.start_write(region.id, context, vec![range]).unwrap();
+        let answer = handle.write(region.id, context, vec![range]).start().unwrap();
         await_answer(cluster, answer).expect("deleted")
     };
     cluster.put("k", "old");
@@ -319,7 +319,7 @@ fn a_compare_and_swap_that_is_repeated_happens_once_and_its_result_is_not_made_u
             now_s: 0,
         });
         let handle = cluster.store(leader).handle.clone();
-        let answer = handle.start_write(region.id, context, vec![swap]).unwrap();
+        let answer = handle.write(region.id, context, vec![swap]).start().unwrap();
         await_answer(cluster, answer)
     };
     assert!(swap(&mut cluster).expect("done").swap.expect("a result").swapped);

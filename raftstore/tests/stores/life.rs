@@ -156,7 +156,7 @@ fn a_write_that_is_proposed_before_a_split_and_applied_after_it_is_refused_on_ev
     // Both wait in one inbox: the split is proposed at once, the write at the
     // end of the same turn, under the epoch of before.
     let handle = cluster.store(1).handle.clone();
-    let mut done = handle.start_admin(RegionId(1), region.epoch, split).unwrap();
+    let mut done = handle.admin(RegionId(1), region.epoch, split).start().unwrap();
     let mut answer = cluster.start_put(1, &region, "z", "lost").unwrap();
     cluster.run(TICK * 20);
     assert!(done.try_recv().unwrap().is_ok());

@@ -125,11 +125,9 @@ fn a_leader_may_remove_itself() {
     let me = *cluster.region_on(1, 1).unwrap().peer_on(StoreId(1)).unwrap();
     let handle = cluster.store(1).handle.clone();
     let epoch = cluster.region_on(1, 1).unwrap().epoch;
-    let _asked = handle.start_admin(
-        RegionId(1),
-        epoch,
-        Admin::ChangePeers(vec![PeerChange::Remove(me.into())]),
-    );
+    let _asked = handle
+        .admin(RegionId(1), epoch, Admin::ChangePeers(vec![PeerChange::Remove(me.into())]))
+        .start();
     cluster.run_until("the others have a leader and store 1 is empty", |cluster| {
         cluster.contents(1).is_empty() && matches!(cluster.leader(1), Some(2 | 3))
     });
@@ -149,7 +147,7 @@ fn the_last_peer_is_not_stuck_when_the_leader_that_left_did_not_tell_it_of_the_c
     let me = *region.peer_on(StoreId(1)).unwrap();
     let handle = cluster.store(1).handle.clone();
     let removal = Admin::ChangePeers(vec![PeerChange::Remove(me.into())]);
-    let _asked = handle.start_admin(RegionId(1), region.epoch, removal).unwrap();
+    let _asked = handle.admin(RegionId(1), region.epoch, removal).start().unwrap();
     // The append goes out; the acknowledgement comes back; nothing after that.
     let before = cluster.store(2).handle.clone();
     cluster.step();

@@ -83,8 +83,10 @@ fn a_lease_does_not_outlive_a_transfer() {
     cluster.cut.insert((StoreId(3), StoreId(1)));
     let target = region.peer_on(StoreId(2)).unwrap().id;
     let handle = cluster.store(1).handle.clone();
-    let _asked =
-        handle.start_admin(RegionId(1), region.epoch, Admin::TransferLeader(Some(target))).unwrap();
+    let _asked = handle
+        .admin(RegionId(1), region.epoch, Admin::TransferLeader(Some(target)))
+        .start()
+        .unwrap();
     cluster.settle();
     assert_eq!(cluster.leader(1), Some(2), "the transfer is over at once");
     assert!(!cluster.store(1).handle.holds_lease(RegionId(1)));
@@ -108,7 +110,7 @@ fn a_leader_that_has_not_applied_a_split_serves_no_lease_reads_of_what_it_gave_a
         keys: vec![bytes("m")],
         regions: vec![NewRegion { id: RegionId(50), peers: [51, 52, 53].map(PeerId).to_vec() }],
     };
-    let _done = handle.start_admin(RegionId(1), region.epoch, split).unwrap();
+    let _done = handle.admin(RegionId(1), region.epoch, split).start().unwrap();
     cluster.run_until("the new region has a leader elsewhere", |cluster| {
         [2, 3]
             .iter()
@@ -185,7 +187,7 @@ fn a_request_for_another_peer_or_region_is_told_so() {
     let mut answer = cluster.start_read(1, &region, context);
     cluster.settle();
     assert!(matches!(answer.try_recv().unwrap(), Err(RequestError::PeerNotMatch { .. })));
-    let mut answer = cluster.store(1).handle.start_status(RegionId(999)).unwrap();
+    let mut answer = cluster.store(1).handle.status(RegionId(999)).start().unwrap();
     cluster.settle();
     assert_eq!(answer.try_recv().unwrap(), Err(RequestError::RegionNotFound(RegionId(999))));
 }
