@@ -209,3 +209,98 @@ pub fn refusal(
         other => RequestError::ServerIsBusy { reason: format!("region {region}: {other}") },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use esker_engine::Cf;
+    use esker_raft::Payload;
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::command::{CompareAndSwap, Swap};
+    use crate::message::{Answer, RequestContext, WriteResult};
+
+    const REGION: RegionId = RegionId(7);
+
+    fn write(mutation: Mutation, term: Option<Term>, bytes: usize) -> WriteRequest {
+        let context = RequestContext { term, ..RequestContext::default() };
+        let (reply, _) = oneshot::channel();
+        WriteRequest { region: REGION, context, mutations: vec![mutation], bytes, reply }
+    }
+
+    fn put() -> Mutation {
+        Mutation::Put { cf: Cf::Default, key: "k".into(), value: Bytes::new() }
+    }
+
+    fn swap() -> Mutation {
+        Mutation::CompareAndSwap(CompareAndSwap {
+            cf: Cf::Default,
+            key: "k".into(),
+            expected: None,
+            then: Swap::Delete,
+            now_s: 0,
+        })
+    }
+
+    /// How many commands are in each entry.
+    fn entries(requests: Vec<WriteRequest>) -> Vec<usize> {
+        let mut writes = Writes::new(REGION);
+        requests.into_iter().for_each(|request| writes.push(request));
+        let entries = writes.take_batches().map(|(_, waiters)| waiters.len()).collect();
+        assert!(writes.take_batches().next().is_none(), "they are taken once");
+        entries
+    }
+
+    #[test]
+    fn writes_of_one_turn_share_an_entry_unless_they_are_large_or_disagree() {
+        assert_eq!(entries(vec![]), [0; 0]);
+        assert_eq!(entries((0..3).map(|_| write(put(), None, 10)).collect()), [3]);
+        let half = MAX_BATCHED_ENTRY_BYTES / 2;
+        assert_eq!(entries((0..3).map(|_| write(put(), None, half)).collect()), [2, 1]);
+        let terms = [None, Some(Term(5)), Some(Term(5)), None];
+        assert_eq!(entries(terms.into_iter().map(|t| write(put(), t, 10)).collect()), [1, 2, 1]);
+        let swaps = [put(), put(), swap(), put()];
+        assert_eq!(entries(swaps.into_iter().map(|m| write(m, None, 10)).collect()), [2, 1, 1]);
+    }
+
+    /// Somebody waits for an entry of this index and term.
+    fn propose(writes: &mut Writes, index: u64, term: u64) -> Answer<WriteResult> {
+        let (reply, answer) = oneshot::channel();
+        let waiters = Waiters::Write(vec![Waiter { reply, tagged: None }]);
+        writes.await_outcome(LogIndex(index), Term(term), waiters);
+        answer
+    }
+
+    fn committed(index: u64, term: u64) -> Entries {
+        let entry = Entry { index: LogIndex(index), term: Term(term), payload: Payload::Noop };
+        vec![entry].into()
+    }
+
+    #[test]
+    fn a_proposal_is_answered_by_what_is_committed_in_its_place() {
+        let mut writes = Writes::new(REGION);
+        let mut answers: Vec<_> = (8..=10).map(|index| propose(&mut writes, index, 3)).collect();
+        assert_eq!(writes.take_committed(&committed(7, 3)).len(), 0);
+        let taken = writes.take_committed(&committed(8, 3));
+        assert_eq!(taken.iter().map(|proposal| proposal.index.0).collect::<Vec<_>>(), [8]);
+        assert!(answers[0].try_recv().is_err(), "the apply worker answers it");
+        // Another leader's entry: what this one had behind it is gone from every log.
+        assert_eq!(writes.take_committed(&committed(9, 4)).len(), 0);
+        for answer in &mut answers[1..] {
+            assert_eq!(answer.try_recv().unwrap(), Err(RequestError::StaleCommand(REGION)));
+        }
+    }
+
+    #[test]
+    fn nobody_knows_what_became_of_a_proposal_that_a_snapshot_covers() {
+        let mut writes = Writes::new(REGION);
+        let mut covered = propose(&mut writes, 8, 3);
+        let mut later = propose(&mut writes, 9, 3);
+        writes.replaced_up_to(LogIndex(8));
+        assert_eq!(covered.try_recv().unwrap(), Err(RequestError::Undetermined(REGION)));
+        assert!(later.try_recv().is_err(), "it may still be committed");
+        writes.fail_all(&RequestError::RegionNotFound(REGION));
+        assert_eq!(later.try_recv().unwrap(), Err(RequestError::Undetermined(REGION)));
+    }
+}
