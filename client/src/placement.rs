@@ -105,7 +105,7 @@ impl PlacementClient {
         Ok(PlacementClient { shared })
     }
 
-    /// How it reaches servers.
+    /// The way in which the client reaches servers.
     pub fn dialer(&self) -> &Dialer {
         self.shared.leader.dialer()
     }

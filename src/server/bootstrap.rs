@@ -29,7 +29,7 @@ use crate::Error;
 
 const FILE: &str = "BOOTSTRAP";
 
-/// The identity of a store, and whether the store is new.
+/// What a store tells placement of itself when it starts.
 pub struct Newcomer<'a> {
     /// Where it listens, as `host:port`.
     pub address: &'a str,
@@ -38,15 +38,15 @@ pub struct Newcomer<'a> {
     pub replace: bool,
 }
 
-/// A store that placement knows, before it speaks to other stores.
+/// A store that placement knows, and that has not sent a message yet.
 pub struct Introduced {
     pub ident: Ident,
     pub engines: Engines,
     pub memory: metapb::StoreMemory,
 }
 
-/// Finds out what the store of `data` is, makes the first regions if that falls to it, and
-/// introduces it to placement.
+/// Finds out the identity of the store in `data`, makes the cluster's first regions if this store
+/// is to make them, and introduces the store to placement.
 ///
 /// # Errors
 /// When the directory cannot be used or is not whole, when placement refuses the store, or cannot be
@@ -57,8 +57,8 @@ pub async fn introduce(
     options: &EngineOptions,
     newcomer: Newcomer<'_>,
 ) -> Result<Introduced, Error> {
-    // What is there is looked at first: without IDENT it may be a memory in use all the same.
-    // What is not there is not made before it is known that the store may come.
+    // Existing engines are opened first, because even without IDENT they may be a memory in use.
+    // Missing engines are not made before it is known that the store may be started.
     let found = match data.holds_engines() {
         true => Some(data.open_engines(options)?),
         false => None,
@@ -79,7 +79,7 @@ pub async fn introduce(
     };
     let lineage = rand::random();
     if let Some(lost) = identity.replaces {
-        // Nothing is made of the newcomer before it has its place.
+        // Nothing is written for the new store before it has its place.
         let memory = metapb::StoreMemory { lineage, ..metapb::StoreMemory::default() };
         replace_store(placement, lost, describe(memory)).await?;
     }
@@ -90,7 +90,7 @@ pub async fn introduce(
     if identity.is_new {
         data.found(ident, lineage, &engines)?;
     } else {
-        // Before anything is counted up: a copy that is refused again and again must not come
+        // Before any count is increased: a copy that is refused again and again must not come
         // closer to what the cluster has seen.
         check_memory(data, &engines.log, placement, ident).await?;
     }
@@ -103,21 +103,21 @@ pub async fn introduce(
     };
     let descriptor = describe(memory);
     first_regions(data, placement, &descriptor, &engines).await?;
-    // Known to placement, so that the others find this store, before it speaks.
+    // Placement learns of the store before the store sends messages, so that the others find it.
     placement.put_store(descriptor).await?;
     Ok(Introduced { ident, engines, memory })
 }
 
-/// What a store is, and whether it has just become it.
+/// The identity of a store, and whether the store is new.
 struct Identity {
     ident: Ident,
     is_new: bool,
-    /// The store at the same address that has lost its memory, and loses its place to this one.
+    /// The store at the same address that has lost its memory, whose place this store takes.
     replaces: Option<u64>,
 }
 
-/// The store's identity, from the directory or new from placement. Nothing is made for one
-/// whose `address` another store has, unless that one is to be replaced.
+/// The store's identity, from the directory or new from placement. A new store gets no identity if
+/// another store has its `address`, unless that store is to be replaced.
 async fn identify(
     data: &DataDir,
     placement: &PlacementClient,
@@ -194,14 +194,14 @@ async fn check_memory(
     }
 }
 
-/// Takes the address of the store that lost its memory; waits while that one still counts
-/// as alive, which it does for a few seconds after its end.
+/// Takes the address of the store that lost its memory. Waits while that store still counts as
+/// alive, for a few seconds after its end.
 async fn replace_store(
     placement: &PlacementClient,
     lost: u64,
     descriptor: Store,
 ) -> Result<(), ClientError> {
-    /// For how long, and how often it is asked.
+    /// For how long, and how often, placement is asked.
     const PATIENCE: Duration = Duration::from_secs(15);
     const AGAIN: Duration = Duration::from_millis(500);
     let began = tokio::time::Instant::now();

@@ -30,8 +30,8 @@ struct Faults {
     orders: Mutex<Repeated>,
 }
 
-/// Carries reports and orders until the store stops or the task is aborted. `memory` is the one
-/// with which the store introduced itself to placement.
+/// Carries reports and orders until the store stops or the task is aborted. `space` returns how full
+/// the store's disk is. `memory` is the one with which the store introduced itself to placement.
 pub async fn run(
     store: StoreHandle,
     placement: PlacementClient,

@@ -281,7 +281,7 @@ fn settle(
     if answered {
         other.heard = Some(Instant::now());
     } else {
-        // It may be the connection that is dead.
+        // Perhaps only the connection is dead.
         other.client = client.reopened();
     }
 }

@@ -1,0 +1,480 @@
+//! The clients: each does one thing over and over, and writes down what it saw.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use esker_client::kv::{KeyTtl, Pair};
+use esker_client::{ClientError, KvClient, PlacementClient};
+use esker_rpc::proto::kvrpcpb::{Context, RawGetRequest};
+use esker_rpc::service::{Caller, Reply, Request, StoreService as _};
+use parking_lot::Mutex;
+use rand::{RngExt as _, SeedableRng as _, seq::IndexedRandom as _};
+use rand_chacha::ChaCha8Rng;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::history::{History, Operation, Ticket, Value, decode, encode, text};
+use crate::network::Host;
+use crate::operator::connect;
+use crate::plan::{Actor, MAX_STEP_MS};
+use crate::world::Surroundings;
+
+/// How long one operation may take.
+const DEADLINE: Duration = Duration::from_secs(6);
+/// How far two wall clocks may be apart, with what their drift adds.
+const SKEW: Duration = Duration::from_millis(2 * MAX_STEP_MS.unsigned_abs() + 1_500);
+
+/// What placement gave out, which must never come twice.
+#[derive(Default)]
+pub struct Given {
+    /// The highest timestamp that anybody has received.
+    timestamp: u64,
+    /// Ids, by the first of each range: the end of the range.
+    ids: BTreeMap<u64, u64>,
+}
+
+impl Given {
+    /// Whether this id was drawn by a client, so that nothing else may have it.
+    pub fn has(&self, id: u64) -> bool {
+        self.ids.range(..=id).next_back().is_some_and(|(_, end)| id < *end)
+    }
+}
+
+/// One client at work.
+pub struct Work {
+    pub number: u32,
+    pub actor: Actor,
+    pub around: Surroundings,
+    pub given: Arc<Mutex<Given>>,
+    pub stopped: watch::Receiver<bool>,
+    pub seed: u64,
+}
+
+/// What a write of several keys came to.
+enum Outcome {
+    Done,
+    Failed,
+    Unknown,
+}
+
+fn outcome<T>(answer: &Result<T, ClientError>) -> Outcome {
+    match answer {
+        Ok(_) => Outcome::Done,
+        Err(ClientError::OutcomeUnknown { .. }) => Outcome::Unknown,
+        Err(_) => Outcome::Failed,
+    }
+}
+
+impl Work {
+    /// Works until told to stop.
+    pub async fn run(mut self) {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed ^ (u64::from(self.number) + 1) << 32);
+        let host = Host::client(self.number);
+        let placement = tokio::select! {
+            biased;
+            _ = self.stopped.wait_for(|stop| *stop) => return,
+            placement = connect(&self.around, host) => placement,
+        };
+        let page = rng.random_range(1..=4);
+        let client = KvClient::new(placement, []).with_deadline(DEADLINE).with_scan_page(page);
+        let mut client = Client { work: &self, host, client, rng: &mut rng, drawn: 0 };
+        while !*self.stopped.borrow() {
+            let pause = client.rng.random_range(0..120);
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            client.act().await;
+        }
+    }
+}
+
+struct Client<'a> {
+    work: &'a Work,
+    host: Host,
+    client: KvClient,
+    rng: &'a mut ChaCha8Rng,
+    /// Keys that it has drawn for itself.
+    drawn: u32,
+}
+
+impl Client<'_> {
+    fn history(&self) -> parking_lot::MutexGuard<'_, History> {
+        self.work.around.history.lock()
+    }
+
+    fn note(&self, what: impl std::fmt::Display) {
+        self.work.around.journal.note(self.host, what);
+    }
+
+    fn violated(&self, promise: &'static str, what: String) {
+        self.work.around.journal.violated(promise, format!("{}: {what}", self.host));
+    }
+
+    fn place(&mut self) -> usize {
+        let places = self.history().places();
+        self.rng.random_range(0..places)
+    }
+
+    fn key(&mut self) -> Bytes {
+        let place = self.place();
+        self.history().key(place)
+    }
+
+    async fn act(&mut self) {
+        match self.work.actor {
+            Actor::Put => self.put().await,
+            Actor::Get => self.get().await,
+            Actor::Swap => self.swap().await,
+            Actor::Delete => self.delete().await,
+            Actor::DeleteRange => self.delete_range().await,
+            Actor::Batch => self.batch().await,
+            Actor::Scan => self.scan().await,
+            Actor::TimeToLive => self.time_to_live().await,
+            Actor::Oracle => self.oracle().await,
+            Actor::FollowerRead => self.follower_read().await,
+        }
+    }
+
+    /// What a read found, as the number of the write that it saw.
+    fn value(&self, key: &[u8], found: Option<&Bytes>) -> Option<Value> {
+        let bytes = found?;
+        let value = decode(bytes);
+        if value.is_none() {
+            let what = format!("{} is {:?}", text(key), text(bytes));
+            self.violated("a value is what somebody wrote", what);
+        }
+        value
+    }
+
+    fn conclude(&self, tickets: Vec<Ticket>, operation: &Operation, outcome: &Outcome) {
+        let mut history = self.history();
+        for ticket in tickets {
+            match outcome {
+                Outcome::Done => history.finish(ticket, operation.clone()),
+                Outcome::Failed => history.fail(ticket),
+                Outcome::Unknown => history.lose_sight(ticket, operation.clone()),
+            }
+        }
+    }
+
+    fn note_write<T>(&self, what: &str, answer: &Result<T, ClientError>) {
+        match answer {
+            Ok(_) => self.note(what),
+            Err(error) => self.note(format_args!("{what}: {error}")),
+        }
+    }
+
+    async fn put(&mut self) {
+        let key = self.key();
+        let value = self.history().fresh_value();
+        let operation = Operation::Write(Some(value));
+        let Some(ticket) = self.history().begin(&key, operation.clone()) else { return };
+        let answer = self.client.put(key.clone(), encode(value)).await;
+        self.note_write(&format!("put {} {value}", text(&key)), &answer);
+        self.conclude(vec![ticket], &operation, &outcome(&answer));
+    }
+
+    async fn get(&mut self) {
+        let key = self.key();
+        self.read(&key).await;
+    }
+
+    /// Reads a key; nothing if there is no answer.
+    async fn read(&mut self, key: &Bytes) -> Option<Option<Value>> {
+        let ticket = self.history().begin(key, Operation::Read(None))?;
+        let answer = self.client.get(key.clone()).await;
+        match answer {
+            Ok(found) => {
+                let value = self.value(key, found.as_ref());
+                self.note(format_args!("get {} {value:?}", text(key)));
+                self.history().finish(ticket, Operation::Read(value));
+                Some(value)
+            }
+            Err(error) => {
+                self.note(format_args!("get {}: {error}", text(key)));
+                self.history().fail(ticket);
+                None
+            }
+        }
+    }
+
+    async fn swap(&mut self) {
+        let key = self.key();
+        let Some(expected) = self.read(&key).await else { return };
+        // Sometimes of a value that the key does not have.
+        let expected = match self.rng.random_range(0..10) {
+            0 => None,
+            _ => expected,
+        };
+        let new = self.history().fresh_value();
+        let swap = |outcome| Operation::Swap { expected, new, outcome };
+        let Some(ticket) = self.history().begin(&key, swap(None)) else { return };
+        let asked = expected.map(encode);
+        let answer = self.client.compare_and_swap(key.clone(), asked, encode(new)).await;
+        let what = format!("swap {} {expected:?} for {new}", text(&key));
+        let mut history = match &answer {
+            Ok(swapped) => {
+                let before = self.value(&key, swapped.previous.as_ref());
+                self.note(format_args!("{what}: {} over {before:?}", swapped.swapped));
+                let mut history = self.history();
+                history.finish(ticket, swap(Some((before, swapped.swapped))));
+                return;
+            }
+            Err(error) => {
+                self.note(format_args!("{what}: {error}"));
+                self.history()
+            }
+        };
+        match outcome(&answer) {
+            Outcome::Unknown => history.lose_sight(ticket, swap(None)),
+            Outcome::Failed | Outcome::Done => history.fail(ticket),
+        }
+    }
+
+    async fn delete(&mut self) {
+        let key = self.key();
+        let operation = Operation::Write(None);
+        let Some(ticket) = self.history().begin(&key, operation.clone()) else { return };
+        let answer = self.client.delete(key.clone()).await;
+        self.note_write(&format!("delete {}", text(&key)), &answer);
+        self.conclude(vec![ticket], &operation, &outcome(&answer));
+        tokio::time::sleep(Duration::from_millis(self.rng.random_range(0..400))).await;
+    }
+
+    /// Bounds that are keys, or between keys.
+    fn bounds(&mut self) -> (Bytes, Bytes) {
+        let (first, second) = (self.key(), self.key());
+        let (start, end) = if first <= second { (first, second) } else { (second, first) };
+        let after = |key: &Bytes| Bytes::from([key, &b"\0"[..]].concat());
+        match self.rng.random_range(0..4) {
+            0 => (start, after(&end)),
+            1 => (after(&start), end),
+            _ => (start, end),
+        }
+    }
+
+    async fn delete_range(&mut self) {
+        tokio::time::sleep(Duration::from_millis(self.rng.random_range(500..2_500))).await;
+        let (start, end) = self.bounds();
+        let operation = Operation::Write(None);
+        let tickets = self.history().begin_all(&start, &end, &operation);
+        let answer = self.client.delete_range(start.clone(), end.clone()).await;
+        self.note_write(&format!("delete [{}, {})", text(&start), text(&end)), &answer);
+        self.conclude(tickets, &operation, &outcome(&answer));
+    }
+
+    async fn batch(&mut self) {
+        let mut keys: Vec<Bytes> = (0..self.rng.random_range(1..5)).map(|_| self.key()).collect();
+        keys.sort();
+        keys.dedup();
+        if self.rng.random_bool(0.5) {
+            return self.batch_get(keys).await;
+        }
+        let mut begun = Vec::new();
+        let mut pairs: Vec<Pair> = Vec::new();
+        for key in keys {
+            let value = self.history().fresh_value();
+            let operation = Operation::Write(Some(value));
+            let Some(ticket) = self.history().begin(&key, operation.clone()) else { continue };
+            begun.push((ticket, operation));
+            pairs.push((key, encode(value)));
+        }
+        let what: Vec<String> = pairs.iter().map(|(key, _)| text(key)).collect();
+        let answer = self.client.batch_put(pairs).await;
+        self.note_write(&format!("put {}", what.join(", ")), &answer);
+        let outcome = outcome(&answer);
+        for (ticket, operation) in begun {
+            self.conclude(vec![ticket], &operation, &outcome);
+        }
+    }
+
+    async fn batch_get(&mut self, keys: Vec<Bytes>) {
+        let begun: Vec<Ticket> = keys
+            .iter()
+            .filter_map(|key| self.history().begin(key, Operation::Read(None)))
+            .collect();
+        let answer = self.client.batch_get(keys).await;
+        self.conclude_reads(begun, answer, "get many");
+    }
+
+    /// Each key that was asked for is there as the answer says, or not there.
+    fn conclude_reads(
+        &self,
+        begun: Vec<Ticket>,
+        answer: Result<Vec<Pair>, ClientError>,
+        what: &str,
+    ) {
+        let pairs = match answer {
+            Ok(pairs) => pairs,
+            Err(error) => {
+                self.note(format_args!("{what}: {error}"));
+                let mut history = self.history();
+                return begun.into_iter().for_each(|ticket| history.fail(ticket));
+            }
+        };
+        let found: BTreeMap<Bytes, Option<Value>> =
+            pairs.iter().map(|(key, value)| (key.clone(), self.value(key, Some(value)))).collect();
+        let seen: Vec<String> =
+            found.iter().map(|(key, value)| format!("{}={value:?}", text(key))).collect();
+        self.note(format_args!("{what}: {}", seen.join(" ")));
+        let mut history = self.history();
+        for ticket in begun {
+            let value = found.get(&ticket.key).copied().flatten();
+            history.finish(ticket, Operation::Read(value));
+        }
+    }
+
+    async fn scan(&mut self) {
+        let (start, end) = self.bounds();
+        let limit = self.rng.random_range(1..20);
+        let reverse = self.rng.random_bool(0.4);
+        let begun = self.history().begin_all(&start, &end, &Operation::Read(None));
+        let answer = match reverse {
+            false => self.client.scan(start.clone(), end.clone(), limit).await,
+            true => self.client.reverse_scan(end.clone(), start.clone(), limit).await,
+        };
+        let direction = if reverse { "backwards " } else { "" };
+        let what = format!("scan {direction}[{}, {}) {limit}", text(&start), text(&end));
+        let Ok(pairs) = answer else {
+            return self.conclude_reads(begun, answer, &what);
+        };
+        let keys: Vec<&Bytes> = pairs.iter().map(|(key, _)| key).collect();
+        let in_order = match reverse {
+            false => keys.windows(2).all(|pair| pair[0] < pair[1]),
+            true => keys.windows(2).all(|pair| pair[0] > pair[1]),
+        };
+        let is_inside = keys.iter().all(|key| **key >= start && (**key < end));
+        if !in_order || !is_inside || keys.len() > limit as usize {
+            let keys: Vec<String> = keys.iter().map(|key| text(key)).collect();
+            self.violated("a scan is in order", format!("{what}: {}", keys.join(" ")));
+        }
+        // With as many pairs as were asked for, it says nothing of what comes behind them.
+        let covered = match (keys.last(), keys.len() == limit as usize) {
+            (Some(last), true) => match reverse {
+                false => (start.clone(), Some((*last).clone())),
+                true => ((*last).clone(), None),
+            },
+            _ => (start.clone(), None),
+        };
+        let is_covered =
+            |key: &Bytes| *key >= covered.0 && covered.1.as_ref().is_none_or(|last| key <= last);
+        let (inside, outside): (Vec<_>, Vec<_>) =
+            begun.into_iter().partition(|ticket| is_covered(&ticket.key));
+        {
+            let mut history = self.history();
+            outside.into_iter().for_each(|ticket| history.fail(ticket));
+        }
+        self.conclude_reads(inside, Ok(pairs), &what);
+    }
+
+    /// Writes a value that disappears, and looks whether it does.
+    async fn time_to_live(&mut self) {
+        self.drawn += 1;
+        let key = Bytes::from(format!("t{}/{}", self.work.number, self.drawn));
+        let ttl = self.rng.random_range(6..9);
+        let lives = Duration::from_secs(ttl);
+        let began = Instant::now();
+        let answer = self.client.put_with_ttl(key.clone(), "here", ttl).await;
+        let ended = Instant::now();
+        self.note_write(&format!("put {} for {ttl} s", text(&key)), &answer);
+        if answer.is_err() {
+            return;
+        }
+        let promise = "a value lives as long as it was told to";
+        loop {
+            tokio::time::sleep(Duration::from_millis(self.rng.random_range(300..2_000))).await;
+            let asked = Instant::now();
+            let Ok(left) = self.client.get_ttl(key.clone()).await else { continue };
+            let answered = Instant::now();
+            self.note(format_args!("time of {}: {left:?}", text(&key)));
+            match left {
+                KeyTtl::NotFound if answered + SKEW < began + lives => {
+                    self.violated(promise, format!("{} is gone too early", text(&key)));
+                }
+                KeyTtl::Never => {
+                    self.violated(promise, format!("{} lives for ever", text(&key)));
+                }
+                KeyTtl::Left(_) if asked > ended + lives + SKEW => {
+                    self.violated(promise, format!("{} is still there", text(&key)));
+                }
+                KeyTtl::NotFound => return,
+                KeyTtl::Left(left) => {
+                    let latest = (ended + lives + SKEW).saturating_duration_since(asked);
+                    if left > latest {
+                        let what = format!("{} has {left:?} left", text(&key));
+                        self.violated(promise, what);
+                    }
+                }
+            }
+            if *self.work.stopped.borrow() {
+                return;
+            }
+        }
+    }
+
+    async fn oracle(&mut self) {
+        let placement: PlacementClient = self.client.placement().clone();
+        if self.rng.random_bool(0.3) {
+            let count = self.rng.random_range(1..40);
+            let Ok(ids) = placement.alloc_id(count).await else { return };
+            self.note(format_args!("ids {ids:?}"));
+            let mut given = self.work.given.lock();
+            let before = given.ids.range(..ids.end).next_back();
+            if let Some((start, end)) = before.filter(|(_, end)| **end > ids.start) {
+                let what = format!("{ids:?} after {start}..{end}");
+                drop(given);
+                return self.violated("an id is given once", what);
+            }
+            given.ids.insert(ids.start, ids.end);
+            return;
+        }
+        let before = self.work.given.lock().timestamp;
+        let Ok(timestamp) = placement.tso(1).await else { return };
+        self.note(format_args!("timestamp {}", timestamp.0));
+        let mut given = self.work.given.lock();
+        let is_later = timestamp.0 > before;
+        given.timestamp = given.timestamp.max(timestamp.0);
+        drop(given);
+        if !is_later {
+            let what = format!("{} after {before}", timestamp.0);
+            self.violated("timestamps go forward", what);
+        }
+    }
+
+    /// Asks any replica of a region, as a client that spares the leader does.
+    async fn follower_read(&mut self) {
+        let key = self.key();
+        let doors: Vec<_> = self.work.around.doors.lock().values().cloned().collect();
+        let Some(door) = doors.choose(self.rng).cloned() else { return };
+        let Some(storage) = door.get() else { return };
+        let store = storage.store().store_id();
+        let regions = storage.store().delegates().descriptors();
+        drop(storage);
+        let Some(region) = regions.iter().find(|region| region.contains(&key)) else { return };
+        let Some(peer) = region.peer_on(store) else { return };
+        let context = Context {
+            region_id: region.id.0,
+            region_epoch: Some(region.epoch.into()),
+            peer: Some((*peer).into()),
+            replica_read: true,
+            ..Context::default()
+        };
+        let request =
+            RawGetRequest { context: Some(context), key: key.clone(), ..RawGetRequest::default() };
+        let Some(ticket) = self.history().begin(&key, Operation::Read(None)) else { return };
+        let asked = door.handle(Request::RawGet(request), Caller::default());
+        let answer = tokio::time::timeout(Duration::from_secs(3), asked).await;
+        let answer = match answer {
+            Ok(Ok(Reply::RawGet(answer)))
+                if answer.region_error.is_none() && answer.error.is_empty() =>
+            {
+                answer
+            }
+            _ => return self.history().fail(ticket),
+        };
+        let found = (!answer.not_found).then_some(answer.value);
+        let value = self.value(&key, found.as_ref());
+        self.note(format_args!("get {} from store {store} {value:?}", text(&key)));
+        self.history().finish(ticket, Operation::Read(value));
+    }
+}

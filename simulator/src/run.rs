@@ -1,0 +1,238 @@
+//! One run from its beginning to its end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use esker_client::KvClient;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::actors::{Given, Work};
+use crate::entropy;
+use crate::history::{encode, text};
+use crate::journal::{self, Journal, Violation};
+use crate::network::{CLIENTS, Host};
+use crate::operator::connect;
+use crate::plan::Plan;
+use crate::settle;
+use crate::world::World;
+
+/// How long the cluster may take to come to rest, and to serve everywhere, when the faults are over.
+const REST_WITHIN: Duration = Duration::from_secs(150);
+/// How often it is looked whether it has.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// What became of a run.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    pub violation: Option<Violation>,
+    /// What happened, if it was to be kept.
+    pub lines: Vec<String>,
+    /// The same for the same events.
+    pub hash: u64,
+    /// Operations on keys.
+    pub operations: usize,
+    /// From the end of the faults until the cluster was at rest.
+    pub rested_after: Duration,
+}
+
+/// Simulates what is planned, on a thread of its own.
+pub fn run(plan: &Plan, keeps_lines: bool) -> Outcome {
+    let plan = plan.clone();
+    let simulating = std::thread::Builder::new()
+        .name(format!("seed {}", plan.seed))
+        .spawn(move || simulate(&plan, keeps_lines));
+    match simulating.map(std::thread::JoinHandle::join) {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(_)) => panic!("a simulation ended without an outcome"),
+        Err(error) => panic!("no thread for a simulation: {error}"),
+    }
+}
+
+fn simulate(plan: &Plan, keeps_lines: bool) -> Outcome {
+    entropy::seed_thread(plan.seed);
+    journal::watch_panics();
+    let root = match tempfile::Builder::new().prefix("esker-simulator-").tempdir() {
+        Ok(root) => root,
+        Err(error) => panic!("no directory for a simulation: {error}"),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap_or_else(|error| panic!("no runtime for a simulation: {error}"));
+    let outcome = runtime.block_on(async {
+        let journal = Journal::new(Instant::now(), keeps_lines);
+        let live = live(plan, root.path(), &journal);
+        let ended = std::panic::AssertUnwindSafe(live);
+        let (operations, rested_after) =
+            futures_util::FutureExt::catch_unwind(ended).await.unwrap_or_default();
+        if let Some(panic) = journal::panicked() {
+            journal.violated("nothing panics", panic);
+        }
+        Outcome {
+            violation: journal.violation(),
+            lines: journal.lines(),
+            hash: journal.hash(),
+            operations,
+            rested_after,
+        }
+    });
+    drop(runtime);
+    outcome
+}
+
+async fn live(plan: &Plan, root: &std::path::Path, journal: &Journal) -> (usize, Duration) {
+    let mut world = match World::new(plan, root, journal.clone()) {
+        Ok(world) => world,
+        Err(error) => panic!("the machines cannot be made: {error}"),
+    };
+    let given = Arc::new(Mutex::new(Given::default()));
+    let (stop, stopped) = watch::channel(false);
+    let mut actors = JoinSet::new();
+    for (number, actor) in plan.actors.iter().enumerate() {
+        let work = Work {
+            number: number as u32,
+            actor: *actor,
+            around: world.around.clone(),
+            given: given.clone(),
+            stopped: stopped.clone(),
+            seed: plan.seed,
+        };
+        actors.spawn(work.run());
+    }
+    let began = Instant::now();
+    let is_broken =
+        |journal: &Journal| journal.violation().is_some() || journal::panicked().is_some();
+    for (at, fault) in &plan.faults {
+        let due = began + Duration::from_millis(*at);
+        world.drive(tokio::time::sleep_until(due)).await;
+        if is_broken(journal) {
+            return (0, Duration::ZERO);
+        }
+        if *at < plan.length_ms {
+            world.happen(*fault);
+        }
+    }
+    let end = began + Duration::from_millis(plan.length_ms);
+    world.drive(tokio::time::sleep_until(end)).await;
+    let calm = Instant::now();
+    world.calm(plan);
+    stop.send_replace(true);
+    world.drive(async { while actors.join_next().await.is_some() {} }).await;
+    if is_broken(journal) {
+        return (0, Duration::ZERO);
+    }
+    let regions = rest(&mut world, journal).await;
+    let rested_after = calm.elapsed();
+    let history = world.around.history.clone();
+    let operations = history.lock().operations();
+    if regions.is_some() {
+        journal.note("settle", format_args!("at rest after {rested_after:?}"));
+        serve(&mut world, journal).await;
+    }
+    // The replicas apply what was just written.
+    if regions.is_some()
+        && let Some(regions) = rest(&mut world, journal).await
+    {
+        if let Err(what) = settle::inspect(&world, &regions) {
+            journal.violated("replicas are equal and nothing is left over", what);
+        }
+        let given = given.lock();
+        for region in &regions {
+            let peers = region.peers.iter().map(|peer| peer.id.0);
+            if let Some(id) = peers.chain([region.id.0]).find(|id| given.has(*id)) {
+                journal.violated("an id is given once", format!("{id}, in region {}", region.id));
+            }
+        }
+    }
+    if let Err(what) = history.lock().check() {
+        journal.violated("every history is linearizable", what);
+    }
+    (operations, rested_after)
+}
+
+/// Waits until the cluster is at rest and placement knows it as it is.
+async fn rest(world: &mut World, journal: &Journal) -> Option<settle::Regions> {
+    let around = world.around.clone();
+    let host = Host(CLIENTS + 91);
+    let until = Instant::now() + REST_WITHIN;
+    let mut reason = String::from("nothing was looked at");
+    while Instant::now() < until {
+        world.drive(tokio::time::sleep(LOOK)).await;
+        if journal.violation().is_some() || journal::panicked().is_some() {
+            return None;
+        }
+        let regions = match settle::rests(world) {
+            Ok(regions) => regions,
+            Err(why) => {
+                reason = why;
+                continue;
+            }
+        };
+        let asking = async {
+            let placement = connect(&around, host).await;
+            placement.scan_regions(&esker_model::KeyRange::all(), 1_000).await
+        };
+        let known = world.drive(tokio::time::timeout(Duration::from_secs(5), asking)).await;
+        let agreed = match known {
+            Ok(Ok(known)) => settle::agrees(&regions, &known),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("placement does not answer".into()),
+        };
+        match agreed {
+            Ok(()) if settle::rests(world).as_ref() == Ok(&regions) => return Some(regions),
+            Ok(()) => reason = "it moves on".into(),
+            Err(why) => reason = why,
+        }
+    }
+    let what = format!("{reason}\n{}", world.describe());
+    journal.violated("the cluster comes to rest", what);
+    None
+}
+
+/// Every key can be written and read.
+async fn serve(world: &mut World, journal: &Journal) {
+    let around = world.around.clone();
+    let history = around.history.clone();
+    let keys: Vec<_> = {
+        let mut history = history.lock();
+        (0..history.places()).map(|place| history.key(place)).collect()
+    };
+    let serving = async {
+        let placement = connect(&around, Host(CLIENTS + 92)).await;
+        let client = KvClient::new(placement, []).with_deadline(Duration::from_secs(10));
+        for key in keys {
+            use crate::history::Operation::{Read, Write};
+            let value = history.lock().fresh_value();
+            let (write, read) = {
+                let mut history = history.lock();
+                (history.begin(&key, Write(Some(value))), history.begin(&key, Read(None)))
+            };
+            let found = async {
+                let before = client.get(key.clone()).await?;
+                client.put(key.clone(), encode(value)).await?;
+                Ok::<_, esker_client::ClientError>(before)
+            };
+            match found.await {
+                Ok(before) => {
+                    let before = before.as_deref().and_then(crate::history::decode);
+                    let mut history = history.lock();
+                    if let Some(read) = read {
+                        history.finish(read, Read(before));
+                    }
+                    if let Some(write) = write {
+                        history.finish(write, Write(Some(value)));
+                    }
+                }
+                Err(error) => {
+                    let what = format!("{}: {error}", text(&key));
+                    journal.violated("every key is served again", what);
+                }
+            }
+        }
+    };
+    world.drive(serving).await;
+}

@@ -1,0 +1,175 @@
+//! Messages between stores, and what leaves a simulated store.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use esker::parts::{Audience, RegionLeader};
+use esker_engine::LogEngine;
+use esker_model::{Peer, Region, RegionId, RegionReport, StoreId, Term};
+use esker_raft::{AppendOutcome, Message, MessageBody};
+use esker_raftstore::envelope::Content;
+use esker_raftstore::state::raft_state;
+use esker_raftstore::{Envelope, Outbox, RegionSnapshotSource};
+use esker_rpc::proto::esker::RaftMessage;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::journal::Journal;
+use crate::network::{Host, Network};
+
+/// What is on its way from one store to another.
+pub struct Parcel {
+    pub from: Host,
+    /// Which life of the sending machine it comes from.
+    pub life: u64,
+    pub sender: StoreId,
+    pub to: StoreId,
+    pub content: ParcelContent,
+}
+
+pub enum ParcelContent {
+    Message(RaftMessage),
+    Snapshot(RaftMessage, RegionSnapshotSource),
+}
+
+/// All that is on its way, by when it arrives.
+#[derive(Default)]
+pub struct Wire {
+    parcels: BTreeMap<(Instant, u64), Parcel>,
+    sent: u64,
+    /// Snapshots that were sent, by region and receiver.
+    pub snapshots: BTreeMap<(RegionId, StoreId), u64>,
+}
+
+impl Wire {
+    fn put(&mut self, at: Instant, parcel: Parcel) {
+        self.sent += 1;
+        self.parcels.insert((at, self.sent), parcel);
+    }
+
+    /// What has arrived.
+    pub fn due(&mut self, now: Instant) -> Vec<Parcel> {
+        let later = self.parcels.split_off(&(now, u64::MAX));
+        std::mem::replace(&mut self.parcels, later).into_values().collect()
+    }
+}
+
+/// The outbox of one store.
+pub struct SimulatedOutbox {
+    pub host: Host,
+    pub life: u64,
+    pub store: StoreId,
+    pub audience: Audience,
+    pub wire: Arc<Mutex<Wire>>,
+    pub network: Network,
+    /// Where each store is.
+    pub hosts: Arc<Mutex<BTreeMap<StoreId, Host>>>,
+    pub log: LogEngine,
+    pub journal: Journal,
+}
+
+impl SimulatedOutbox {
+    fn put(&self, to: StoreId, content: ParcelContent) -> bool {
+        let Some(there) = self.hosts.lock().get(&to).copied() else { return false };
+        let Some(delay) = self.network.fate(self.host, there) else { return false };
+        let (from, life, sender) = (self.host, self.life, self.store);
+        let parcel = Parcel { from, life, sender, to, content };
+        self.wire.lock().put(Instant::now() + delay, parcel);
+        true
+    }
+
+    /// Reads back what a message promises: a vote and an acknowledgement say that something is in
+    /// the log.
+    fn check_promise(&self, region: RegionId, message: &Message) {
+        let broken = |what: String| {
+            let what = format!("{} to {}: {what}", self.host, message.to);
+            self.journal.violated("what a message promises is in the log", what);
+        };
+        let stored = match raft_state(&self.log, region) {
+            Ok(stored) => stored,
+            Err(error) => return broken(error.to_string()),
+        };
+        match message.body {
+            MessageBody::VoteReply { granted: true, .. } => {
+                let kept = stored.is_some_and(|stored| {
+                    let known = stored.hard_state;
+                    known.term > message.term
+                        || known.term == message.term && known.vote == Some(message.to)
+                });
+                if !kept {
+                    broken(format!("region {region}: a vote in {} over {stored:?}", message.term));
+                }
+            }
+            MessageBody::AppendReply {
+                outcome: AppendOutcome::Accepted { match_index }, ..
+            } => {
+                let kept = stored.is_some_and(|stored| {
+                    stored.hard_state.term > message.term
+                        || stored.hard_state.term == message.term && stored.last >= match_index
+                });
+                if !kept {
+                    broken(format!(
+                        "region {region}: index {match_index} in {} over {stored:?}",
+                        message.term
+                    ));
+                }
+            }
+            MessageBody::Vote { .. } => {
+                let kept = stored.is_some_and(|stored| stored.hard_state.term >= message.term);
+                if !kept {
+                    broken(format!(
+                        "region {region}: a candidate of {} over {stored:?}",
+                        message.term
+                    ));
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Outbox for SimulatedOutbox {
+    fn send(&self, message: Envelope) {
+        if let Content::Consensus(consensus) = &message.content {
+            self.check_promise(message.address.region, &consensus.message);
+        }
+        let to = message.address.to.store;
+        let wire = message.into_wire();
+        self.put(to, ParcelContent::Message(wire));
+    }
+
+    fn send_snapshot(&self, message: Envelope, source: RegionSnapshotSource) {
+        let (to, region) = (message.address.to.store, message.address.region);
+        self.journal.note(self.host, format_args!("sends {to} a snapshot of region {region}"));
+        *self.wire.lock().snapshots.entry((region, to)).or_default() += 1;
+        // One that is lost is reported by whoever waits for it: see the machine's deliveries.
+        let (from, life, sender) = (self.host, self.life, self.store);
+        let there = self.hosts.lock().get(&to).copied();
+        let fate = there.and_then(|there| self.network.fate(self.host, there));
+        let content = ParcelContent::Snapshot(message.into_wire(), source);
+        let parcel = Parcel { from, life, sender, to, content };
+        // A lost one arrives nowhere, late, so that its sender hears of it.
+        let to = if fate.is_some() { parcel.to } else { StoreId(0) };
+        let delay = fate.unwrap_or(std::time::Duration::from_millis(500)) * 4;
+        self.wire.lock().put(Instant::now() + delay, Parcel { to, ..parcel });
+    }
+
+    fn report_region(&self, report: RegionReport) {
+        self.audience.report_region(report);
+    }
+
+    fn report_split(&self, regions: Vec<Region>) {
+        self.audience.report_split(regions);
+    }
+
+    fn leadership(&self, region: RegionId, term: Term, leader: Option<Peer>, here: bool) {
+        if here {
+            self.journal.note(self.host, format_args!("leads region {region} in term {term}"));
+        }
+        self.audience.leadership(RegionLeader { term, leader, here });
+    }
+
+    fn knows_store(&self, store: StoreId) -> bool {
+        self.audience.knows_store(store)
+    }
+}
