@@ -256,11 +256,15 @@ impl Client<'_> {
     async fn delete_range(&mut self) {
         tokio::time::sleep(Duration::from_millis(self.rng.random_range(500..2_500))).await;
         let (start, end) = self.bounds();
-        let operation = Operation::Write(None);
-        let tickets = self.history().begin_all(&start, &end, &operation);
+        let ticket = self.history().begin_range(&start, &end, Operation::Write(None));
         let answer = self.client.delete_range(start.clone(), end.clone()).await;
         self.note_write(&format!("delete [{}, {})", text(&start), text(&end)), &answer);
-        self.conclude(tickets, &operation, &outcome(&answer));
+        let is_done = match outcome(&answer) {
+            Outcome::Done => Some(true),
+            Outcome::Failed => Some(false),
+            Outcome::Unknown => None,
+        };
+        self.history().end_range(&ticket, is_done);
     }
 
     async fn batch(&mut self) {

@@ -84,13 +84,35 @@ pub struct History {
     places: Vec<(Bytes, u32)>,
     next_process: usize,
     next_value: Value,
+    /// Operations on whole ranges that may take effect on keys that are used for the first time.
+    ranges: BTreeMap<usize, RangeOperation>,
 }
+
+/// An operation on all keys of a range that is under way.
+struct RangeOperation {
+    start: Bytes,
+    end: Bytes,
+    operation: Operation,
+    tickets: Vec<Ticket>,
+    /// Nobody will ever know what became of it.
+    is_unknown: bool,
+}
+
+/// An operation on all keys of a range.
+#[derive(Debug)]
+pub struct RangeTicket(usize);
 
 impl History {
     /// With keys at so many places of the key space.
     pub fn new(places: usize) -> History {
         let places = (0..places).map(|place| (name(place, 0), 0)).collect();
-        History { keys: BTreeMap::new(), places, next_process: 0, next_value: 1 }
+        History {
+            keys: BTreeMap::new(),
+            places,
+            next_process: 0,
+            next_value: 1,
+            ranges: BTreeMap::new(),
+        }
     }
 
     /// The key that is in use at a place.
@@ -116,6 +138,10 @@ impl History {
 
     /// An operation begins; nothing if the key's history is complete.
     pub fn begin(&mut self, key: &Bytes, operation: Operation) -> Option<Ticket> {
+        if !self.keys.contains_key(key) {
+            self.keys.insert(key.clone(), KeyHistory::default());
+            self.join_ranges(key);
+        }
         let history = self.keys.entry(key.clone()).or_default();
         // The operations that go over many keys may come a little later than the rest.
         if history.calls >= OPERATIONS_PER_KEY + OPERATIONS_PER_KEY / 4 {
@@ -140,6 +166,51 @@ impl History {
         let range = (Bound::Included(start.clone()), upper);
         let keys: Vec<Bytes> = self.keys.range(range).map(|(key, _)| key.clone()).collect();
         keys.iter().filter_map(|key| self.begin(key, operation.clone())).collect()
+    }
+
+    /// A key is used for the first time, within ranges that are being written.
+    fn join_ranges(&mut self, key: &Bytes) {
+        let covering: Vec<(usize, Operation, bool)> = self
+            .ranges
+            .iter()
+            .filter(|(_, range)| range.start <= *key && *key < range.end)
+            .map(|(number, range)| (*number, range.operation.clone(), range.is_unknown))
+            .collect();
+        for (number, operation, is_unknown) in covering {
+            let Some(ticket) = self.begin(key, operation.clone()) else { continue };
+            match self.ranges.get_mut(&number) {
+                Some(range) if !is_unknown => range.tickets.push(ticket),
+                _ => self.lose_sight(ticket, operation),
+            }
+        }
+    }
+
+    /// A write to every key of `[start, end)` begins, also to those that are not used yet.
+    pub fn begin_range(&mut self, start: &Bytes, end: &Bytes, operation: Operation) -> RangeTicket {
+        let tickets = self.begin_all(start, end, &operation);
+        let number = self.next_process;
+        self.next_process += 1;
+        let (start, end) = (start.clone(), end.clone());
+        let range = RangeOperation { start, end, operation, tickets, is_unknown: false };
+        self.ranges.insert(number, range);
+        RangeTicket(number)
+    }
+
+    /// What became of it: known to be done or not to be done, or not known.
+    pub fn end_range(&mut self, ticket: &RangeTicket, is_done: Option<bool>) {
+        let Some(range) = self.ranges.get_mut(&ticket.0) else { return };
+        let (tickets, operation) = (std::mem::take(&mut range.tickets), range.operation.clone());
+        match is_done {
+            Some(_) => drop(self.ranges.remove(&ticket.0)),
+            None => range.is_unknown = true,
+        }
+        for ticket in tickets {
+            match is_done {
+                Some(true) => self.finish(ticket, operation.clone()),
+                Some(false) => self.fail(ticket),
+                None => self.lose_sight(ticket, operation.clone()),
+            }
+        }
     }
 
     /// It is done, with this outcome.
@@ -231,6 +302,15 @@ fn name(place: usize, generation: u32) -> Bytes {
 /// A key as text.
 pub fn text(key: &[u8]) -> String {
     String::from_utf8_lossy(key).into_owned()
+}
+
+/// The same, cut off where it gets long.
+pub fn short(key: &[u8]) -> String {
+    const LONG: usize = 40;
+    match key.len() > LONG {
+        true => format!("{}…", text(&key[..LONG])),
+        false => text(key),
+    }
 }
 
 /// The bytes that stand for a value; their length differs from value to value.

@@ -28,6 +28,7 @@ pub struct Journal(Arc<Mutex<Inner>>);
 struct Inner {
     began: Instant,
     keeps: bool,
+    follows: bool,
     lines: Vec<String>,
     /// Of all lines, kept or not.
     hash: u64,
@@ -37,7 +38,8 @@ struct Inner {
 impl Journal {
     /// With or without keeping the lines.
     pub fn new(began: Instant, keeps: bool) -> Journal {
-        let inner = Inner { began, keeps, lines: Vec::new(), hash: 0, violation: None };
+        let follows = std::env::var_os("FOLLOW").is_some();
+        let inner = Inner { began, keeps, follows, lines: Vec::new(), hash: 0, violation: None };
         Journal(Arc::new(Mutex::new(inner)))
     }
 
@@ -53,6 +55,9 @@ impl Journal {
         }
         inner.hash = hash;
         if inner.keeps {
+            if inner.follows {
+                println!("{line}");
+            }
             inner.lines.push(line);
         }
     }

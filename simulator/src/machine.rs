@@ -199,7 +199,8 @@ impl Machine {
                     }
                 }
                 Ok(Err(reason)) => {
-                    around.journal.note(self.host, format_args!("does not start: {reason}"));
+                    let said = reason.replace(&*around.root.to_string_lossy(), "");
+                    around.journal.note(self.host, format_args!("does not start: {said}"));
                     self.end(around, START_AGAIN);
                 }
                 Err(oneshot::error::TryRecvError::Empty) => {}
@@ -212,7 +213,8 @@ impl Machine {
             && let Err(error) = on.turn(&self.clock, &self.stalls, rng)
         {
             // A store whose disk fails ends its process.
-            around.journal.note(self.host, format_args!("stops: {error}"));
+            let said = error.to_string().replace(&*around.root.to_string_lossy(), "");
+            around.journal.note(self.host, format_args!("stops: {said}"));
             self.crash(around, Crash::Power, Duration::from_secs(2));
         }
     }

@@ -9,7 +9,7 @@ use esker_model::{KeyRange, Region, RegionId, Role, StoreId};
 use esker_raftstore::state::{self, RegionState, bounds};
 use esker_raftstore::{StoreError, StoreHandle};
 
-use crate::history::text;
+use crate::history::short;
 use crate::world::World;
 
 /// How many replicas placement gives each region.
@@ -47,13 +47,13 @@ fn tile(regions: &[Arc<Region>]) -> Result<(), String> {
     let mut reached = Some(bytes::Bytes::new());
     for region in regions {
         if reached.as_ref() != Some(region.range.start()) {
-            return Err(format!("region {} begins at {}", region.id, text(region.range.start())));
+            return Err(format!("region {} begins at {}", region.id, short(region.range.start())));
         }
         reached = region.range.end().cloned();
     }
     match reached {
         None => Ok(()),
-        Some(end) => Err(format!("no region holds {}", text(&end))),
+        Some(end) => Err(format!("no region holds {}", short(&end))),
     }
 }
 
@@ -95,7 +95,7 @@ fn has_settled(region: &Region, stores: &BTreeMap<StoreId, &StoreHandle>) -> Res
 /// Whether placement's map of the regions is the stores'.
 pub fn agrees(regions: &Regions, known: &[RegionInfo]) -> Result<(), String> {
     let show = |region: &Region| {
-        format!("{} [{}] {}", region.id, text(region.range.start()), region.epoch)
+        format!("{} [{}] {}", region.id, short(region.range.start()), region.epoch)
     };
     let theirs: Vec<String> = known.iter().map(|info| show(&info.region)).collect();
     let ours: Vec<String> = regions.iter().map(|region| show(region)).collect();
@@ -164,7 +164,7 @@ fn content(kv: &KvEngine, range: &KeyRange) -> Result<Vec<String>, StoreError> {
         let mut iter = view.iter(cf, start, end);
         iter.seek_to_first();
         while iter.valid()? {
-            pairs.push(format!("{cf} {} {}", text(iter.key()), text(iter.value())));
+            pairs.push(format!("{cf} {} {}", short(iter.key()), short(iter.value())));
             iter.next();
         }
     }

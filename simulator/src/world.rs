@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::clock::MachineClock;
 use crate::disk::{Crash, Disk};
-use crate::history::{History, text};
+use crate::history::{History, short};
 use crate::journal::Journal;
 use crate::machine::{Machine, Role};
 use crate::network::{Host, Network};
@@ -39,13 +39,14 @@ pub struct Surroundings {
     /// The addresses of the placement driver's members.
     pub members: Vec<String>,
     pub history: Arc<Mutex<History>>,
+    /// The directory that all disks are in; another one each time.
+    pub root: PathBuf,
 }
 
 pub struct World {
     pub around: Surroundings,
     pub machines: BTreeMap<Host, Machine>,
     rng: ChaCha8Rng,
-    root: std::path::PathBuf,
     stores: u32,
     /// What is done to the cluster from outside.
     operator: crate::operator::Operator,
@@ -66,6 +67,7 @@ impl World {
             doors: Arc::default(),
             members,
             history: Arc::new(Mutex::new(History::new(plan.places))),
+            root: root.to_owned(),
         };
         let mut machines = BTreeMap::new();
         for number in 0..plan.members {
@@ -77,15 +79,7 @@ impl World {
             machines.insert(host, machine);
         }
         let operator = crate::operator::Operator::new(&around);
-        let mut world = World {
-            around,
-            machines,
-            rng,
-            root: root.to_owned(),
-            stores: 0,
-            operator,
-            next_peer: 1 << 40,
-        };
+        let mut world = World { around, machines, rng, stores: 0, operator, next_peer: 1 << 40 };
         for _ in 0..plan.stores {
             world.add_store()?;
         }
@@ -95,7 +89,7 @@ impl World {
     fn add_store(&mut self) -> std::io::Result<()> {
         let host = Host::store(self.stores);
         self.stores += 1;
-        let disk = Disk::new(self.root.join(host.to_string()))?;
+        let disk = Disk::new(self.around.root.join(host.to_string()))?;
         let address = format!("{host}:20160");
         let clock = clock(&mut self.rng);
         self.machines.insert(host, Machine::new(host, address, Role::Store, disk, clock));
@@ -377,8 +371,8 @@ impl World {
                     machine.host,
                     on.id,
                     region.id,
-                    text(region.range.start()),
-                    region.range.end().map_or_else(|| "∞".into(), |end| text(end)),
+                    short(region.range.start()),
+                    region.range.end().map_or_else(|| "∞".into(), |end| short(end)),
                     region.epoch,
                     on.store.handle.holds_lease(region.id),
                     applied.ok().flatten().map(|applied| applied.index.0),
