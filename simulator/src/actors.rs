@@ -388,7 +388,12 @@ impl Client<'_> {
         loop {
             tokio::time::sleep(Duration::from_millis(self.rng.random_range(300..2_000))).await;
             let asked = Instant::now();
-            let Ok(left) = self.client.get_ttl(key.clone()).await else { continue };
+            let Ok(left) = self.client.get_ttl(key.clone()).await else {
+                if *self.work.stopped.borrow() {
+                    return;
+                }
+                continue;
+            };
             let answered = Instant::now();
             self.note(format_args!("time of {}: {left:?}", text(&key)));
             match left {

@@ -27,19 +27,17 @@ pub struct Journal(Arc<Mutex<Inner>>);
 
 struct Inner {
     began: Instant,
-    keeps: bool,
-    follows: bool,
-    lines: Vec<String>,
-    /// Of all lines, kept or not.
+    /// Whether each line is printed.
+    tells: bool,
+    /// Of all lines.
     hash: u64,
     violation: Option<Violation>,
 }
 
 impl Journal {
-    /// With or without keeping the lines.
-    pub fn new(began: Instant, keeps: bool) -> Journal {
-        let follows = std::env::var_os("FOLLOW").is_some();
-        let inner = Inner { began, keeps, follows, lines: Vec::new(), hash: 0, violation: None };
+    /// Prints what happens, or does not.
+    pub fn new(began: Instant, tells: bool) -> Journal {
+        let inner = Inner { began, tells, hash: 0, violation: None };
         Journal(Arc::new(Mutex::new(inner)))
     }
 
@@ -54,11 +52,8 @@ impl Journal {
             hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
         }
         inner.hash = hash;
-        if inner.keeps {
-            if inner.follows {
-                println!("{line}");
-            }
-            inner.lines.push(line);
+        if inner.tells {
+            println!("{line}");
         }
     }
 
@@ -76,10 +71,6 @@ impl Journal {
     /// A number that is the same for the same lines.
     pub fn hash(&self) -> u64 {
         self.0.lock().hash
-    }
-
-    pub fn lines(&self) -> Vec<String> {
-        self.0.lock().lines.clone()
     }
 }
 

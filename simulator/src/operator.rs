@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use esker_client::{AdminClient, KvClient, PlacementClient};
-use esker_model::{RegionId, StoreId};
+use esker_model::{PeerChange, PeerId, Region, RegionId, StoreId};
+use esker_raftstore::{Admin, StoreHandle};
 use esker_rpc::channel::Dialer;
 use tokio::sync::watch;
 
@@ -76,6 +77,26 @@ impl Operator {
             let outcome = moved.map_or_else(|error| error.to_string(), |()| "done".into());
             let what = format!("the leader of region {region} to store {to}: {outcome}");
             journal.note("operator", what);
+        });
+    }
+
+    /// Changes the members of a region, as placement orders it. A new peer gets its id.
+    pub fn change(&self, leader: StoreHandle, region: Region, mut changes: Vec<PeerChange>) {
+        let Some(placement) = self.placement() else { return };
+        let journal = self.around.journal.clone();
+        tokio::spawn(async move {
+            for change in &mut changes {
+                if let PeerChange::AddLearner(seat) = change
+                    && seat.peer == PeerId(0)
+                {
+                    let Ok(ids) = placement.alloc_id(1).await else { return };
+                    seat.peer = PeerId(ids.start);
+                }
+            }
+            let what = format!("region {}: {changes:?}", region.id);
+            let changed = leader.admin(region.id, region.epoch, Admin::ChangePeers(changes)).await;
+            let outcome = changed.map_or_else(|error| error.to_string(), |_| "done".into());
+            journal.note("operator", format_args!("{what}: {outcome}"));
         });
     }
 }

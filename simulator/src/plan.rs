@@ -1,5 +1,6 @@
 //! What a seed decides: the cluster, its clients, and what happens to it.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use rand::seq::IndexedRandom as _;
@@ -165,7 +166,8 @@ pub struct Plan {
     /// Places in the key space that have a key.
     pub places: usize,
     pub quality: Quality,
-    pub actors: Vec<Actor>,
+    /// Each with its number.
+    pub actors: Vec<(usize, Actor)>,
     /// By the millisecond at which they happen.
     pub faults: Vec<(u64, Fault)>,
     pub length_ms: u64,
@@ -187,6 +189,7 @@ impl Plan {
             actors.push(Actor::ALL[rng.random_range(0..Actor::ALL.len())]);
         }
         let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(|_| rng.random_bool(0.55)).collect();
+        let actors = actors.into_iter().enumerate().collect();
         let mut plan = Plan {
             seed,
             members,
@@ -212,6 +215,16 @@ impl Plan {
         }
         plan.faults.sort_by_key(|(at, _)| *at);
         plan
+    }
+
+    /// The same without some of the faults and actors, by their numbers. The others do what they
+    /// did.
+    pub fn without(mut self, faults: &BTreeSet<usize>, actors: &BTreeSet<usize>) -> Plan {
+        let mut numbered = self.faults.drain(..).enumerate().collect::<Vec<_>>();
+        numbered.retain(|(number, _)| !faults.contains(number));
+        self.faults = numbered.into_iter().map(|(_, fault)| fault).collect();
+        self.actors.retain(|(number, _)| !actors.contains(number));
+        self
     }
 
     fn store(&self, rng: &mut ChaCha8Rng) -> Host {
@@ -287,6 +300,23 @@ fn quality(rng: &mut ChaCha8Rng, may_be_bad: bool) -> Quality {
         false => {
             Quality { delay_ms: rng.random_range(1..15), loss_percent: rng.random_range(0..3) }
         }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Plan { seed, members, stores, places, quality, actors, faults, .. } = self;
+        writeln!(f, "seed {seed}: {members} placement members, {stores} stores, {places} keys")?;
+        writeln!(f, "at first {}", Fault::Weather(*quality))?;
+        for (number, actor) in actors {
+            writeln!(f, "client {number} {actor:?}")?;
+        }
+        let whole = Plan::of(*seed);
+        let numbers = whole.faults.iter().enumerate().filter(|(_, fault)| faults.contains(fault));
+        for (number, (at, fault)) in numbers {
+            writeln!(f, "fault {number:>3} at {:>2}.{:03} {fault}", at / 1_000, at % 1_000)?;
+        }
+        Ok(())
     }
 }
 

@@ -28,8 +28,6 @@ const LOOK: Duration = Duration::from_millis(500);
 #[derive(Clone, Debug)]
 pub struct Outcome {
     pub violation: Option<Violation>,
-    /// What happened, if it was to be kept.
-    pub lines: Vec<String>,
     /// The same for the same events.
     pub hash: u64,
     /// Operations on keys.
@@ -38,12 +36,16 @@ pub struct Outcome {
     pub rested_after: Duration,
 }
 
-/// Simulates what is planned, on a thread of its own.
-pub fn run(plan: &Plan, keeps_lines: bool) -> Outcome {
+/// Simulates what is planned, on a thread of its own, with a mistake that is made on purpose or
+/// without. `tells` prints what happens.
+///
+/// Only the first run of a process is one that replays: see [`crate::fleet`].
+pub fn run(plan: &Plan, bug: Option<&str>, tells: bool) -> Outcome {
     let plan = plan.clone();
+    assert!(bug.is_none(), "this build makes no mistakes on purpose");
     let simulating = std::thread::Builder::new()
         .name(format!("seed {}", plan.seed))
-        .spawn(move || simulate(&plan, keeps_lines));
+        .spawn(move || simulate(&plan, tells));
     match simulating.map(std::thread::JoinHandle::join) {
         Ok(Ok(outcome)) => outcome,
         Ok(Err(_)) => panic!("a simulation ended without an outcome"),
@@ -51,7 +53,7 @@ pub fn run(plan: &Plan, keeps_lines: bool) -> Outcome {
     }
 }
 
-fn simulate(plan: &Plan, keeps_lines: bool) -> Outcome {
+fn simulate(plan: &Plan, tells: bool) -> Outcome {
     entropy::seed_thread(plan.seed);
     journal::watch_panics();
     let root = match tempfile::Builder::new().prefix("esker-simulator-").tempdir() {
@@ -64,7 +66,7 @@ fn simulate(plan: &Plan, keeps_lines: bool) -> Outcome {
         .build()
         .unwrap_or_else(|error| panic!("no runtime for a simulation: {error}"));
     let outcome = runtime.block_on(async {
-        let journal = Journal::new(Instant::now(), keeps_lines);
+        let journal = Journal::new(Instant::now(), tells);
         let live = live(plan, root.path(), &journal);
         let ended = std::panic::AssertUnwindSafe(live);
         let (operations, rested_after) =
@@ -72,13 +74,7 @@ fn simulate(plan: &Plan, keeps_lines: bool) -> Outcome {
         if let Some(panic) = journal::panicked() {
             journal.violated("nothing panics", panic);
         }
-        Outcome {
-            violation: journal.violation(),
-            lines: journal.lines(),
-            hash: journal.hash(),
-            operations,
-            rested_after,
-        }
+        Outcome { violation: journal.violation(), hash: journal.hash(), operations, rested_after }
     });
     drop(runtime);
     outcome
@@ -92,9 +88,9 @@ async fn live(plan: &Plan, root: &std::path::Path, journal: &Journal) -> (usize,
     let given = Arc::new(Mutex::new(Given::default()));
     let (stop, stopped) = watch::channel(false);
     let mut actors = JoinSet::new();
-    for (number, actor) in plan.actors.iter().enumerate() {
+    for (number, actor) in &plan.actors {
         let work = Work {
-            number: number as u32,
+            number: *number as u32,
             actor: *actor,
             around: world.around.clone(),
             given: given.clone(),
@@ -168,6 +164,7 @@ async fn rest(world: &mut World, journal: &Journal) -> Option<settle::Regions> {
         let regions = match settle::rests(world) {
             Ok(regions) => regions,
             Err(why) => {
+                journal.note("settle", &why);
                 reason = why;
                 continue;
             }
@@ -188,7 +185,7 @@ async fn rest(world: &mut World, journal: &Journal) -> Option<settle::Regions> {
             Err(why) => reason = why,
         }
     }
-    let what = format!("{reason}\n{}", world.describe());
+    let what = format!("{reason}\n{}", world.describe().await);
     journal.violated("the cluster comes to rest", what);
     None
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use esker::parts::LateStore;
 use esker_model::{PeerChange, PeerId, Region, RegionId, Role as PeerRole, Seat, StoreId};
-use esker_raftstore::{Admin, StoreHandle};
+use esker_raftstore::StoreHandle;
 use parking_lot::Mutex;
 use rand::{RngExt as _, SeedableRng as _, seq::SliceRandom as _};
 use rand_chacha::ChaCha8Rng;
@@ -50,8 +50,6 @@ pub struct World {
     stores: u32,
     /// What is done to the cluster from outside.
     operator: crate::operator::Operator,
-    /// Peers that operators add have ids of their own.
-    next_peer: u64,
 }
 
 impl World {
@@ -79,7 +77,7 @@ impl World {
             machines.insert(host, machine);
         }
         let operator = crate::operator::Operator::new(&around);
-        let mut world = World { around, machines, rng, stores: 0, operator, next_peer: 1 << 40 };
+        let mut world = World { around, machines, rng, stores: 0, operator };
         for _ in 0..plan.stores {
             world.add_store()?;
         }
@@ -244,12 +242,9 @@ impl World {
                 match learner {
                     Some(learner) => Some(vec![PeerChange::AddVoter((*learner).into())]),
                     None if free.is_empty() => None,
+                    // Its id comes from placement.
                     None => {
-                        world.next_peer += 1;
-                        let seat = Seat {
-                            peer: PeerId(world.next_peer),
-                            store: free[choice % free.len()],
-                        };
+                        let seat = Seat { peer: PeerId(0), store: free[choice % free.len()] };
                         Some(vec![PeerChange::AddLearner(seat)])
                     }
                 }
@@ -277,14 +272,11 @@ impl World {
     fn change(
         &mut self,
         place: usize,
-        decide: impl FnOnce(&mut World, &Region) -> Option<Vec<PeerChange>>,
+        decide: impl FnOnce(&World, &Region) -> Option<Vec<PeerChange>>,
     ) {
         let Some((region, Some(leader))) = self.region_at(place) else { return };
         let Some(changes) = decide(self, &region) else { return };
-        self.around.journal.note("operator", format_args!("region {}: {changes:?}", region.id));
-        tokio::spawn(async move {
-            let _ = leader.admin(region.id, region.epoch, Admin::ChangePeers(changes)).await;
-        });
+        self.operator.change(leader, region, changes);
     }
 
     /// Whether everything that was acknowledged survives the loss of this disk: each region with a
@@ -350,8 +342,40 @@ impl World {
     }
 
     /// What every store knows of every region, for a person who looks for a cause.
-    pub fn describe(&self) -> String {
+    pub async fn describe(&mut self) -> String {
         let mut lines = Vec::new();
+        let stores: Vec<StoreHandle> = self.running().map(|(_, store)| store.clone()).collect();
+        for store in stores {
+            let mut regions = store.delegates().descriptors();
+            regions.sort_by_key(|region| region.range.start().clone());
+            for region in regions {
+                let asked = tokio::time::timeout(Duration::from_secs(1), store.status(region.id));
+                let status = match self.drive(asked).await {
+                    Ok(Ok(status)) => status,
+                    Ok(Err(error)) => {
+                        lines.push(format!("store {}: {error}", store.store_id()));
+                        continue;
+                    }
+                    Err(_) => {
+                        lines.push(format!("store {} does not answer", store.store_id()));
+                        continue;
+                    }
+                };
+                lines.push(format!(
+                    "store {} region {} is {} in term {}, leader {:?}, log {}..{} commit {} applied {} {:?}",
+                    store.store_id(),
+                    region.id,
+                    status.role.name(),
+                    status.term,
+                    status.leader.map(|leader| leader.0),
+                    status.first,
+                    status.last,
+                    status.commit,
+                    status.applied,
+                    status.progress,
+                ));
+            }
+        }
         for machine in self.machines.values() {
             let Some(on) = machine.on() else {
                 lines.push(format!("{} is down", machine.host));
