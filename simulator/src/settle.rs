@@ -10,6 +10,7 @@ use esker_raftstore::state::{self, RegionState, bounds};
 use esker_raftstore::{StoreError, StoreHandle};
 
 use crate::history::short;
+use crate::machine::{Machine, On};
 use crate::world::World;
 
 /// How many replicas placement gives each region.
@@ -110,49 +111,66 @@ pub fn agrees(regions: &Regions, known: &[RegionInfo]) -> Result<(), String> {
     Ok(())
 }
 
-/// What the stores hold, when nothing moves: replicas that are equal byte for byte, and nothing
-/// else.
-pub fn inspect(world: &World, regions: &Regions) -> Result<(), String> {
+/// Whether the replicas of each region are equal, byte for byte.
+///
+/// # Errors
+/// The first difference.
+pub fn compare(world: &World, regions: &Regions) -> Result<(), String> {
     let mut contents: BTreeMap<RegionId, (StoreId, Vec<String>)> = BTreeMap::new();
-    for machine in world.machines.values().filter(|machine| machine.is_store()) {
-        let Some(on) = machine.on() else { continue };
-        let kv = on.store.handle.engine();
-        let said = |error: StoreError| format!("store {}: {error}", on.id);
-        let held: Vec<&Arc<Region>> =
-            regions.iter().filter(|region| region.peer_on(on.id).is_some()).collect();
-        for region in &held {
-            let content = content(kv, &region.range).map_err(said)?;
-            match contents.get(&region.id) {
-                None => {
-                    contents.insert(region.id, (on.id, content));
-                }
-                Some((other, known)) if *known == content => {
-                    let _ = other;
-                }
-                Some((other, known)) => {
-                    let differs = known.iter().zip(&content).find(|(a, b)| a != b).map_or_else(
-                        || format!("{} pairs and {}", known.len(), content.len()),
-                        |(a, b)| format!("{a} and {b}"),
-                    );
-                    return Err(format!(
-                        "region {} on store {other} and on store {} differ: {differs}",
-                        region.id, on.id
-                    ));
-                }
+    for on in stores(world) {
+        for region in held(regions, on.id) {
+            let content = content(on.store.handle.engine(), &region.range)
+                .map_err(|error| format!("store {}: {error}", on.id))?;
+            let Some((other, known)) = contents.get(&region.id) else {
+                contents.insert(region.id, (on.id, content));
+                continue;
+            };
+            if *known == content {
+                continue;
             }
-        }
-        leftovers(on.id, kv, &held).map_err(|what| format!("store {}: {what}", on.id))?;
-        let mut groups = Vec::new();
-        on.log.states(|group, _| groups.push(group)).map_err(|error| error.to_string())?;
-        if let Some(group) = groups.iter().find(|group| held.iter().all(|r| r.id.0 != **group)) {
-            return Err(format!("store {} still has a log of region {group}", on.id));
-        }
-        let waiting = std::fs::read_dir(on.data.snap()).map_or(0, Iterator::count);
-        if waiting > 0 {
-            return Err(format!("store {} has {waiting} files of snapshots left", on.id));
+            let pair = known.iter().zip(&content).find(|(a, b)| a != b);
+            let differs = pair.map_or_else(
+                || format!("{} pairs and {}", known.len(), content.len()),
+                |(a, b)| format!("{a} and {b}"),
+            );
+            return Err(format!(
+                "region {} on store {other} and on store {}: {differs}",
+                region.id, on.id
+            ));
         }
     }
     Ok(())
+}
+
+/// Whether the stores hold nothing but their regions.
+///
+/// # Errors
+/// The first thing that is left over.
+pub fn is_clean(world: &World, regions: &Regions) -> Result<(), String> {
+    for on in stores(world) {
+        let (kv, held) = (on.store.handle.engine(), held(regions, on.id));
+        leftovers(kv, &held).map_err(|what| format!("store {}: {what}", on.id))?;
+        let mut groups = Vec::new();
+        on.log.states(|group, _| groups.push(group)).map_err(|error| error.to_string())?;
+        if let Some(group) = groups.iter().find(|group| held.iter().all(|r| r.id.0 != **group)) {
+            let id = RegionId(*group);
+            let (log, kept) = (state::raft_state(&on.log, id), state::region_state(kv, id));
+            return Err(format!("store {} has a log of region {id}: {log:?}, {kept:?}", on.id));
+        }
+        let waiting = std::fs::read_dir(on.data.snap()).map_or(0, Iterator::count);
+        if waiting > 0 {
+            return Err(format!("store {} has {waiting} files of snapshots", on.id));
+        }
+    }
+    Ok(())
+}
+
+fn stores(world: &World) -> impl Iterator<Item = &On> {
+    world.machines.values().filter(|machine| machine.is_store()).filter_map(Machine::on)
+}
+
+fn held(regions: &Regions, store: StoreId) -> Vec<&Arc<Region>> {
+    regions.iter().filter(|region| region.peer_on(store).is_some()).collect()
 }
 
 /// All pairs of a range, one text each.
@@ -172,7 +190,7 @@ fn content(kv: &KvEngine, range: &KeyRange) -> Result<Vec<String>, StoreError> {
 }
 
 /// Data, and records of regions, that belong to no region of the store.
-fn leftovers(id: StoreId, kv: &KvEngine, held: &[&Arc<Region>]) -> Result<(), String> {
+fn leftovers(kv: &KvEngine, held: &[&Arc<Region>]) -> Result<(), String> {
     for (region, state) in state::region_states(kv).map_err(|error| error.to_string())? {
         let is_held = held.iter().any(|held| held.id == region);
         let is_right = match &state {
@@ -191,9 +209,6 @@ fn leftovers(id: StoreId, kv: &KvEngine, held: &[&Arc<Region>]) -> Result<(), St
     }
     match all.len() == expected {
         true => Ok(()),
-        false => Err(format!(
-            "{} pairs, of which {expected} belong to the regions that store {id} holds",
-            all.len()
-        )),
+        false => Err(format!("{} pairs, of which {expected} belong to its regions", all.len())),
     }
 }
