@@ -169,6 +169,9 @@ pub struct Plan {
     /// By the millisecond at which they happen.
     pub faults: Vec<(u64, Fault)>,
     pub length_ms: u64,
+    /// What is broken on purpose in all that is simulated.
+    #[cfg(feature = "mutants")]
+    pub bug: Option<esker_mutants::Bug>,
 }
 
 impl Plan {
@@ -196,6 +199,8 @@ impl Plan {
             actors,
             faults: Vec::new(),
             length_ms: LENGTH_MS,
+            #[cfg(feature = "mutants")]
+            bug: None,
         };
         // Something to move before the faults begin.
         for at in [1_500, 2_000] {

@@ -52,6 +52,8 @@ pub fn run(plan: &Plan, keeps_lines: bool) -> Outcome {
 }
 
 fn simulate(plan: &Plan, keeps_lines: bool) -> Outcome {
+    #[cfg(feature = "mutants")]
+    esker_mutants::break_with(plan.bug);
     entropy::seed_thread(plan.seed);
     journal::watch_panics();
     let root = match tempfile::Builder::new().prefix("esker-simulator-").tempdir() {
