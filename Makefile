@@ -9,7 +9,7 @@ export CARGO
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help prerequisites build playground test clients neighbours simulate bench check fmt
+.PHONY: help prerequisites build playground test clients neighbours simulate mutants bench check fmt
 
 # A workspace of its own: see its Cargo.toml.
 CONSENSUS_BENCH = --manifest-path benches/consensus/Cargo.toml
@@ -42,6 +42,9 @@ neighbours: prerequisites ## 20,000 idle connections on one node under load; NEI
 
 simulate: ## runs simulated Raft groups under faults; ARGS='--seeds 50000' and more
 	$(CARGO) run --release -p esker-raft-simulator -- $(if $(ARGS),$(ARGS),--seeds 10000)
+
+mutants: prerequisites ## proves that simulated clusters find every deliberate bug; takes long
+	$(CARGO) test --features esker-simulator/mutants --test mutants -- --nocapture
 
 # Uses the profile of everything else: cargo's profile for benchmarks would compile
 # RocksDB again.

@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
+use esker_mutants::broken;
 use rocksdb::{ColumnFamily, ColumnFamilyDescriptor, DB, DBRawIterator, ReadOptions, WriteOptions};
 
 use crate::damage::Damage;
@@ -139,7 +140,7 @@ impl LogEngine {
         // Everything that any thread wrote before is in the WAL before this batch, and so is synced
         // with it.
         let before = self.shared.db.latest_sequence_number();
-        self.shared.write(&batch.0, true)?;
+        self.shared.write(&batch.0, !broken!(LogIsSynced))?;
         self.shared.synced.fetch_max(before, Ordering::Release);
         metrics::histogram!("esker_engine_log_write_seconds").record(started.elapsed());
         metrics::counter!("esker_engine_log_write_bytes_total").increment(batch.bytes() as u64);

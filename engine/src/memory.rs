@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use esker_mutants::broken;
+
 use crate::directory::{DataDir, DirError, Ident};
 use crate::kv::KvEngine;
 use crate::log::LogEngine;
@@ -28,8 +30,10 @@ impl DataDir {
         match self.mark() {
             Some(ident) => {
                 let (kv_mark, log_mark) = (kv.mark()?, log.mark()?);
-                check(&ident, kv_mark.as_ref(), log_mark.as_ref(), log.sequence())
-                    .map_err(|(part, fault)| self.not_whole(ident.owner, part, fault))?;
+                let whole = check(&ident, kv_mark.as_ref(), log_mark.as_ref(), log.sequence());
+                if !broken!(OldPartIsRefused) {
+                    whole.map_err(|(part, fault)| self.not_whole(ident.owner, part, fault))?;
+                }
             }
             None => {
                 // A first use that a crash interrupted left a mark of no generation.

@@ -8,6 +8,7 @@
 //! Flows in: requests, and notices that a window is durable. Flows out: ids, and the bound that
 //! should be made durable next. Promise: no id is ever given twice, across restarts and leaders.
 
+use esker_mutants::broken;
 use thiserror::Error;
 
 /// Ids that one durable write reserves, unless a single request wants more.
@@ -40,7 +41,8 @@ impl IdAllocator {
     /// Continues behind `durable`, the bound read from the replicated state; `None` if there is
     /// none yet. Zero is never an id.
     pub fn resume(durable: Option<u64>) -> Self {
-        let next = durable.unwrap_or(1).max(1);
+        let again = if broken!(IdsGoOnBehindTheWindow) { ID_WINDOW } else { 0 };
+        let next = durable.unwrap_or(1).saturating_sub(again).max(1);
         Self { next, durable: next, unmet: 0 }
     }
 

@@ -18,6 +18,7 @@
 //! up to the bound.
 
 pub use esker_model::timestamp::{LOGICAL_LIMIT, MAX_PHYSICAL, Timestamp};
+use esker_mutants::broken;
 use thiserror::Error;
 
 /// How far ahead of the clock a durable write reserves, in milliseconds.
@@ -74,7 +75,7 @@ impl TimestampOracle {
         // If the clock stepped far ahead, time goes on inside the present window until the next one
         // is durable.
         let now = wall_ms.min(self.durable.saturating_sub(1));
-        if now > physical {
+        if now > physical || broken!(TimestampsGoForward) {
             physical = now;
             logical = 0;
         }

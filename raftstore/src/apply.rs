@@ -19,6 +19,7 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
 use esker_engine::{KvBatch, KvEngine};
 use esker_model::{Region, RegionId};
+use esker_mutants::broken;
 use esker_raft::{ConfChange, Entries, Payload, PeerId, SnapshotMeta};
 use esker_rpc::display_key;
 use prost::Message as _;
@@ -142,7 +143,9 @@ impl Applier {
                 self.apply_entries(region, generation, entries, proposals)?;
             }
             ApplyTask::TakeSnapshot { region, generation, to } => {
-                self.flush()?;
+                if !broken!(SnapshotHasWhatItSays) {
+                    self.flush()?;
+                }
                 self.take_snapshot(region, generation, to)?;
             }
             ApplyTask::Install { region, generation, meta, descriptor, remembered, files } => {
@@ -209,6 +212,7 @@ impl Applier {
                 self.in_memory -= known.len();
                 known
             }
+            None if broken!(TagsOutliveRestart) => Remembered::default(),
             None => Remembered::load(&self.kv.snapshot(), progress.region.id)?,
         };
         Ok(known)
@@ -317,7 +321,7 @@ impl Applier {
             Body::Write(write) => write,
             admin => return self.apply_admin(progress, at, epoch, admin, waiters, notice),
         };
-        if !epoch.is_same_range(progress.region.epoch) {
+        if !epoch.is_same_range(progress.region.epoch) && !broken!(EpochIsCheckedAtApply) {
             // The region was split between proposal and commit: on every replica alike.
             let error = RequestError::EpochNotMatch {
                 region: progress.region.id,
@@ -416,6 +420,7 @@ impl Applier {
                 }
                 Mutation::DeleteRange { cf, range } => {
                     let (start, end) = bounds(range);
+                    let end = end.filter(|_| !broken!(RangeEndsAtItsEnd));
                     self.batch.delete_range(*cf, start, end);
                 }
                 Mutation::CompareAndSwap(swap) => {
@@ -439,6 +444,10 @@ impl Applier {
         swap: &CompareAndSwap,
         notice: &mut AppliedNotice,
     ) -> Result<SwapResult, StoreError> {
+        if broken!(SwapCountsWithItsEffect) {
+            progress.applied.index = progress.applied.index.next();
+            progress.dirty = true;
+        }
         self.write_batch_with(progress)?;
         let CompareAndSwap { cf, key, expected, then, now_s } = swap;
         let previous = match self.kv.get(*cf, key)? {
@@ -450,7 +459,8 @@ impl Applier {
             }
             None => None,
         };
-        let previous = previous.filter(|value| value.is_live(*now_s));
+        let previous =
+            previous.filter(|value| value.is_live(*now_s) || broken!(SwapSeesNoExpiredValue));
         let swapped = previous.as_ref().map(|found| &found.value) == expected.as_ref();
         match then {
             Swap::Delete if swapped => self.batch.delete(*cf, key),

@@ -10,6 +10,7 @@ use esker_engine::Cf;
 use esker_model::{
     Epoch, KeyRange, LogIndex, NewRegion, PeerChange, PeerId, RegionId, Role, Seat, Term,
 };
+use esker_mutants::broken;
 use esker_rpc::convert::{self, Malformed, end_key};
 use esker_rpc::proto::esker::command as wire;
 use esker_rpc::proto::esker::command::{admin_command, mutation};
@@ -314,7 +315,8 @@ impl Command {
             None => {
                 let mutations = command.mutations.into_iter().map(Mutation::try_from);
                 let mutations: Vec<Mutation> = mutations.collect::<Result<_, _>>()?;
-                if mutations.len() > 1 && mutations.iter().any(Mutation::is_swap) {
+                let holds_swap = mutations.iter().any(Mutation::is_swap);
+                if mutations.len() > 1 && holds_swap && !broken!(SwapIsAlone) {
                     return Err(CommandError::Contradiction(
                         "a compare-and-swap and the changes beside it",
                     ));

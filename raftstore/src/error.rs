@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use esker_model::{KeyRange, LogIndex, Peer, PeerId, Region, RegionId, StoreId};
+use esker_mutants::broken;
 use esker_rpc::convert::end_key;
 use esker_rpc::proto::errorpb;
 
@@ -134,6 +135,9 @@ impl RequestError {
                     reason: self.to_string(),
                     region_id: region.0,
                 });
+            }
+            RequestError::Undetermined(_) if broken!(UnknownIsToldAsUnknown) => {
+                error.stale_command = Some(errorpb::StaleCommand::default());
             }
             RequestError::Undetermined(_) => {
                 error.undetermined_result =

@@ -56,7 +56,7 @@ pub use message::{
     SwapResult, WriteResult, WriteTag,
 };
 pub use outbox::Outbox;
-pub use read::{Cache, ReadDelegates, RegionIter, RegionSnapshot};
+pub use read::{Cache, ReadDelegate, ReadDelegates, RegionIter, RegionSnapshot};
 pub use region::configuration;
 pub use router::{Call, Request, StoreHandle};
 pub use shell::RunningStore;

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender};
 use esker_engine::LogEngine;
+use esker_mutants::broken;
 
 use crate::error::StoreError;
 use crate::message::{LogTask, Notice};
@@ -47,9 +48,17 @@ impl LogWriter {
             batch.merge(&next.batch);
             persisted.extend(next.persisted);
         }
+        if broken!(PromiseAfterSync) {
+            for message in persisted.iter_mut().flat_map(|done| done.messages.drain(..)) {
+                self.outbox.send(message);
+            }
+        }
         if !batch.is_empty() {
             let began = Instant::now();
-            self.log.write(&batch)?;
+            let written = self.log.write(&batch);
+            if !broken!(FailedWriteStopsStore) {
+                written?;
+            }
             metrics::histogram!("esker_log_write_seconds").record(began.elapsed());
             metrics::histogram!("esker_log_write_bytes").record(batch.bytes() as f64);
         }

@@ -35,6 +35,7 @@ mod writes;
 use std::sync::Arc;
 
 use esker_model::{Peer as PeerMeta, Region, RegionId, StoreId};
+use esker_mutants::broken;
 use esker_raft::{Group, GroupId, Identity, PeerId, Restored, RoleKind, Term, Time};
 
 use self::log::{GroupLog, StoredLog};
@@ -223,17 +224,20 @@ impl Peer {
     /// Lets readers on other threads know until when they may read here.
     fn publish_lease(&self) {
         let lease = self.group.lease_until();
+        let is_splitting = self.writes.is_splitting() && !broken!(LeaseEndsWithSplit);
+        // Until an entry of this term is applied, what earlier leaders committed may not be
+        // visible here.
+        let sees_commits = self.applied.term == self.group.term() || broken!(LeaseNeedsOwnTerm);
         match lease {
-            // Until an entry of this term is applied, what earlier leaders
-            // committed may not be visible here.
             Some(until)
-                if !self.writes.is_splitting()
+                if !is_splitting
                     && !self.is_installing()
                     && self.life == Life::Serving
-                    && self.applied.term == self.group.term() =>
+                    && sees_commits =>
             {
                 self.delegate.publish_lease(self.applied.term, until);
             }
+            None if broken!(LeaseEndsWithTransfer) && self.group.transfer_target().is_some() => {}
             _ => self.delegate.withdraw_lease(),
         }
     }
@@ -259,7 +263,9 @@ impl Peer {
         self.delegate.withdraw_lease();
         // Readers that hold the delegate must see that the range is no longer here
         // before the data goes.
-        self.delegate.set_descriptor(Arc::new(Region::uninitialized(self.id)));
+        if !broken!(RemovedPeerIsUnseen) {
+            self.delegate.set_descriptor(Arc::new(Region::uninitialized(self.id)));
+        }
         self.fail_all(&RequestError::RegionNotFound(self.id));
     }
 

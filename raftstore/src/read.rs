@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arc_swap::ArcSwap;
 use esker_engine::{Cf, EngineError, KvEngine, KvIter, KvSnapshot};
 use esker_model::{KeyRange, Region, RegionId};
+use esker_mutants::broken;
 use esker_raft::{PeerId, Term, Time};
 use parking_lot::RwLock;
 
@@ -147,8 +148,8 @@ impl ReadDelegate {
         }
         let kv = snapshot();
         let after = self.descriptor.load();
-        (before.epoch.is_same_range(after.epoch) && self.kept_lease(term))
-            .then(|| RegionSnapshot::new(kv, before, self.clone()))
+        let kept_range = before.epoch.is_same_range(after.epoch) || broken!(LeaseReadLooksTwice);
+        (kept_range && self.kept_lease(term)).then(|| RegionSnapshot::new(kv, before, self.clone()))
     }
 }
 
@@ -304,10 +305,21 @@ impl ReadDelegates {
         context: &RequestContext,
         now: Time,
     ) -> Option<RegionSnapshot> {
+        self.lease_read_with(region, context, now, || kv.snapshot())
+    }
+
+    /// The same, with a view that `snapshot` takes when it is time.
+    pub fn lease_read_with(
+        &self,
+        region: RegionId,
+        context: &RequestContext,
+        now: Time,
+        snapshot: impl FnOnce() -> KvSnapshot,
+    ) -> Option<RegionSnapshot> {
         if context.replica_read {
             return None;
         }
-        self.get(region)?.lease_read(|| kv.snapshot(), context, now)
+        self.get(region)?.lease_read(snapshot, context, now)
     }
 }
 

@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicBool;
 use crossbeam_channel::{Receiver, bounded, unbounded};
 use esker_engine::{KvEngine, LogBatch, LogEngine};
 use esker_model::{Clock, Region, RegionId, StoreId};
+use esker_mutants::broken;
 use esker_raft::{LogIndex, PeerId, Term};
 use tokio::sync::SetOnce;
 
@@ -238,7 +239,7 @@ fn restore_peer(
     let stored = state::raft_state(log, id)?;
     // Even without a record: it may have answered a heartbeat, and so promised its
     // leader not to vote for another, before its first record was written.
-    let fresh = false;
+    let fresh = broken!(PromiseOutlivesRestart);
     let mut raft = stored.unwrap_or(RaftState::empty(me.id));
     if applied.index < raft.truncated.0 {
         return Err(corrupt(format!(

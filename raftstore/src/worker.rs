@@ -14,6 +14,7 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender};
 use esker_engine::{KvEngine, LogEngine};
 use esker_model::{Clock, Peer as PeerMeta, Region, RegionId, StoreId};
+use esker_mutants::broken;
 use esker_raft::{LogIndex, SnapshotMeta, Term, Time};
 use esker_rpc::repeat::Repeated;
 
@@ -224,7 +225,9 @@ impl Worker {
             Notice::Destroyed { region, generation } => {
                 if self.current(region, generation).is_some() {
                     self.peers.remove(&region);
-                    self.out.log.batch.remove(region.0);
+                    if !broken!(RetiredLogIsRemoved) {
+                        self.out.log.batch.remove(region.0);
+                    }
                     self.shared.ranges.release(region);
                     self.schedule(region, None);
                     tracing::info!(%region, store = %self.shared.store, "region removed");
@@ -392,7 +395,7 @@ impl Worker {
         let stored = raft_state(&self.shared.log, region)?;
         let fresh = stored.is_none();
         let mut state = RaftState::empty(me.id);
-        if let Some(stored) = stored {
+        if let Some(stored) = stored.filter(|_| !broken!(EmptyPeerKeepsItsVote)) {
             // What it voted before a restart binds it; it has no entries yet.
             state.hard_state.term = stored.hard_state.term;
             state.hard_state.vote = stored.hard_state.vote;

@@ -58,8 +58,18 @@ impl Job {
         Job { seed, cut: Cut::default(), bug: None }
     }
 
-    pub fn plan(&self) -> Plan {
-        Plan::of(self.seed).without(&self.cut.faults, &self.cut.actors)
+    /// What is run.
+    ///
+    /// # Errors
+    /// When this build knows no such mistake.
+    pub fn plan(&self) -> Result<Plan, String> {
+        let plan = Plan::of(self.seed).without(&self.cut.faults, &self.cut.actors);
+        let Some(name) = &self.bug else { return Ok(plan) };
+        #[cfg(feature = "mutants")]
+        if let Some(bug) = esker_mutants::Bug::named(name) {
+            return Ok(Plan { bug: Some(bug), ..plan });
+        }
+        Err(format!("this build knows no rule {name} that could be broken"))
     }
 
     /// The arguments by which the program runs it.

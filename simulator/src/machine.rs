@@ -1,6 +1,7 @@
 //! One machine: a disk, a clock, and a node on it that runs, starts, or does not.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use esker::parts::{
@@ -89,6 +90,8 @@ pub struct On {
     pub store: Store,
     pub log: LogEngine,
     pub data: DataDir,
+    /// Snapshots that came in.
+    received: AtomicU64,
 }
 
 /// How the engines of a simulated machine are opened.
@@ -175,6 +178,8 @@ impl Machine {
     fn end(&mut self, around: &Surroundings, down: Duration) {
         let now = Instant::now();
         around.network.close(self.host);
+        around.leaders.lock().end(self.host);
+        around.member_leaders.lock().end(self.host);
         self.tasks.abort_all();
         self.tasks = JoinSet::new();
         self.door.close();
@@ -213,6 +218,9 @@ impl Machine {
             && let Err(error) = on.turn(&self.clock, &self.stalls, rng)
         {
             // A store whose disk fails ends its process.
+            if !matches!(error, StoreError::Engine(_)) {
+                around.journal.violated("a store goes on", format!("{}: {error}", self.host));
+            }
             let said = error.to_string().replace(&*around.root.to_string_lossy(), "");
             around.journal.note(self.host, format_args!("stops: {said}"));
             self.crash(around, Crash::Power, Duration::from_secs(2));
@@ -311,6 +319,10 @@ impl Machine {
             wire: around.wire.clone(),
             network: around.network.clone(),
             hosts: around.hosts.clone(),
+            leaders: match self.role {
+                Role::Store => around.leaders.clone(),
+                Role::Member(_) => around.member_leaders.clone(),
+            },
             log: engines.log.clone(),
             journal: around.journal.clone(),
         };
@@ -327,7 +339,7 @@ impl Machine {
             what: "the snapshots' directory".into(),
             why: error.to_string(),
         })?;
-        Ok(Box::new(On { id, store, log: engines.log, data }))
+        Ok(Box::new(On { id, store, log: engines.log, data, received: AtomicU64::new(0) }))
     }
 
     fn start_member(&mut self, around: &Surroundings, number: u64) -> Result<(), String> {
@@ -428,7 +440,9 @@ impl On {
         source: &mut esker_raftstore::RegionSnapshotSource,
     ) -> Option<()> {
         let handle = &self.store.handle;
-        let stem = format!("{}-{}-{}", message.region_id, source.meta.term, source.meta.index);
+        // Unique, as in a node: the same snapshot may come twice.
+        let number = self.received.fetch_add(1, Ordering::Relaxed);
+        let stem = format!("{}-from-{sender}-{number}", message.region_id);
         let mut receiver: SnapshotReceiver =
             handle.receive_snapshot(sender, message, &self.data.snap(), stem).ok()?;
         while let Some(block) = source.next_block().ok()? {

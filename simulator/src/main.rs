@@ -87,12 +87,12 @@ fn run_one(arguments: &Arguments, seed: u64) -> io::Result<bool> {
     };
     let job = Job { seed, cut, bug: arguments.bug.clone() };
     let mut out = io::stdout().lock();
-    let plan = job.plan();
+    let plan = job.plan().map_err(io::Error::other)?;
     if arguments.trace {
         writeln!(out, "{plan}")?;
     }
     drop(out);
-    let outcome = run::run(&plan, arguments.bug.as_deref(), arguments.trace);
+    let outcome = run::run(&plan, arguments.trace);
     let report = Report::of(seed, &outcome);
     let mut out = io::stdout().lock();
     if arguments.report {
@@ -145,7 +145,7 @@ fn run_many(arguments: &Arguments) -> io::Result<bool> {
     if let Some((promise, what)) = &report.violation {
         writeln!(out, "{promise}\n{what}\n")?;
     }
-    writeln!(out, "{}", job.plan())?;
+    writeln!(out, "{}", job.plan().map_err(io::Error::other)?)?;
     let again = job.arguments().join(" ");
     writeln!(out, "replay it: cargo run -p esker-simulator -- {again} --trace")?;
     Ok(false)

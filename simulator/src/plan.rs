@@ -171,6 +171,9 @@ pub struct Plan {
     /// By the millisecond at which they happen.
     pub faults: Vec<(u64, Fault)>,
     pub length_ms: u64,
+    /// What is broken on purpose in all that is simulated.
+    #[cfg(feature = "mutants")]
+    pub bug: Option<esker_mutants::Bug>,
 }
 
 impl Plan {
@@ -183,8 +186,7 @@ impl Plan {
         // Each of most of them, and some twice.
         let mut actors: Vec<Actor> =
             Actor::ALL.into_iter().filter(|_| rng.random_bool(0.85)).collect();
-        actors.push(Actor::Put);
-        actors.push(Actor::Get);
+        actors.extend([Actor::Put, Actor::Get, Actor::Oracle]);
         for _ in 0..rng.random_range(0..3) {
             actors.push(Actor::ALL[rng.random_range(0..Actor::ALL.len())]);
         }
@@ -199,6 +201,8 @@ impl Plan {
             actors,
             faults: Vec::new(),
             length_ms: LENGTH_MS,
+            #[cfg(feature = "mutants")]
+            bug: None,
         };
         // Something to move before the faults begin.
         for at in [1_500, 2_000] {

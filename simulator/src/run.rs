@@ -36,13 +36,11 @@ pub struct Outcome {
     pub rested_after: Duration,
 }
 
-/// Simulates what is planned, on a thread of its own, with a mistake that is made on purpose or
-/// without. `tells` prints what happens.
+/// Simulates what is planned, on a thread of its own. `tells` prints what happens.
 ///
 /// Only the first run of a process is one that replays: see [`crate::fleet`].
-pub fn run(plan: &Plan, bug: Option<&str>, tells: bool) -> Outcome {
+pub fn run(plan: &Plan, tells: bool) -> Outcome {
     let plan = plan.clone();
-    assert!(bug.is_none(), "this build makes no mistakes on purpose");
     let simulating = std::thread::Builder::new()
         .name(format!("seed {}", plan.seed))
         .spawn(move || simulate(&plan, tells));
@@ -54,6 +52,8 @@ pub fn run(plan: &Plan, bug: Option<&str>, tells: bool) -> Outcome {
 }
 
 fn simulate(plan: &Plan, tells: bool) -> Outcome {
+    #[cfg(feature = "mutants")]
+    esker_mutants::break_with(plan.bug);
     entropy::seed_thread(plan.seed);
     journal::watch_panics();
     let root = match tempfile::Builder::new().prefix("esker-simulator-").tempdir_in(disks()) {

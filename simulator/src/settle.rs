@@ -7,7 +7,7 @@ use esker_client::placement::RegionInfo;
 use esker_engine::{Cf, KvEngine};
 use esker_model::{KeyRange, Region, RegionId, Role, StoreId};
 use esker_raftstore::state::{self, RegionState, bounds};
-use esker_raftstore::{StoreError, StoreHandle};
+use esker_raftstore::{StoreError, StoreHandle, remembered_records};
 
 use crate::history::short;
 use crate::machine::{Machine, On};
@@ -35,7 +35,7 @@ pub fn rests(world: &World) -> Result<Regions, String> {
         }
     }
     for region in newest.values() {
-        has_settled(region, &stores)?;
+        has_settled(world, region, &stores)?;
     }
     let mut regions: Regions = newest.into_values().collect();
     regions.sort_by(|a, b| a.range.start().cmp(b.range.start()));
@@ -58,7 +58,10 @@ fn tile(regions: &[Arc<Region>]) -> Result<(), String> {
     }
 }
 
-fn has_settled(region: &Region, stores: &BTreeMap<StoreId, &StoreHandle>) -> Result<(), String> {
+fn has_settled(
+    world: &World,
+    region: &Region,
+    stores: &BTreeMap<StoreId, &StoreHandle>) -> Result<(), String> {
     let id = region.id;
     let is_complete =
         region.peers.len() == REPLICAS && region.peers.iter().all(|peer| peer.role == Role::Voter);
@@ -86,8 +89,7 @@ fn has_settled(region: &Region, stores: &BTreeMap<StoreId, &StoreHandle>) -> Res
     if applied.len() != 1 {
         return Err(format!("the replicas of region {id} are at {applied:?}"));
     }
-    let leaders = stores.values().filter(|store| store.holds_lease(id)).count();
-    match leaders {
+    match world.around.leaders.lock().of(id).len() {
         1 => Ok(()),
         leaders => Err(format!("region {id} has {leaders} leaders")),
     }
@@ -119,8 +121,12 @@ pub fn compare(world: &World, regions: &Regions) -> Result<(), String> {
     let mut contents: BTreeMap<RegionId, (StoreId, Vec<String>)> = BTreeMap::new();
     for on in stores(world) {
         for region in held(regions, on.id) {
-            let content = content(on.store.handle.engine(), &region.range)
-                .map_err(|error| format!("store {}: {error}", on.id))?;
+            let kv = on.store.handle.engine();
+            let said = |error: StoreError| format!("store {}: {error}", on.id);
+            let mut content = content(kv, &region.range).map_err(said)?;
+            // Which writes it would recognise if they came again.
+            let remembered = remembered_records(kv, region.id).map_err(said)?;
+            content.push(format!("remembered writes {remembered:?}"));
             let Some((other, known)) = contents.get(&region.id) else {
                 contents.insert(region.id, (on.id, content));
                 continue;

@@ -54,6 +54,38 @@ impl Wire {
     }
 }
 
+/// Which store leads each region, by what the stores said.
+#[derive(Default)]
+pub struct Leaders(BTreeMap<RegionId, BTreeMap<Host, Term>>);
+
+impl Leaders {
+    fn heard(&mut self, region: RegionId, term: Term, host: Host, leads: bool) {
+        let leaders = self.0.entry(region).or_default();
+        match leads {
+            true => drop(leaders.insert(host, term)),
+            false => drop(leaders.remove(&host)),
+        }
+    }
+
+    /// A host has ended.
+    pub fn end(&mut self, host: Host) {
+        for leaders in self.0.values_mut() {
+            leaders.remove(&host);
+        }
+    }
+
+    /// Those that lead a region: more than one while the older ones do not know better.
+    pub fn of(&self, region: RegionId) -> Vec<Host> {
+        let mut leaders: Vec<(Term, Host)> = self
+            .0
+            .get(&region)
+            .map(|leaders| leaders.iter().map(|(host, term)| (*term, *host)).collect())
+            .unwrap_or_default();
+        leaders.sort_by(|a, b| b.cmp(a));
+        leaders.into_iter().map(|(_, host)| host).collect()
+    }
+}
+
 /// The outbox of one store.
 pub struct SimulatedOutbox {
     pub host: Host,
@@ -64,6 +96,7 @@ pub struct SimulatedOutbox {
     pub network: Network,
     /// Where each store is.
     pub hosts: Arc<Mutex<BTreeMap<StoreId, Host>>>,
+    pub leaders: Arc<Mutex<Leaders>>,
     pub log: LogEngine,
     pub journal: Journal,
 }
@@ -166,6 +199,7 @@ impl Outbox for SimulatedOutbox {
         if here {
             self.journal.note(self.host, format_args!("leads region {region} in term {term}"));
         }
+        self.leaders.lock().heard(region, term, self.host, here);
         self.audience.leadership(RegionLeader { term, leader, here });
     }
 

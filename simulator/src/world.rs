@@ -22,7 +22,7 @@ use crate::journal::Journal;
 use crate::machine::{Machine, Role};
 use crate::network::{Host, Network};
 use crate::plan::{Fault, MAX_STORES, Plan};
-use crate::wire::{ParcelContent, Wire};
+use crate::wire::{Leaders, ParcelContent, Wire};
 
 /// How often the parts of the stores get a turn.
 pub const TICK: Duration = Duration::from_millis(5);
@@ -34,6 +34,10 @@ pub struct Surroundings {
     pub network: Network,
     pub wire: Arc<Mutex<Wire>>,
     pub hosts: Arc<Mutex<BTreeMap<StoreId, Host>>>,
+    /// Of the regions of the data.
+    pub leaders: Arc<Mutex<Leaders>>,
+    /// Of the placement driver's own region.
+    pub member_leaders: Arc<Mutex<Leaders>>,
     /// Where the stores of this moment answer.
     pub doors: Arc<Mutex<BTreeMap<Host, Arc<LateStore>>>>,
     /// The addresses of the placement driver's members.
@@ -62,6 +66,8 @@ impl World {
             network: Network::new(plan.seed ^ 0x0e70, plan.quality),
             wire: Arc::default(),
             hosts: Arc::default(),
+            leaders: Arc::default(),
+            member_leaders: Arc::default(),
             doors: Arc::default(),
             members,
             history: Arc::new(Mutex::new(History::new(plan.places))),
@@ -151,7 +157,8 @@ impl World {
             .flat_map(|(_, store)| store.delegates().descriptors())
             .filter(|region| region.contains(&key))
             .max_by_key(|region| (region.epoch.version, region.epoch.conf_ver))?;
-        let leader = self.running().find(|(_, store)| store.holds_lease(region.id));
+        let leader = self.around.leaders.lock().of(region.id).first().copied();
+        let leader = self.running().find(|(host, _)| Some(*host) == leader);
         Some(((*region).clone(), leader.map(|(_, store)| store.clone())))
     }
 
@@ -263,7 +270,7 @@ impl World {
                 let leaving = voters.get(choice % voters.len().max(1))?;
                 Some(vec![
                     PeerChange::AddVoter((*learner).into()),
-                    PeerChange::Remove((**leaving).into()),
+                    PeerChange::AddLearner((**leaving).into()),
                 ])
             }),
         }

@@ -19,6 +19,7 @@ use esker_client::{ClientError, PlacementClient};
 use esker_engine::{DataDir, EngineOptions, Engines, Ident, LogEngine};
 use esker_model::limits::KEYS_TOP;
 use esker_model::{Epoch, KeyRange, Peer, PeerId, Region, RegionId, StoreId};
+use esker_mutants::broken;
 use esker_raftstore::state::{bootstrap_region, region_state};
 use esker_rpc::convert::Malformed;
 use esker_rpc::proto::metapb::{self, Store};
@@ -188,7 +189,7 @@ async fn check_memory(
     let is_whole = known.lineage == mark.lineage
         && known.generation <= mark.generation
         && known.log_sequence <= log.sequence();
-    match is_whole {
+    match is_whole || broken!(OlderCopyIsRefused) {
         true => Ok(()),
         false => Err(Error::OlderCopy { path: data.path().to_owned(), store: ident.store_id }),
     }

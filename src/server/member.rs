@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use esker_engine::{Cf, DataDir, DirError, EngineOptions, Engines, Ident, Kind, KvSnapshot, Mark};
 use esker_model::{Epoch, KeyRange, Peer, PeerId, Region, RegionId, StoreId, Term};
+use esker_mutants::broken;
 use esker_placement::{
     Leadership, MemberId, MemberInfo, Pairs, ReplicatedState, StateError, StateWrite,
 };
@@ -487,7 +488,8 @@ impl ReplicatedState for MemberState {
             })
             .collect();
         Box::pin(async move {
-            let context = RequestContext { term: Some(Term(term)), ..context? };
+            let term = Some(Term(term)).filter(|_| !broken!(StateIsWrittenInItsTerm));
+            let context = RequestContext { term, ..context? };
             store.write(REGION, context, mutations).await.map(|_| ()).map_err(refused)
         })
     }

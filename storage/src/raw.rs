@@ -5,6 +5,7 @@ pub mod scan;
 use bytes::Bytes;
 use esker_engine::Cf;
 use esker_model::KeyRange;
+use esker_mutants::broken;
 use esker_raftstore::raw_value::RawValue;
 use esker_raftstore::{CompareAndSwap, Mutation, RegionSnapshot, RequestError, Swap, WriteResult};
 use esker_rpc::convert::bound;
@@ -76,7 +77,7 @@ fn live_value(
     }
     let Some(stored) = view.get(cf, key)? else { return Ok(None) };
     let value = decode(stored.into(), key)?;
-    Ok(Some(value).filter(|value| value.is_live(now_s)))
+    Ok(Some(value).filter(|value| value.is_live(now_s) || broken!(ExpiredValueIsGone)))
 }
 
 async fn found(
@@ -113,7 +114,7 @@ async fn decided(
 
 /// When a value that is written now expires. A time to live of zero seconds means never.
 fn expires_at(now_s: u64, ttl: u64) -> Option<u64> {
-    (ttl != 0).then(|| now_s.saturating_add(ttl))
+    (ttl != 0 && !broken!(TimeToLiveIsStored)).then(|| now_s.saturating_add(ttl))
 }
 
 pub(crate) async fn get(

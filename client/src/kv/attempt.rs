@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use esker_model::Region;
+use esker_mutants::broken;
 use esker_rpc::convert::optional_peer;
 use esker_rpc::display_key;
 use esker_rpc::proto::errorpb;
@@ -164,7 +165,7 @@ impl KvClient {
         let may_repeat = match R::EFFECT {
             Effect::Read | Effect::Settle => true,
             Effect::Write => tag.is_some(),
-            Effect::Swap => false,
+            Effect::Swap => broken!(SwapIsSentOnce),
         };
         let seen = AtomicBool::new(false);
         let mut request = request;
@@ -175,7 +176,7 @@ impl KvClient {
                 true => format!("finding the region left no time to ask store {store}"),
                 false => format!("store {store}: no answer within {timeout:?}"),
             };
-            Err(match seen.load(Ordering::Relaxed) {
+            Err(match seen.load(Ordering::Relaxed) && !broken!(LateAnswerIsUnknown) {
                 true => SendError::Unknown(reason),
                 false => SendError::NotSent(reason),
             })
@@ -274,6 +275,9 @@ impl KvClient {
             };
         }
         if let Some(mismatch) = error.epoch_not_match {
+            if broken!(EpochErrorCorrectsCache) {
+                return again(Wait::Backoff, "it was split, merged or moved".into());
+            }
             cache.remove(route);
             let mut newer = false;
             // An impossible region is no help, like a region that the store left out.

@@ -21,6 +21,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use esker_mutants::broken;
 use esker_rpc::display_key;
 use esker_rpc::proto::kvrpcpb::WriteTag;
 use parking_lot::RwLock;
@@ -87,6 +88,9 @@ impl Fence {
             // Earlier attempts had no effect and never will.
             _ => *self.first.insert((region, tags.horizon(region))),
         };
+        if broken!(AttemptsShareOneTag) {
+            self.sequence = None;
+        }
         let sequence =
             *self.sequence.get_or_insert_with(|| tags.next.fetch_add(1, Ordering::Relaxed));
         Some(WriteTag { client: tags.client, sequence, horizon })
@@ -116,8 +120,8 @@ impl Fence {
         error: ClientError,
     ) -> ClientError {
         match self.unknown {
-            Some(_) => unknown(call, key, error),
-            None => error,
+            Some(_) if !broken!(UnknownWriteEndsAsUnknown) => unknown(call, key, error),
+            _ => error,
         }
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use esker_model::Region;
+use esker_mutants::broken;
 use esker_rpc::convert::end_key;
 use esker_rpc::proto::kvrpcpb::*;
 use futures_util::{StreamExt, stream};
@@ -193,9 +194,12 @@ impl KvClient {
             // The region returned fewer than were asked for, so it has no more.
             let region_done = (answer.kvs.len() as u32) < wanted;
             let last = answer.kvs.last().map(|pair| pair.key.clone());
-            pairs.extend(answer.kvs.into_iter().map(|pair| (pair.key, pair.value)));
+            let skipped = usize::from(broken!(PagesLeaveNoGap) && !pairs.is_empty());
+            let found = answer.kvs.into_iter().skip(skipped);
+            pairs.extend(found.map(|pair| (pair.key, pair.value)));
             cursor = match last {
                 _ if region_done => match route.region.range.end() {
+                    Some(end) if broken!(ScanGoesOnAtTheBound) => after(end),
                     Some(end) => end.clone(),
                     None => break,
                 },
@@ -219,12 +223,16 @@ impl KvClient {
         let mut pairs = Vec::new();
         while (pairs.len() as u32) < limit && (cursor.is_empty() || cursor > end) {
             let wanted = (limit - pairs.len() as u32).min(self.scan_page);
-            let request = |route: &Route| RawScanRequest {
-                start_key: cursor.clone(),
-                end_key: end.clone().max(route.region.range.start().clone()),
-                limit: wanted,
-                reverse: true,
-                ..Default::default()
+            let request = |route: &Route| {
+                let lowest = end.clone().max(route.region.range.start().clone());
+                let skips = broken!(ReverseScanReachesTheBound);
+                RawScanRequest {
+                    start_key: cursor.clone(),
+                    end_key: if skips { after(&lowest) } else { lowest },
+                    limit: wanted,
+                    reverse: true,
+                    ..Default::default()
+                }
             };
             let (route, answer) = self.ask_at(At::Below, &cursor, request).await?;
             let region_done = (answer.kvs.len() as u32) < wanted;
@@ -259,14 +267,16 @@ impl KvClient {
                 end_key: lower_end(&end, &end_key(&route.region.range)),
                 ..Default::default()
             };
-            let (route, _) =
-                self.ask_at(At::Key, &cursor, request).await.map_err(|error| match begun {
+            let (route, _) = self.ask_at(At::Key, &cursor, request).await.map_err(|error| {
+                match begun && !broken!(PartOfRangeIsUnknown) {
                     true => unknown(RawDeleteRangeRequest::CALL, &cursor, error),
                     false => error,
-                })?;
+                }
+            })?;
             let Some(reached) = route.region.range.end() else { break };
             begun = true;
-            cursor = reached.clone();
+            cursor =
+                if broken!(DeleteRangeGoesOnAtTheBound) { after(reached) } else { reached.clone() };
         }
         Ok(())
     }
@@ -406,6 +416,7 @@ impl KvClient {
             }
             if let Some(error) = failed {
                 let begun = !answers.is_empty() || !lost.is_empty();
+                let begun = begun && !broken!(PartOfBatchIsUnknown);
                 return Err(match R::EFFECT != Effect::Read && begun {
                     true => unknown(R::CALL, &first, error),
                     false => error,

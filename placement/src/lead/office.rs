@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use esker_mutants::broken;
 use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
 use tokio::sync::{Notify, watch};
@@ -187,6 +188,14 @@ impl Windows {
         timestamps.into_iter().chain(ids).collect()
     }
 
+    /// What of it is handed out before it is durable: nothing.
+    fn early(self) -> Windows {
+        Windows {
+            timestamps: self.timestamps.filter(|_| broken!(TimestampsAfterTheirWindow)),
+            ids: self.ids.filter(|_| broken!(IdsAfterTheirWindow)),
+        }
+    }
+
     fn are_durable(self, counters: &mut Counters) {
         if let Some(bound) = self.timestamps {
             counters.timestamps.bound_is_durable(bound);
@@ -224,6 +233,7 @@ async fn keep_windows(lead: &Lead) {
         let windows = wanted_windows(&lead.counters.lock(), lead.clock.wall_ms());
         let facts = windows.facts();
         if !facts.is_empty() {
+            windows.early().are_durable(&mut lead.counters.lock());
             if lead.commit(facts).await.is_err() {
                 return;
             }

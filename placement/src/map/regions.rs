@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use esker_model::{Epoch, KeyRange, RegionId, RegionReport, StoreId, Time, may_follow};
+use esker_mutants::broken;
 use thiserror::Error;
 
 /// How long a report holds its range against others without being repeated: three times the
@@ -83,7 +84,8 @@ impl RegionMap {
 
     /// Whether a region was reported so recently that its report counts against others.
     fn holds(&self, id: RegionId) -> bool {
-        self.heard.get(&id).is_some_and(|heard| self.now.millis_since(*heard) < CLAIM_MS)
+        let is_recent = |heard: &Time| self.now.millis_since(*heard) < CLAIM_MS;
+        self.heard.get(&id).is_some_and(is_recent) && !broken!(NewerEpochWins)
     }
 
     /// Takes in what a leader reports, and returns the regions that it displaced.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use esker_model::{StoreId, Time};
+use esker_mutants::broken;
 use thiserror::Error;
 
 /// What an operator wants of a store.
@@ -251,7 +252,7 @@ impl StoreMap {
         let Some(known) = known else {
             return Ok(StoreDescriptor { state: StoreState::Up, ..descriptor });
         };
-        if !known.memory.may_become(&descriptor.memory) {
+        if !known.memory.may_become(&descriptor.memory) && !broken!(OlderCopyIsRefused) {
             let (now, last) = (descriptor.memory, known.memory);
             return Err(PutStoreError::OlderCopy { id, now, last });
         }

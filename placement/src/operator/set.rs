@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use esker_model::{Order, RegionId, RegionReport, StoreId, Time};
+use esker_mutants::broken;
 use thiserror::Error;
 
 use super::{Advance, Operator, OperatorKind, Status, Step};
@@ -162,7 +163,8 @@ impl OperatorSet {
             }
             Advance::Send(step) => {
                 let is_repetition = running.told.as_ref().is_some_and(|(told, at)| {
-                    *told == step && now.millis_since(*at) < RESEND_AFTER_MS
+                    let is_recent = now.millis_since(*at) < RESEND_AFTER_MS;
+                    *told == step && (is_recent || broken!(OrderIsSentAgain))
                 });
                 if is_repetition {
                     return None;

@@ -9,6 +9,7 @@
 //! leader is moved away before its replica is touched.
 
 use esker_model::{Peer, PeerId, RegionReport, Role, Seat, StoreId};
+use esker_mutants::broken;
 
 use super::View;
 use crate::map::StoreHealth;
@@ -93,7 +94,7 @@ impl<'a> Replicas<'a> {
     fn bad_voter(&self) -> Option<&Replica> {
         self.voters
             .iter()
-            .filter(|voter| voter.health.must_be_left())
+            .filter(|voter| voter.health.must_be_left() && !broken!(LostStoreIsLeft))
             .min_by_key(|voter| (voter.health.is_live(), voter.peer.id))
     }
 
@@ -222,6 +223,10 @@ impl<'a> Replicas<'a> {
     fn replace(&self, bad: &Replica, promote: Seat) -> Option<Vec<Step>> {
         let mut steps = self.lead_elsewhere(bad)?;
         let demote = seat(&bad.peer);
+        if broken!(SuccessorVotesFirst) {
+            steps.extend([Step::Remove(demote), Step::Promote(promote)]);
+            return Some(steps);
+        }
         steps.extend([Step::Swap { promote, demote }, Step::LeaveJoint, Step::Remove(demote)]);
         Some(steps)
     }
@@ -253,7 +258,10 @@ impl<'a> Replicas<'a> {
                 stats.capacity == 0 || stats.available >= stats.capacity / MIN_FREE_ONE_IN
             })
             .map(|store| store.descriptor.id)
-            .filter(|store| self.report.region.peer_on(*store).is_none())
+            .filter(|store| {
+                let is_free = self.report.region.peer_on(*store).is_none();
+                if broken!(OneReplicaOnAStore) { !is_free } else { is_free }
+            })
             .filter(|store| self.view.has_room(*store, OperatorKind::Replica))
             .min_by_key(|store| {
                 let count = self.view.regions.replica_count(*store) + coming(*store);

@@ -4,6 +4,7 @@
 
 use esker_engine::{Cf, KvBatch, KvEngine};
 use esker_model::{Epoch, Peer, PeerChange, Region, RegionId};
+use esker_mutants::broken;
 use esker_raft::{ConfChange, PeerId, SnapshotMeta};
 use esker_rpc::proto::esker::command::RegionSnapshot as SnapshotData;
 
@@ -37,15 +38,23 @@ pub(crate) fn complete_installation(
 ) -> Result<(), StoreError> {
     let id = descriptor.id;
     let mut batch = KvBatch::new();
-    delete_data(&mut batch, descriptor);
+    if !broken!(InstallReplacesOldData) {
+        delete_data(&mut batch, descriptor);
+    }
     kv.write(&batch)?;
     kv.ingest(files.files())?;
     batch.clear();
     state::put_region(&mut batch, id, &RegionState::Normal(descriptor.clone()));
-    state::put_installed(&mut batch, id, applied);
+    if broken!(InstallationIsRecorded) {
+        state::put_applied(&mut batch, id, applied);
+    } else {
+        state::put_installed(&mut batch, id, applied);
+    }
     kv.write(&batch)?;
     kv.persist()?;
-    files.discard();
+    if !broken!(InstalledFilesAreRemoved) {
+        files.discard();
+    }
     Ok(())
 }
 
@@ -59,7 +68,9 @@ pub(crate) fn bury(
 ) -> Result<(), StoreError> {
     let id = range.id;
     let mut batch = KvBatch::new();
-    delete_data(&mut batch, range);
+    if !broken!(RemovedDataIsDeleted) {
+        delete_data(&mut batch, range);
+    }
     state::put_region(&mut batch, id, &RegionState::Tombstone { region: tombstone, peer, applied });
     state::delete_applied(&mut batch, id);
     remembered::delete(&mut batch, id);
@@ -135,6 +146,10 @@ impl Applier {
             state::put_region(&mut self.batch, child_id, &RegionState::Normal(child.clone()));
             state::put_applied(&mut self.batch, child_id, Applied::INITIAL);
         }
+        if broken!(TagsOutliveSplit) {
+            self.in_memory -= progress.remembered.take().map_or(0, |known| known.len());
+            remembered::delete(&mut self.batch, id);
+        }
         self.persist_at(progress, at)?;
         progress.region = parent.clone();
         let mut regions = children.clone();
@@ -185,7 +200,9 @@ impl Applier {
         progress.applied = at;
         progress.dirty = true;
         self.write_batch_with(progress)?;
-        self.kv.persist()?;
+        if !broken!(ShapeIsDurable) {
+            self.kv.persist()?;
+        }
         Ok(())
     }
 
@@ -215,9 +232,13 @@ impl Applier {
         };
         state::put_region(&mut batch, region, &installing);
         // With the intent, so that a restart that completes it needs nothing but the files.
-        remembered::replace(&mut batch, region, data);
+        if !broken!(TagsTravelInSnapshots) {
+            remembered::replace(&mut batch, region, data);
+        }
         self.in_memory -= progress.remembered.take().map_or(0, |known| known.len());
-        delete_data(&mut batch, &progress.region);
+        if !broken!(InstallReplacesOldData) {
+            delete_data(&mut batch, &progress.region);
+        }
         self.kv.write(&batch)?;
         self.kv.persist()?;
         complete_installation(&self.kv, &descriptor, applied, files)?;
@@ -278,7 +299,9 @@ fn split_descriptors(region: &Region, split: &Split) -> (Region, Vec<Region>) {
     epoch.version += split.keys.len() as u64;
     let mut parts = region.range.split_at(&split.keys).expect("the keys lie inside the region");
     let own = if split.right_derive { parts.len() - 1 } else { 0 };
-    let parent = Region { range: parts.remove(own), epoch, ..region.clone() };
+    let kept = parts.remove(own);
+    let range = if broken!(PartsOfSplitAreDisjoint) { region.range.clone() } else { kept };
+    let parent = Region { range, epoch, ..region.clone() };
     let children = parts
         .into_iter()
         .zip(&split.regions)

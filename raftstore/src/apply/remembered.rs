@@ -35,6 +35,7 @@ use std::collections::{HashSet, VecDeque};
 use bytes::{Buf, BufMut, Bytes};
 use esker_engine::{Cf, KvBatch, KvEngine, KvSnapshot};
 use esker_model::{Region, RegionId};
+use esker_mutants::broken;
 use esker_raft::LogIndex;
 use esker_rpc::convert;
 use esker_rpc::proto::esker::command::{RegionSnapshot as SnapshotData, RememberedEntry};
@@ -165,7 +166,8 @@ impl Remembered {
 
     /// What a tagged command is, if it is applied next.
     pub(super) fn judge(&self, tagged: &TaggedCommand) -> Verdict {
-        if self.known.contains(&(tagged.client, tagged.sequence)) {
+        let is_known = self.known.contains(&(tagged.client, tagged.sequence));
+        if is_known && !broken!(DuplicateChangesNothing) {
             Verdict::Duplicate
         } else if tagged.horizon < self.forgotten.0 {
             Verdict::Forgotten

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use esker_model::limits::{MAX_SPLIT_KEYS, MAX_STORED_KEY_BYTES};
 use esker_model::{Epoch, NewRegion, PeerChange, Region};
+use esker_mutants::broken;
 use esker_raft::{ConfChange, LeaveJoint, PeerId, Time};
 
 use super::Peer;
@@ -56,7 +57,9 @@ impl Peer {
             Ok(split) => {
                 let command = self.command(Body::Split(split));
                 // Before the message leaves: see `Writes::splitting`.
-                self.delegate.withdraw_lease();
+                if !broken!(LeaseEndsWithSplit) {
+                    self.delegate.withdraw_lease();
+                }
                 if let Some(index) = self.propose(now, command, Waiters::Admin(reply)) {
                     self.writes.split_proposed(index);
                 }

@@ -2,13 +2,14 @@
 
 use esker_engine::{KvEngine, LogBatch, LogEngine};
 use esker_model::RegionId;
+use esker_mutants::broken;
 use esker_raft::{
     Entries, Entry, Group, HardState, LogIndex, LogReadError, LogReader, SnapshotMeta, Term, Time,
 };
 
 use crate::config::StoreConfig;
 use crate::error::StoreError;
-use crate::state::{RaftState, decode_entry, durable_applied, encode_entry};
+use crate::state::{self, RaftState, decode_entry, durable_applied, encode_entry};
 
 /// Reads entries that the group no longer keeps in memory.
 #[derive(Clone)]
@@ -101,7 +102,8 @@ impl StoredLog {
             self.state.last = last.index;
         }
         // A commit index alone need not be durable: it is learnt again.
-        if must_sync || !entries.is_empty() {
+        let vote_is_due = must_sync && !broken!(VoteIsStoredAlone);
+        if vote_is_due || !entries.is_empty() {
             batch.put_state(group, &self.state.encode());
         }
     }
@@ -133,7 +135,12 @@ impl StoredLog {
             self.may_truncate = None;
             return Ok(None);
         }
-        if durable_applied(kv, self.region)?.is_none_or(|durable| durable.index < index) {
+        let durable = if broken!(LogIsCutBehindDurableData) {
+            state::applied(kv, self.region)?
+        } else {
+            durable_applied(kv, self.region)?
+        };
+        if durable.is_none_or(|durable| durable.index < index) {
             return Ok(None);
         }
         let from = self.state.truncated.0.next();

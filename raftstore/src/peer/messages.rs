@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use esker_model::{Peer as PeerMeta, StoreId};
+use esker_mutants::broken;
 use esker_raft::{
     LogIndex, MAX_INDEX_LEAP, Message, MessageBody, PeerId, SnapshotOutcome, StepError, Time,
 };
@@ -88,6 +89,7 @@ impl Peer {
     }
 
     pub fn snapshot_sent(&mut self, to: PeerId, delivered: bool) {
+        let delivered = delivered && !broken!(DeliveredSnapshotIsAwaited);
         let outcome = if delivered { SnapshotOutcome::Delivered } else { SnapshotOutcome::Failed };
         self.group.snapshot_sent(to, outcome);
     }

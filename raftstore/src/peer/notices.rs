@@ -1,6 +1,7 @@
 //! What the store's other parts have done of what the group wanted.
 
 use esker_model::Region;
+use esker_mutants::broken;
 use esker_raft::{ConfChange, ReadyNumber, SnapshotMeta, Time};
 
 use super::{Outputs, Peer};
@@ -21,6 +22,7 @@ impl Peer {
         for effect in &notice.effects {
             match effect {
                 Effect::MayTruncate { index, term } => self.log.may_truncate(*index, *term),
+                Effect::SplitRefused { .. } if broken!(RefusedSplitIsOver) => {}
                 Effect::Split { index, .. } | Effect::SplitRefused { index } => {
                     self.writes.split_is_over(*index);
                 }

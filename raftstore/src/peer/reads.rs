@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use esker_engine::{KvEngine, KvSnapshot};
 use esker_model::{Region, RegionId};
+use esker_mutants::broken;
 use esker_raft::LogIndex;
 
 use crate::config::MAX_WAITING_READS;
@@ -110,14 +111,18 @@ impl Reads {
         applied: Applied,
     ) -> Result<(), StoreError> {
         let mut shared = None;
-        while self.confirmed.front().is_some_and(|(index, _)| *index <= applied.index) {
+        let is_far_enough = |index: LogIndex| index <= applied.index || broken!(ConfirmedReadWaits);
+        while self.confirmed.front().is_some_and(|(index, _)| is_far_enough(*index)) {
             let Some((_, reads)) = self.confirmed.pop_front() else { break };
             let (view, index) = match &shared {
                 Some((view, index)) => (view, *index),
                 None => {
                     // The view may be further than this peer has been told.
                     let view = kv.snapshot();
-                    let applied = applied_in(&view, region)?.unwrap_or(applied);
+                    let applied = match applied_in(&view, region)? {
+                        Some(seen) if !broken!(ViewTellsHowFarItIs) => seen,
+                        _ => applied,
+                    };
                     let (view, index) = shared.insert((view, applied.index));
                     (&*view, *index)
                 }
@@ -133,8 +138,11 @@ impl Reads {
     /// reader who saw that here and then asked the leader, who reads under a lease
     /// from what it has applied, would see time run backwards.
     pub fn answer(&mut self, leads: bool, descriptor: &Arc<Region>, delegate: &Arc<ReadDelegate>) {
+        let may_show = |index: LogIndex, leader: LogIndex| {
+            leads || index <= leader || broken!(FollowerReadsNoFurtherThanLeader)
+        };
         while let Some((index, ..)) = self.ahead.front()
-            && (leads || *index <= self.leader_applied)
+            && may_show(*index, self.leader_applied)
         {
             let Some((_, view, reads)) = self.ahead.pop_front() else { break };
             for read in reads {

@@ -2,6 +2,7 @@
 //! at the end of the turn.
 
 use esker_model::Epoch;
+use esker_mutants::broken;
 use esker_raft::{LogIndex, PeerId, ProposeError, Term, Time};
 
 use super::{Life, Peer, writes};
@@ -28,6 +29,9 @@ impl Peer {
         }
         if term.is_some_and(|term| term != self.group.term()) {
             return Err(RequestError::StaleCommand(self.id));
+        }
+        if broken!(StaleRequestIsRefused) {
+            return Ok(());
         }
         self.check_range(epoch)?;
         if self.writes.is_full() {

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::iter::Peekable;
 
 use esker_model::RegionId;
+use esker_mutants::broken;
 use esker_raft::{Entries, Entry, LogIndex, ProposeError, Term};
 
 use crate::command::{Mutation, TaggedCommand, Write};
@@ -64,10 +65,7 @@ impl Writes {
         let mut taken = Vec::new();
         for entry in committed {
             self.fail_superseded(entry);
-            if let Some(front) = self.proposals.front()
-                && front.index == entry.index
-                && front.term == entry.term
-            {
+            if self.proposals.front().is_some_and(|front| is_proposed_as(front, entry)) {
                 taken.extend(self.proposals.pop_front());
             }
         }
@@ -81,7 +79,7 @@ impl Writes {
             if front.term >= committed.term && front.index > committed.index {
                 break;
             }
-            if front.index == committed.index && front.term == committed.term {
+            if is_proposed_as(front, committed) {
                 break;
             }
             if let Some(dead) = self.proposals.pop_front() {
@@ -93,17 +91,24 @@ impl Writes {
     /// A snapshot takes the place of the log up to `index`: what became of the proposals there
     /// will not be known here.
     pub fn replaced_up_to(&mut self, index: LogIndex) {
+        let outcome = if broken!(SkippedProposalIsUnknown) {
+            RequestError::StaleCommand(self.region)
+        } else {
+            RequestError::Undetermined(self.region)
+        };
         while self.proposals.front().is_some_and(|proposal| proposal.index <= index) {
             if let Some(unknown) = self.proposals.pop_front() {
-                unknown.fail(&RequestError::Undetermined(self.region));
+                unknown.fail(&outcome);
             }
         }
     }
 
     /// Answers everybody who waits. Proposals may still be committed by others.
     pub fn fail_all(&mut self, error: &RequestError) {
+        let unknown = RequestError::Undetermined(self.region);
+        let outcome = if broken!(RemovedPeersProposalIsUnknown) { error } else { &unknown };
         for proposal in self.proposals.drain(..) {
-            proposal.fail(&RequestError::Undetermined(self.region));
+            proposal.fail(outcome);
         }
         for write in self.waiting.drain(..) {
             let _ = write.reply.send(Err(error.clone()));
@@ -184,7 +189,13 @@ impl Iterator for Batches {
 
 /// Whether the request decides on what it finds: it is alone in its entry.
 fn is_swap(request: &WriteRequest) -> bool {
-    request.mutations.iter().any(Mutation::is_swap)
+    request.mutations.iter().any(Mutation::is_swap) && !broken!(SwapIsAlone)
+}
+
+/// Whether a committed entry is the one that was proposed.
+fn is_proposed_as(proposal: &Proposal, entry: &Entry) -> bool {
+    proposal.index == entry.index
+        && (proposal.term == entry.term || broken!(ProposalIsAnsweredByItsEntry))
 }
 
 /// A place among the mutations of one entry, of which there are as many as its size allows.

@@ -4,6 +4,7 @@
 
 use esker_model::limits::MAX_EPOCH_LEAP;
 use esker_model::{Region, RegionId, may_follow};
+use esker_mutants::broken;
 use esker_raft::{CommitPoint, LogIndex, Message, MessageBody, Time};
 
 use super::Worker;
@@ -162,8 +163,9 @@ impl Worker {
             }
             return Ok(true);
         }
-        if let Some(RegionState::Tombstone { region: last, peer: removed, applied }) =
-            region_state(&self.shared.kv, region)?
+        if !broken!(TombstoneIsHeeded)
+            && let Some(RegionState::Tombstone { region: last, peer: removed, applied }) =
+                region_state(&self.shared.kv, region)?
         {
             // One change may have removed that peer and added another one here: the
             // newcomer's epoch is then the tombstone's own.
@@ -193,11 +195,13 @@ impl Worker {
         let Some(range) = may_create else {
             return Ok(false);
         };
-        if self.shared.ranges.overlaps(range, region) {
+        if self.shared.ranges.overlaps(range, region) && !broken!(SnapshotNeedsFreeRange) {
             // A split that is not applied here yet will create the region; or a
             // region that should have gone is still here.
             let content = Checked::Raft(Box::new(consensus.clone()), Reach::default());
-            self.shared.ranges.keep_early(Arrived { address: *address, content });
+            if !broken!(EarlyMessagesAreKept) {
+                self.shared.ranges.keep_early(Arrived { address: *address, content });
+            }
             return Ok(false);
         }
         if raft_state(&self.shared.log, region)?.is_some_and(|left| left.peer > to.id) {
@@ -265,6 +269,9 @@ impl Worker {
     }
 
     fn tell_gone(&self, address: &Address, descriptor: &Region) {
+        if broken!(RemovedPeerIsTold) {
+            return;
+        }
         let address = address.reversed(descriptor.epoch);
         self.shared.outbox.send(Envelope { address, content: Content::Gone });
     }
@@ -330,7 +337,9 @@ impl Worker {
             Some(before) if before.is_initialized() => before.range.spanning(&descriptor.range),
             _ => descriptor.range.clone(),
         };
-        if let Err(other) = self.shared.ranges.claim(region, &wanted) {
+        if let Err(other) = self.shared.ranges.claim(region, &wanted)
+            && !broken!(SnapshotNeedsFreeRange)
+        {
             if let Some(times) = self.crowded.failed(now) {
                 tracing::info!(
                     %region, %other, store = %self.shared.store, times,
