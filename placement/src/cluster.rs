@@ -3,7 +3,9 @@
 //! orders for regions' leaders are the result.
 
 use bytes::Bytes;
-use esker_model::{KeyRange, Order, PeerId, Region, RegionId, RegionReport, Time, Traffic};
+use esker_model::{
+    KeyRange, Order, PeerId, Region, RegionId, RegionReport, StoreId, Time, Traffic,
+};
 use tracing::{debug, info};
 
 use crate::map::{RefusedReport, RegionMap, StoreMap};
@@ -69,6 +71,12 @@ impl Cluster {
     /// Continues a region's operator, or plans one if the region needs one.
     fn attend(&mut self, id: RegionId, now: Time, fresh: FreshPeer<'_>) -> Option<Order> {
         let report = self.regions.get(id)?.clone();
+        if let Some(lost) = self.lost_store_of(id, now) {
+            // The operator would wait for that store until its time is over, and nothing else is
+            // planned for the region meanwhile.
+            self.operators.cancel(id, &format!("store {lost} is down or gone"), now);
+            self.log_end(id);
+        }
         if self.operators.get(id).is_some() {
             let order = self.operators.on_report(&report, now);
             if self.operators.get(id).is_some() {
@@ -81,6 +89,12 @@ impl Cluster {
         }
         let proposed = replicas::check(&self.view(now), &report, fresh)?;
         self.start(proposed, now)
+    }
+
+    /// The store that the region's operator counts on, if no replica should be on it any more.
+    fn lost_store_of(&self, id: RegionId, now: Time) -> Option<StoreId> {
+        let store = self.operators.get(id)?.counts_on()?;
+        self.view(now).health(store).must_be_left().then_some(store)
     }
 
     fn log_end(&self, id: RegionId) {
@@ -195,8 +209,9 @@ impl Cluster {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::map::{StoreDescriptor, StoreState};
     use crate::testing::{report, stores};
-    use esker_model::{Action, PeerChange, Role, StoreId};
+    use esker_model::{Action, PeerChange, Role, Seat};
 
     fn adds_learner_on(order: Option<Order>, store: u64) -> bool {
         let Some(Order { action: Action::ChangePeers(changes), .. }) = order else { return false };
@@ -228,6 +243,34 @@ mod tests {
         two.region.peers[1].id = PeerId(901);
         let order = cluster.heartbeat(two, Time::from_millis(2), &mut fresh).unwrap();
         assert!(adds_learner_on(order, 3));
+    }
+
+    #[test]
+    fn an_operator_is_given_up_when_the_store_that_it_counts_on_is_lost() {
+        let mut cluster = cluster(4);
+        let mut next = 900;
+        let mut fresh = || {
+            next += 1;
+            Some(PeerId(next))
+        };
+        let now = Time::from_millis(1);
+        let two = || report(1, "", "").voters(&[1, 2]);
+        let order = cluster.heartbeat(two().build(), now, &mut fresh).unwrap();
+        assert!(adds_learner_on(order, 3));
+        let mut pending = two().with(3, Role::Learner).conf_ver(4).pending(3).build();
+        let learner = PeerId(901);
+        pending.region.peers[2].id = learner;
+        pending.pending[0] = learner;
+        assert_eq!(
+            cluster.heartbeat(pending.clone(), now, &mut fresh),
+            Ok(None),
+            "it is waited for"
+        );
+        let known = cluster.stores.get(StoreId(3)).unwrap().descriptor.clone();
+        cluster.stores.put(StoreDescriptor { state: StoreState::Tombstone, ..known }, now);
+        let order = cluster.heartbeat(pending, now, &mut fresh).unwrap().expect("it goes on");
+        let remove = PeerChange::Remove(Seat { peer: learner, store: StoreId(3) });
+        assert_eq!(order.action, Action::ChangePeers(vec![remove]));
     }
 
     #[test]

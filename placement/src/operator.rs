@@ -128,6 +128,12 @@ impl Operator {
         })
     }
 
+    /// The store whose replica has to do its part for the current step. `None` if the step is
+    /// between the others.
+    pub fn counts_on(&self) -> Option<StoreId> {
+        self.steps.get(self.current).and_then(Step::counts_on)
+    }
+
     /// Compares the operator with the report of the region's leader. Passes over the steps that are
     /// done, and returns what comes next.
     pub(crate) fn advance(&mut self, report: &RegionReport, now: Time) -> Advance {

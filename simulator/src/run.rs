@@ -24,6 +24,9 @@ const REST_WITHIN: Duration = Duration::from_secs(150);
 /// How often it is looked whether it has.
 const LOOK: Duration = Duration::from_millis(500);
 
+/// How often it is looked whether what was removed has gone.
+const CLEANED: Duration = Duration::from_secs(5);
+
 /// What became of a run.
 #[derive(Clone, Debug)]
 pub struct Outcome {
@@ -152,7 +155,10 @@ async fn live(plan: &Plan, root: &std::path::Path, journal: &Journal) -> (usize,
             Err(what) if Instant::now() >= until => {
                 journal.violated("nothing is left over", what);
             }
-            Err(what) => journal.note("settle", what),
+            Err(what) => {
+                journal.note("settle", what);
+                world.drive(tokio::time::sleep(CLEANED)).await;
+            }
         }
     }
     for region in regions.iter().flatten() {

@@ -80,17 +80,20 @@ fn live_value(
     Ok(Some(value).filter(|value| value.is_live(now_s) || broken!(ExpiredValueIsGone)))
 }
 
+/// A key's value, and the time at which it was found to be alive, in seconds: a second look at the
+/// clock might find it expired.
 async fn found(
     storage: &Storage,
     context: Option<&Context>,
     cf: &str,
     key: &Bytes,
-) -> Result<Option<RawValue>, StorageError> {
+) -> Result<Option<(RawValue, u64)>, StorageError> {
     let target = storage.target(context)?;
     let cf = family(cf)?;
     let stored = target.layout.stored(key)?;
     let view = storage.view(target).await?;
-    live_value(&view, cf, &stored, storage.now_s())
+    let now_s = storage.now_s();
+    Ok(live_value(&view, cf, &stored, now_s)?.map(|value| (value, now_s)))
 }
 
 async fn write(
@@ -123,7 +126,7 @@ pub(crate) async fn get(
 ) -> Result<RawGetResponse, StorageError> {
     let RawGetRequest { context, key, cf } = request;
     Ok(match found(storage, context.as_ref(), &cf, &key).await? {
-        Some(found) => RawGetResponse { value: found.value, ..Default::default() },
+        Some((found, _)) => RawGetResponse { value: found.value, ..Default::default() },
         None => RawGetResponse { not_found: true, ..Default::default() },
     })
 }
@@ -134,8 +137,8 @@ pub(crate) async fn key_ttl(
 ) -> Result<RawGetKeyTtlResponse, StorageError> {
     let RawGetKeyTtlRequest { context, key, cf } = request;
     Ok(match found(storage, context.as_ref(), &cf, &key).await? {
-        Some(found) => {
-            RawGetKeyTtlResponse { ttl: found.ttl(storage.now_s()), ..Default::default() }
+        Some((found, now_s)) => {
+            RawGetKeyTtlResponse { ttl: found.ttl(now_s), ..Default::default() }
         }
         None => RawGetKeyTtlResponse { not_found: true, ..Default::default() },
     })

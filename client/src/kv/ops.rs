@@ -394,7 +394,13 @@ impl KvClient {
                                 // The requests under way are waited for, because nothing may be
                                 // written after an error that promises that nothing was.
                                 ending.store(true, Ordering::Relaxed);
-                                failed.get_or_insert(error);
+                                // One part that may have been written outweighs another that was
+                                // refused.
+                                if failed.is_none()
+                                    || matches!(error, ClientError::OutcomeUnknown { .. })
+                                {
+                                    failed = Some(error);
+                                }
                                 lost.extend(part.fence.unknown().is_some().then_some(part));
                             }
                             Err(Failure::Again(retry)) => {

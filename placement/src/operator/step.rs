@@ -61,6 +61,16 @@ impl Step {
         }
     }
 
+    /// The store whose replica has to catch up, or to take over, for the step.
+    pub(crate) fn counts_on(&self) -> Option<StoreId> {
+        match self {
+            Self::AddLearner(seat) | Self::Promote(seat) => Some(seat.store),
+            Self::Swap { promote, .. } => Some(promote.store),
+            Self::TransferLeader { to, .. } => Some(to.store),
+            Self::LeaveJoint | Self::Remove(_) => None,
+        }
+    }
+
     /// Compares the step with the report of the region's leader.
     pub fn progress(&self, report: &RegionReport) -> Progress {
         let region = &report.region;
