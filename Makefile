@@ -9,7 +9,7 @@ export CARGO
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help prerequisites build playground test clients neighbours simulate mutants bench check fmt
+.PHONY: help prerequisites build playground test clients neighbours simulate clusters mutants bench check fmt
 
 # A workspace of its own: see its Cargo.toml.
 CONSENSUS_BENCH = --manifest-path benches/consensus/Cargo.toml
@@ -43,6 +43,11 @@ neighbours: prerequisites ## 20,000 idle connections on one node under load; NEI
 simulate: ## runs simulated Raft groups under faults; ARGS='--seeds 50000' and more
 	$(CARGO) run --release -p esker-raft-simulator -- $(if $(ARGS),$(ARGS),--seeds 10000)
 
+clusters: prerequisites ## runs simulated clusters under faults; ARGS='--seeds 2000' and more
+	$(CARGO) build
+	"$$($(CARGO) metadata --no-deps --offline --format-version 1 \
+	    | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/debug/esker-simulator" $(if $(ARGS),$(ARGS),--seeds 500)
+
 mutants: prerequisites ## proves that simulated clusters find every deliberate bug; takes long
 	$(CARGO) test --features esker-simulator/mutants --test mutants -- --nocapture
 
@@ -52,13 +57,14 @@ bench: prerequisites ## measures one store on this machine's disk, and Raft besi
 	$(CARGO) bench --profile dev
 	$(CARGO) bench $(CONSENSUS_BENCH)
 
-check: ## checks the formatting and clippy's warnings
+check: ## checks the formatting, clippy's warnings and those of the documentation
 	@scripts/prerequisites.sh lint
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt $(CONSENSUS_BENCH) --check
 	$(CARGO) clippy --all-targets -- -D warnings
 	$(CARGO) clippy --workspace --no-default-features -- -D warnings
 	$(CARGO) clippy $(CONSENSUS_BENCH) --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --quiet
 
 fmt: ## formats the code
 	@scripts/prerequisites.sh lint

@@ -11,7 +11,7 @@
 //! it did not and will not, or [`ClientError::OutcomeUnknown`]. An operation on many keys also ends
 //! with the third when only a part of it happened. Reads, puts and deletes are repeated until they
 //! succeed. A write whose outcome is unknown is repeated under a tag that its region recognises. So
-//! the write happens once, however often it arrives and in whatever order ([`fence`]). Where a
+//! the write happens once, however often it arrives and in whatever order (`kv/fence.rs`). Where a
 //! store does not remember tags, the write is not repeated. A compare-and-swap is never repeated
 //! once it may have been applied.
 

@@ -1,7 +1,7 @@
 //! The placement driver on the wire: the gRPC services `pdpb.PD`,
 //! `keyspacepb.Keyspace` and `esker.PlacementAdmin`, and the HTTP pages that tools read.
 //!
-//! A member that does not lead answers `GetMembers` with the leader's address ([`roll`]), and
+//! A member that does not lead answers `GetMembers` with the leader's address (`server/roll.rs`), and
 //! everything else with gRPC `UNAVAILABLE` after a short wait. Clients then look up the leader
 //! again. The wait matters, because published clients retry at once a small number of times, but
 //! look up the leader at most once a second.

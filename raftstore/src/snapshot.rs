@@ -53,7 +53,7 @@ impl RegionSnapshotSource {
         RegionSnapshotSource { descriptor, meta, data, kv, remaining: &Cf::DATA, iter: None }
     }
 
-    /// The next sorted run of pairs, at most about [`SNAPSHOT_BLOCK_BYTES`] and never
+    /// The next sorted run of pairs, at most about `SNAPSHOT_BLOCK_BYTES` and never
     /// empty; nothing after the last. Reads the disk.
     pub fn next_block(&mut self) -> Result<Option<SnapshotBlock>, StoreError> {
         while let Some((&cf, rest)) = self.remaining.split_first() {

@@ -142,7 +142,7 @@ impl Job {
 }
 
 impl fmt::Display for Report {
-    /// What [`Report::parse`] reads.
+    /// What `Report::parse` reads.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Report { seed, hash, operations, rested_ms, violation } = self;
         writeln!(f, "report {seed} {hash} {operations} {rested_ms}")?;

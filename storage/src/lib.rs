@@ -12,7 +12,7 @@
 //! | [`target`] | which region a request is for, and what its client knows of that region |
 //! | [`error`] | why a request was not carried out, and how its client learns of that |
 //!
-//! A new request is a function in one of the first two, and a line in [`Storage::answer`].
+//! A new request is a function in one of the first two, and a line in `Storage::answer`.
 
 pub mod error;
 pub mod keys;

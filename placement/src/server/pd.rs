@@ -101,7 +101,7 @@ impl Pd for PdService {
     }
 
     /// Every member answers this, for any header, because clients learn from it which cluster this
-    /// is and which member leads. The order of the members matters: see [`super::roll`].
+    /// is and which member leads. The order of the members matters: see `server/roll.rs`.
     async fn get_members(
         &self,
         request: Request<pdpb::GetMembersRequest>,

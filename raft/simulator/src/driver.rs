@@ -1,6 +1,6 @@
 //! A peer with everything that a driver has around it: a disk with writes under
 //! way, a state machine, and the means to crash and come back. Stories and
-//! simulated worlds both use it. [`node`] is the only file here that calls the
+//! simulated worlds both use it. `node` is the only file here that calls the
 //! core.
 
 mod disk;
