@@ -323,10 +323,7 @@ impl Applier {
         };
         if !epoch.is_same_range(progress.region.epoch) && !broken!(EpochIsCheckedAtApply) {
             // The region was split between proposal and commit: on every replica alike.
-            let error = RequestError::EpochNotMatch {
-                region: progress.region.id,
-                current: vec![progress.region.clone()],
-            };
+            let error = RequestError::epoch_not_match(&progress.region);
             self.answer_writes(waiters, &mut |_| Err(error.clone()));
             return Ok(());
         }

@@ -109,8 +109,7 @@ impl StoreHandle {
             return Err(RequestError::NotLeader { region, leader });
         }
         if status.region.epoch != epoch {
-            let current = vec![status.region];
-            return Err(RequestError::EpochNotMatch { region, current });
+            return Err(RequestError::epoch_not_match(&status.region));
         }
         let count = u32::try_from(keys.len()).map_err(|_| refused("too many keys".into()))?;
         let regions = ids(&status.region, count).await.map_err(refused)?;

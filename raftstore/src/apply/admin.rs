@@ -104,8 +104,7 @@ impl Applier {
             Body::Split(split) => {
                 if epoch != progress.region.epoch {
                     notice.effects.push(Effect::SplitRefused { index: at.index });
-                    let current = vec![progress.region.clone()];
-                    let error = RequestError::EpochNotMatch { region: id, current };
+                    let error = RequestError::epoch_not_match(&progress.region);
                     self.answer_admin(waiters, Err(error));
                     return Ok(());
                 }
@@ -181,8 +180,7 @@ impl Applier {
             }
         };
         let Some(next) = next else {
-            let current = vec![progress.region.clone()];
-            let error = RequestError::EpochNotMatch { region: progress.region.id, current };
+            let error = RequestError::epoch_not_match(&progress.region);
             self.answer_admin(waiters, Err(error));
             notice.effects.push(Effect::ChangeRefused { change });
             return Ok(());
