@@ -19,7 +19,8 @@ pub struct Writes {
     /// `collect`, which proposes all of them. Bounded by what a worker takes in one turn.
     waiting: Vec<WriteRequest>,
     /// Entries of this peer whose outcome somebody waits for. Their terms never fall, and within
-    /// a term their indexes rise. An entry is added when the group has taken it. It leaves
+    /// a term their indexes rise. From one term to the next the indexes may fall. An entry is
+    /// added when the group has taken it. It leaves
     ///
     /// - with the committed entry of the same index and term, to the apply worker;
     /// - with a committed entry which shows that it can never be committed;
@@ -74,6 +75,11 @@ impl Writes {
 
     /// Fails what can never be committed any more: a committed entry of a later
     /// term means that nothing of an earlier one follows it in any log to come.
+    ///
+    /// It stops at the first proposal that may still follow the committed entry. The proposals
+    /// behind that one are of the same term with higher indexes, or of later terms, so none of
+    /// them is the committed entry. One of a later term may be dead, if its index is taken now.
+    /// It waits until the proposal that was stopped at is committed or fails.
     fn fail_superseded(&mut self, committed: &Entry) {
         while let Some(front) = self.proposals.front() {
             if front.term >= committed.term && front.index > committed.index {
@@ -89,17 +95,20 @@ impl Writes {
     }
 
     /// A snapshot takes the place of the log up to `index`: what became of the proposals there
-    /// will not be known here.
+    /// will not be known here. Each of them is looked for: a proposal of a later term may wait
+    /// behind one with a higher index, which another leader has cut off.
     pub fn replaced_up_to(&mut self, index: LogIndex) {
         let outcome = if broken!(SkippedProposalIsUnknown) {
             RequestError::StaleCommand(self.region)
         } else {
             RequestError::Undetermined(self.region)
         };
-        while self.proposals.front().is_some_and(|proposal| proposal.index <= index) {
-            if let Some(unknown) = self.proposals.pop_front() {
-                unknown.fail(&outcome);
-            }
+        let proposals = std::mem::take(&mut self.proposals);
+        let (unknown, others): (VecDeque<_>, _) =
+            proposals.into_iter().partition(|proposal| proposal.index <= index);
+        self.proposals = others;
+        for proposal in unknown {
+            proposal.fail(&outcome);
         }
     }
 
@@ -226,7 +235,10 @@ mod tests {
     use bytes::Bytes;
     use esker_engine::Cf;
     use esker_raft::Payload;
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
     use tokio::sync::oneshot;
+    use tokio::sync::oneshot::error::TryRecvError;
 
     use super::*;
     use crate::command::{CompareAndSwap, Swap};
@@ -313,5 +325,66 @@ mod tests {
         assert!(later.try_recv().is_err(), "it may still be committed");
         writes.fail_all(&RequestError::RegionNotFound(REGION));
         assert_eq!(later.try_recv().unwrap(), Err(RequestError::Undetermined(REGION)));
+    }
+
+    #[test]
+    fn a_snapshot_covers_a_proposal_that_waits_behind_one_with_a_higher_index() {
+        let mut writes = Writes::new(REGION);
+        // Another leader cut off what this peer had proposed in term 3. Then it led again.
+        let mut lost = propose(&mut writes, 12, 3);
+        let mut covered = propose(&mut writes, 9, 5);
+        writes.replaced_up_to(LogIndex(10));
+        writes.take_committed(&committed(11, 6));
+        assert_eq!(covered.try_recv().unwrap(), Err(RequestError::Undetermined(REGION)));
+        assert_eq!(lost.try_recv().unwrap(), Err(RequestError::StaleCommand(REGION)));
+    }
+
+    /// A log that comes to be, with a snapshot in the place of a part of it, and what a peer of it
+    /// has proposed in the terms in which it led: the log has the beginning of what was proposed
+    /// in such a term, or nothing of it.
+    #[test]
+    fn nobody_is_told_that_a_write_without_effect_had_one_or_the_reverse() {
+        for seed in 0..2_000 {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            let mut writes = Writes::new(REGION);
+            let (mut log, mut answers) = (Vec::new(), Vec::new());
+            for term in 1..=6 {
+                let (kept, cut_off) = (rng.random_range(0..4), rng.random_range(0..4));
+                let before = if kept > 0 { log.len() } else { rng.random_range(0..=log.len() + 3) };
+                if rng.random() {
+                    for index in (before as u64 + 1..).take(kept + cut_off) {
+                        answers.push((index, term, propose(&mut writes, index, term)));
+                    }
+                }
+                log.extend(std::iter::repeat_n(term, kept));
+            }
+            let last = log.len() as u64;
+            let before = rng.random_range(0..=last);
+            let snapshot = rng.random_range(before..=last);
+            let mut taken = Vec::new();
+            for (index, term) in (1..).zip(&log) {
+                if index == before + 1 {
+                    writes.replaced_up_to(LogIndex(snapshot));
+                }
+                if index <= before || index > snapshot {
+                    let proposals = writes.take_committed(&committed(index, *term));
+                    taken.extend(proposals.iter().map(|taken| (taken.index.0, taken.term.0)));
+                }
+            }
+            for (index, term, mut answer) in answers {
+                let happened = log.get(index as usize - 1) == Some(&term);
+                let applied_here = happened && (index <= before || index > snapshot);
+                let what = format!("seed {seed}, index {index} of term {term}");
+                assert_eq!(taken.contains(&(index, term)), applied_here, "{what}");
+                match answer.try_recv() {
+                    Ok(Err(RequestError::StaleCommand(_))) => assert!(!happened, "{what}"),
+                    Ok(Err(RequestError::Undetermined(_))) => assert!(index <= snapshot, "{what}"),
+                    // The apply worker has it.
+                    Err(TryRecvError::Closed) => assert!(applied_here, "{what}"),
+                    Err(TryRecvError::Empty) => assert!(!happened, "{what}"),
+                    Ok(other) => panic!("{what}: {other:?}"),
+                }
+            }
+        }
     }
 }
