@@ -124,6 +124,10 @@ impl ReadDelegate {
 
     /// Whether the lease of `term` was not withdrawn. It is published again only in a later
     /// term, or while its leader still leads and has kept its data.
+    ///
+    /// A reader asks this after it took its view. A view that lacks data was taken after the data
+    /// left, and the data left after the lease was withdrawn. So the reader sees the withdrawal,
+    /// or the lease of a later term.
     fn kept_lease(&self, term: u64) -> bool {
         self.lease_until.load(Ordering::Acquire) != 0
             && self.lease_term.load(Ordering::Acquire) == term

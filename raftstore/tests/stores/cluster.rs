@@ -15,8 +15,8 @@ use esker_model::{
 use esker_raftstore::envelope::Address;
 use esker_raftstore::state::bootstrap_region;
 use esker_raftstore::{
-    Admin, AdminResult, Answer, Envelope, Mutation, Outbox, Parts, RegionSnapshot,
-    RegionSnapshotSource, RegionStatus, ReplicaRole, RequestContext, RequestError,
+    Admin, AdminResult, Answer, Envelope, Mutation, Outbox, Parts, ReceivedSnapshot,
+    RegionSnapshot, RegionSnapshotSource, RegionStatus, ReplicaRole, RequestContext, RequestError,
     SnapshotReceiver, Store, StoreConfig, WriteResult, WriteTag,
 };
 use parking_lot::Mutex;
@@ -105,6 +105,8 @@ pub struct Cluster {
     pub config: StoreConfig,
     next_id: u64,
     pub snapshots_carried: usize,
+    /// Whether the files of snapshots are lost when they have been received.
+    pub lost_files: bool,
     /// What the network carried and to whom, where a test wants to know.
     pub carried: Option<Vec<Envelope>>,
 }
@@ -138,6 +140,7 @@ impl Cluster {
             config,
             next_id: 100,
             snapshots_carried: 0,
+            lost_files: false,
             carried: None,
         };
         for id in 1..=stores {
@@ -259,7 +262,11 @@ impl Cluster {
                         while let Some(block) = source.next_block().unwrap() {
                             receiver.block(block.cf, block.pairs).unwrap();
                         }
-                        let files = receiver.finish().unwrap();
+                        let mut files = receiver.finish().unwrap();
+                        if self.lost_files {
+                            let lost = ReceivedSnapshot::from_record(Path::new("/snap"), "lost:0");
+                            files = lost.unwrap();
+                        }
                         store.handle.snapshot_received(message.into_wire(), files).is_ok()
                     }
                     None => false,

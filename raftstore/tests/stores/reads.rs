@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use esker_model::{Clock, LogIndex, NewRegion, PeerId, RegionId, StoreId, Time};
+use esker_model::{Clock, LogIndex, NewRegion, PeerChange, PeerId, RegionId, StoreId, Time};
 use esker_raft::{GroupId, Message, MessageBody};
 use esker_raftstore::config::WORKER_INBOX;
 use esker_raftstore::envelope::{Address, Consensus, Content};
-use esker_raftstore::{Admin, ReplicaRole, RequestContext, RequestError, StoreHandle};
+use esker_raftstore::{
+    Admin, RegionSnapshot, ReplicaRole, RequestContext, RequestError, StoreHandle,
+};
 use esker_rpc::proto::esker::RaftMessage;
 
 use crate::cluster::{Cluster, bytes, value};
@@ -94,6 +96,94 @@ fn a_lease_does_not_outlive_a_transfer() {
     let mut answer = cluster.start_read(1, &region, Cluster::context(&region));
     cluster.settle();
     assert!(!matches!(answer.try_recv(), Ok(Ok(_))), "a stale read");
+}
+
+/// What a reader gets that has looked at store 1's lease of region 1, and is held up while
+/// something happens before it takes its view of the engine.
+fn read_while(cluster: &mut Cluster, happens: impl FnOnce(&mut Cluster)) -> Option<RegionSnapshot> {
+    let region = cluster.region_on(1, 1).unwrap();
+    let handle = cluster.store(1).handle.clone();
+    let now = cluster.clock.now();
+    let mut held_up = false;
+    let view = || {
+        held_up = true;
+        happens(cluster);
+        handle.engine().snapshot()
+    };
+    let delegates = handle.delegates();
+    let found = delegates.lease_read_with(RegionId(1), &Cluster::context(&region), now, view);
+    assert!(held_up, "store 1 has no lease");
+    found
+}
+
+/// Store 1 led, and the others go on without what it needs to follow them by its log.
+fn replaced_while_cut_off(cluster: &mut Cluster) {
+    cluster.isolate(1);
+    cluster.run_until("another leader", |cluster| matches!(cluster.leader(1), Some(2 | 3)));
+    for n in 0..100 {
+        cluster.put("b", &n.to_string());
+    }
+    cluster.run_until("the leader has forgotten what store 1 needs", |cluster| {
+        let last = cluster.status(1, 1).unwrap().last;
+        let leader = cluster.leader(1).unwrap();
+        cluster.status(leader, 1).unwrap().first > last.next()
+    });
+}
+
+#[test]
+fn a_reader_that_is_held_up_gets_nothing_from_a_store_that_was_deposed_and_took_a_snapshot() {
+    let mut cluster = Cluster::replicated();
+    cluster.transfer(1, 1);
+    cluster.put("a", "1");
+    let found = read_while(&mut cluster, |_| ()).expect("nothing happened");
+    assert_eq!(value(&found, "a").as_deref(), Some("1"));
+    // The installation ends in its middle, as it may be when the view is taken.
+    cluster.lost_files = true;
+    let found = read_while(&mut cluster, |cluster| {
+        replaced_while_cut_off(cluster);
+        cluster.machines.get_mut(&StoreId(1)).unwrap().stuck_apply = true;
+        cluster.heal();
+        cluster.run(Duration::from_secs(2));
+        let store = cluster.machines.get_mut(&StoreId(1)).unwrap().store.as_mut().unwrap();
+        let stopped = store.appliers.iter_mut().any(|applier| applier.turn().is_err());
+        assert!(stopped, "no snapshot came");
+        assert_eq!(cluster.local(1, "a"), None, "the old data is still there");
+    });
+    assert_eq!(found.map(|found| value(&found, "a")), None, "half of an installation was read");
+}
+
+#[test]
+fn a_reader_that_is_held_up_gets_nothing_under_the_lease_of_an_earlier_term() {
+    let mut cluster = Cluster::replicated();
+    cluster.transfer(1, 1);
+    cluster.put("a", "1");
+    let found = read_while(&mut cluster, |cluster| {
+        let before = cluster.snapshots_carried;
+        replaced_while_cut_off(cluster);
+        cluster.heal();
+        cluster.await_agreement(&[1, 2, 3]);
+        assert!(cluster.snapshots_carried > before, "it came back without a snapshot");
+        cluster.transfer(1, 1);
+        cluster.put("a", "2");
+        assert!(cluster.store(1).handle.holds_lease(RegionId(1)));
+    });
+    assert!(found.is_none(), "{found:?}");
+}
+
+#[test]
+fn a_reader_that_is_held_up_gets_nothing_of_a_region_that_left_its_store() {
+    let mut cluster = Cluster::replicated();
+    cluster.transfer(1, 1);
+    cluster.put("a", "1");
+    let found = read_while(&mut cluster, |cluster| {
+        let region = cluster.region_on(1, 1).unwrap();
+        let me = *region.peer_on(StoreId(1)).unwrap();
+        let removal = Admin::ChangePeers(vec![PeerChange::Remove(me.into())]);
+        let handle = cluster.store(1).handle.clone();
+        let _asked = handle.admin(RegionId(1), region.epoch, removal).start().unwrap();
+        cluster.run_until("store 1 is empty", |cluster| cluster.contents(1).is_empty());
+    });
+    assert!(found.is_none(), "{found:?}");
 }
 
 #[test]
