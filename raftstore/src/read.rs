@@ -39,7 +39,7 @@ pub struct ReadDelegate {
     /// The term in which that lease was won.
     lease_term: AtomicU64,
     peer: AtomicU64,
-    /// Bytes and keys that reads under the lease returned since they were last asked for.
+    /// Bytes and keys that reads returned since they were last asked for, whoever leads.
     read_bytes: AtomicU64,
     read_keys: AtomicU64,
 }

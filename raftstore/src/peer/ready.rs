@@ -108,6 +108,11 @@ impl Peer {
             self.writes.forget_split();
             out.leadership.push(self.id);
             self.reports.report_soon();
+            if leads {
+                // What was written and read here under other leaders is no traffic of this one.
+                self.reports.begin_to_lead();
+                self.delegate.take_read_load();
+            }
             tracing::info!(
                 region = %self.id, store = %self.store, term = %role.term,
                 "{}", if leads { "leads" } else { "no longer leads" }

@@ -24,7 +24,8 @@ pub struct Reports {
     /// When to look whether the peers that were pending at the last look have caught
     /// up: placement's next step waits for that. `None` when there were none.
     next_look: Option<Time>,
-    /// What entries have written here since the last report, whatever this peer's role was.
+    /// What entries have written here since the last report, or since this peer has led: for as
+    /// long as another leads, that is another's to report.
     written_bytes: u64,
     written_keys: u64,
 }
@@ -44,6 +45,12 @@ impl Reports {
     /// There is news.
     pub fn report_soon(&mut self) {
         self.next = Time(0);
+    }
+
+    /// This peer has become the leader.
+    pub fn begin_to_lead(&mut self) {
+        self.written_bytes = 0;
+        self.written_keys = 0;
     }
 
     pub fn count_writes(&mut self, notice: &AppliedNotice) {

@@ -10,3 +10,4 @@ mod life;
 mod memory;
 mod moves;
 mod reads;
+mod reports;
