@@ -6,7 +6,7 @@ use esker_model::{Epoch, NewRegion, PeerChange, Region};
 use esker_mutants::broken;
 use esker_raft::{ConfChange, LeaveJoint, PeerId, Time};
 
-use super::Peer;
+use super::{Life, Peer};
 use crate::command::{Body, Split};
 use crate::error::RequestError;
 use crate::message::{Admin, AdminRequest, AdminResult, Reply, Waiters};
@@ -33,8 +33,14 @@ impl Peer {
         if !self.is_leader() {
             return Err(self.not_leader());
         }
-        // Who leads is no matter of the epoch.
-        if epoch != self.descriptor.epoch && !matches!(admin, Admin::TransferLeader(_)) {
+        // Who leads is no matter of the epoch, and a peer on damaged data is to be succeeded.
+        if matches!(admin, Admin::TransferLeader(_)) {
+            return Ok(());
+        }
+        if self.life == Life::Retired {
+            return Err(self.not_leader());
+        }
+        if epoch != self.descriptor.epoch {
             return Err(RequestError::epoch_not_match(&self.descriptor));
         }
         Ok(())
@@ -156,4 +162,127 @@ fn checked_split(
     // The old id stays with the right part: appends at the end of the key
     // space, the commonest cause of splits, then stay where they are.
     Ok(Split { keys, regions, right_derive: true })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use esker_engine::{EngineOptions, KvEngine, LogEngine, MemoryEnv};
+    use esker_model::{Clock, KeyRange, Peer as PeerMeta, RegionId, RegionReport, StoreId, Term};
+
+    use super::*;
+    use crate::envelope::Envelope;
+    use crate::message::{Notice, RegionStatus, ReplicaRole};
+    use crate::snapshot::RegionSnapshotSource;
+    use crate::state::bootstrap_region;
+    use crate::{Outbox, Parts, Store, StoreConfig};
+
+    const STORE: StoreId = StoreId(1);
+
+    struct Nowhere;
+
+    impl Outbox for Nowhere {
+        fn send(&self, _: Envelope) {}
+        fn send_snapshot(&self, _: Envelope, _: RegionSnapshotSource) {}
+        fn report_region(&self, _: RegionReport) {}
+        fn report_split(&self, _: Vec<Region>) {}
+        fn leadership(&self, _: RegionId, _: Term, _: Option<PeerMeta>, _: bool) {}
+        fn knows_store(&self, _: StoreId) -> bool {
+            true
+        }
+    }
+
+    #[derive(Default)]
+    struct Ticking(AtomicU64);
+
+    impl Clock for Ticking {
+        fn now(&self) -> Time {
+            Time(self.0.load(Ordering::Relaxed))
+        }
+
+        fn wall_ms(&self) -> u64 {
+            0
+        }
+    }
+
+    /// A store with one region, of which it has the only peer.
+    struct Alone {
+        store: Store,
+        clock: Arc<Ticking>,
+        region: Region,
+    }
+
+    impl Alone {
+        fn new() -> Self {
+            let options = EngineOptions::in_memory(MemoryEnv::new());
+            let kv = KvEngine::open(Path::new("/kv"), &options).expect("an engine");
+            let log = LogEngine::open(Path::new("/log"), &options).expect("an engine");
+            let peers = vec![PeerMeta::voter(PeerId(2), STORE)];
+            let range = KeyRange::all();
+            let region = Region { id: RegionId(1), range, epoch: Epoch::FIRST, peers };
+            bootstrap_region(&kv, &log, STORE, &region).expect("a region");
+            let clock = Arc::new(Ticking::default());
+            let parts = Parts {
+                store: STORE,
+                kv,
+                log,
+                snapshots: "/snap".into(),
+                config: StoreConfig { workers: 1, apply_workers: 1, ..StoreConfig::default() },
+                outbox: Arc::new(Nowhere),
+                clock: clock.clone(),
+            };
+            let mut alone = Alone { store: Store::open(parts).expect("a store"), clock, region };
+            alone.run();
+            assert_eq!(alone.status().role, ReplicaRole::Leader);
+            alone
+        }
+
+        /// Longer than any election takes.
+        fn run(&mut self) {
+            for _ in 0..100 {
+                self.clock.0.fetch_add(50_000_000, Ordering::Relaxed);
+                self.store.workers[0].turn(&*self.clock).expect("a turn");
+                self.store.log_writer.turn().expect("a turn");
+                self.store.appliers[0].turn().expect("a turn");
+            }
+        }
+
+        fn status(&mut self) -> RegionStatus {
+            let mut answer = self.store.handle.status(self.region.id).start().expect("sent");
+            self.run();
+            answer.try_recv().expect("an answer").expect("the region is here")
+        }
+
+        fn ask(&mut self, admin: Admin) -> Result<AdminResult, RequestError> {
+            let Region { id, epoch, .. } = self.region;
+            let mut answer = self.store.handle.admin(id, epoch, admin).start().expect("sent");
+            self.run();
+            answer.try_recv().expect("an answer")
+        }
+    }
+
+    #[test]
+    fn a_leader_on_damaged_data_changes_nothing_of_its_region_and_may_still_be_succeeded() {
+        let split = Admin::Split {
+            keys: vec![Bytes::from_static(b"m")],
+            regions: vec![NewRegion { id: RegionId(7), peers: vec![PeerId(8)] }],
+        };
+        let learner = esker_model::Seat { peer: PeerId(9), store: StoreId(2) };
+        let change = Admin::ChangePeers(vec![PeerChange::AddLearner(learner)]);
+        let not_led = Err(RequestError::NotLeader { region: RegionId(1), leader: None });
+        for admin in [split, change] {
+            let mut alone = Alone::new();
+            alone.store.shared.notices[0].send(Notice::Retire).expect("a worker");
+            alone.run();
+            assert_eq!(alone.status().role, ReplicaRole::Leader, "nobody else could lead");
+            assert_eq!(alone.ask(admin), not_led);
+            assert_eq!(alone.status().region, alone.region);
+            // It is carried out, as far as that is possible.
+            let transfer = alone.ask(Admin::TransferLeader(None));
+            assert!(matches!(transfer, Err(RequestError::Transfer { .. })), "{transfer:?}");
+        }
+    }
 }
