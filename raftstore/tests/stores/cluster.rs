@@ -1,6 +1,6 @@
 //! A cluster of stores in one thread's hands.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,18 +9,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use esker_engine::{Cf, EngineOptions, Environment, KvEngine, LogEngine, MemoryEnv};
 use esker_model::{
-    Clock, Epoch, KeyRange, LogIndex, NewRegion, Peer, PeerChange, PeerId, Region, RegionId,
-    RegionReport, Role, Seat, StoreId, Term, Time,
+    Clock, Epoch, KeyRange, LogIndex, NewRegion, Peer, PeerChange, PeerId, Region, RegionId, Role,
+    Seat, StoreId, Time,
 };
 use esker_raftstore::envelope::Address;
 use esker_raftstore::state::bootstrap_region;
 use esker_raftstore::{
-    Admin, AdminResult, Answer, Envelope, Mutation, Outbox, Parts, ReceivedSnapshot,
-    RegionSnapshot, RegionSnapshotSource, RegionStatus, ReplicaRole, RequestContext, RequestError,
-    SnapshotReceiver, Store, StoreConfig, WriteResult, WriteTag,
+    Admin, AdminResult, Answer, Envelope, Mutation, Parts, ReceivedSnapshot, RegionSnapshot,
+    RegionStatus, ReplicaRole, RequestContext, RequestError, SnapshotReceiver, Store, StoreConfig,
+    WriteResult, WriteTag,
 };
-use parking_lot::Mutex;
 use tokio::sync::oneshot::error::TryRecvError;
+
+use crate::sent::Sent;
 
 /// A clock that moves when the test says so.
 #[derive(Default)]
@@ -33,55 +34,6 @@ impl Clock for VirtualClock {
 
     fn wall_ms(&self) -> u64 {
         self.now().millis_since(Time(0))
-    }
-}
-
-/// What a store put out and the network has not carried yet.
-#[derive(Default)]
-pub struct Sent {
-    messages: Mutex<VecDeque<Envelope>>,
-    snapshots: Mutex<VecDeque<(Envelope, RegionSnapshotSource)>>,
-    pub reports: Mutex<BTreeMap<u64, RegionReport>>,
-    /// What was sent since a test began to listen.
-    heard: Mutex<Option<Vec<Envelope>>>,
-    /// Stores that the cluster does not know.
-    pub strangers: Mutex<BTreeSet<StoreId>>,
-}
-
-impl Sent {
-    /// Messages that the network has not carried yet.
-    pub fn waiting(&self) -> usize {
-        self.messages.lock().len()
-    }
-
-    /// What the store has sent since the last call, carried or not; nothing at the first.
-    pub fn listen(&self) -> Vec<Envelope> {
-        self.heard.lock().replace(Vec::new()).unwrap_or_default()
-    }
-}
-
-impl Outbox for Sent {
-    fn send(&self, message: Envelope) {
-        if let Some(heard) = &mut *self.heard.lock() {
-            heard.push(message.clone());
-        }
-        self.messages.lock().push_back(message);
-    }
-
-    fn send_snapshot(&self, message: Envelope, source: RegionSnapshotSource) {
-        self.snapshots.lock().push_back((message, source));
-    }
-
-    fn report_region(&self, report: RegionReport) {
-        self.reports.lock().insert(report.region.id.0, report);
-    }
-
-    fn report_split(&self, _: Vec<Region>) {}
-
-    fn leadership(&self, _: RegionId, _: Term, _: Option<Peer>, _: bool) {}
-
-    fn knows_store(&self, store: StoreId) -> bool {
-        !self.strangers.lock().contains(&store)
     }
 }
 
@@ -105,6 +57,8 @@ pub struct Cluster {
     pub config: StoreConfig,
     next_id: u64,
     pub snapshots_carried: usize,
+    /// Regions whose snapshots are long under way.
+    pub slow_snapshots: BTreeSet<RegionId>,
     /// Whether the files of snapshots are lost when they have been received.
     pub lost_files: bool,
     /// What the network carried and to whom, where a test wants to know.
@@ -140,6 +94,7 @@ impl Cluster {
             config,
             next_id: 100,
             snapshots_carried: 0,
+            slow_snapshots: BTreeSet::new(),
             lost_files: false,
             carried: None,
         };
@@ -170,7 +125,8 @@ impl Cluster {
         cluster
     }
 
-    fn engines(&self, id: StoreId) -> (KvEngine, LogEngine) {
+    /// What is on the disk of a store that does not run.
+    pub fn engines(&self, id: StoreId) -> (KvEngine, LogEngine) {
         let options = EngineOptions::in_memory(self.machines[&id].env.clone());
         assert!(matches!(options.environment, Environment::Memory(_)));
         let kv = KvEngine::open(Path::new("/kv"), &options).unwrap();
@@ -240,8 +196,7 @@ impl Cluster {
         let mut busy = false;
         for from in ids {
             let sent = self.machines[&from].sent.clone();
-            let messages: Vec<_> = sent.messages.lock().drain(..).collect();
-            for message in messages {
+            for message in sent.take_messages() {
                 busy = true;
                 if let Some(carried) = &mut self.carried {
                     carried.push(message.clone());
@@ -250,8 +205,7 @@ impl Cluster {
                     store.handle.raft_message(message.into_wire());
                 }
             }
-            let snapshots: Vec<_> = sent.snapshots.lock().drain(..).collect();
-            for (message, mut source) in snapshots {
+            for (message, mut source) in sent.take_snapshots(&self.slow_snapshots) {
                 busy = true;
                 let Address { region, to, .. } = message.address;
                 let delivered = match self.reachable(from, to.store) {

@@ -11,3 +11,4 @@ mod memory;
 mod moves;
 mod reads;
 mod reports;
+mod sent;
