@@ -14,11 +14,12 @@ pub(crate) use remembered::decode_snapshot;
 pub use remembered::records as remembered_records;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
-use esker_engine::{KvBatch, KvEngine};
-use esker_model::{Region, RegionId};
+use esker_engine::{KvBatch, KvEngine, LogEngine};
+use esker_model::{Region, RegionId, StoreId};
 use esker_mutants::broken;
 use esker_raft::{ConfChange, Entries, Payload, PeerId, SnapshotMeta};
 use esker_rpc::display_key;
@@ -28,17 +29,19 @@ use remembered::{Remembered, Verdict};
 use crate::command::{
     Body, Command, CommandError, CompareAndSwap, Mutation, Swap, TaggedCommand, Write,
 };
-use crate::config::{APPLY_BATCH_BYTES, APPLY_TURN};
+use crate::config::{APPLY_BATCH_BYTES, APPLY_TURN, StoreConfig};
 use crate::error::{RequestError, StoreError};
 use crate::message::{
     AdminResult, AppliedNotice, ApplyTask, Notice, Proposal, Reply, SwapResult, Waiter, Waiters,
     WriteResult,
 };
+use crate::ranges::Ranges;
 use crate::raw_value::RawValue;
 use crate::region::configuration;
 use crate::router::worker_of;
 use crate::snapshot::RegionSnapshotSource;
 use crate::state::{self, Applied, bounds};
+use crate::worker::Shared;
 
 /// A region as far as its entries are applied.
 struct Progress {
@@ -60,7 +63,10 @@ enum Answer {
 }
 
 pub struct Applier {
+    store: StoreId,
     kv: KvEngine,
+    log: LogEngine,
+    ranges: Arc<Ranges>,
     tasks: Receiver<ApplyTask>,
     notices: Vec<Sender<Notice>>,
     regions: HashMap<RegionId, Progress>,
@@ -78,16 +84,15 @@ pub struct Applier {
 }
 
 impl Applier {
-    pub fn new(
-        kv: KvEngine,
-        tasks: Receiver<ApplyTask>,
-        notices: Vec<Sender<Notice>>,
-        (remembered_writes, remembered_in_memory): (usize, usize),
-    ) -> Self {
+    pub(crate) fn new(shared: &Shared, tasks: Receiver<ApplyTask>) -> Self {
+        let StoreConfig { remembered_writes, remembered_in_memory, .. } = shared.config;
         Applier {
-            kv,
+            store: shared.store,
+            kv: shared.kv.clone(),
+            log: shared.log.clone(),
+            ranges: shared.ranges.clone(),
             tasks,
-            notices,
+            notices: shared.notices.clone(),
             regions: HashMap::new(),
             batch: KvBatch::new(),
             answers: Vec::new(),
@@ -151,6 +156,10 @@ impl Applier {
             ApplyTask::Install { region, generation, meta, descriptor, remembered, files } => {
                 self.flush()?;
                 self.install(region, generation, meta, descriptor, &remembered, &files)?;
+            }
+            ApplyTask::Clear { region, range } => {
+                self.flush()?;
+                self.clear(region, range)?;
             }
             ApplyTask::Destroy { region, generation, peer, tombstone_conf_ver } => {
                 self.flush()?;

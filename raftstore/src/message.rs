@@ -7,7 +7,7 @@
 
 use bytes::Bytes;
 use esker_engine::LogBatch;
-use esker_model::{Epoch, NewRegion, Peer, PeerChange, Region, RegionId, StoreId};
+use esker_model::{Epoch, KeyRange, NewRegion, Peer, PeerChange, Region, RegionId, StoreId};
 use esker_raft::{Entries, LogIndex, PeerId, ProgressState, ReadyNumber, SnapshotMeta, Term};
 use esker_rpc::proto::esker::command::RegionSnapshot as SnapshotData;
 use tokio::sync::oneshot;
@@ -209,6 +209,10 @@ pub enum Notice {
         region: RegionId,
         generation: u64,
     },
+    /// The data of a range that is no region's here is gone.
+    Cleared {
+        range: KeyRange,
+    },
     /// What became of a snapshot that was asked for: one for each.
     SnapshotSent {
         region: RegionId,
@@ -243,7 +247,11 @@ pub enum Effect {
     Split {
         index: LogIndex,
         parent: Region,
+        /// The new regions whose data and descriptors are here.
         children: Vec<Region>,
+        /// The new regions that have no place here any more: their peer has left, or a later one
+        /// has come, before the split was applied. Their data is still here.
+        left: Vec<Region>,
     },
     Changed {
         change: esker_raft::ConfChange,
@@ -353,6 +361,11 @@ pub enum ApplyTask {
         /// The tagged commands that the region remembers.
         remembered: Box<SnapshotData>,
         files: ReceivedSnapshot,
+    },
+    /// Removes the data of a range that a split of this region left to nobody here.
+    Clear {
+        region: RegionId,
+        range: KeyRange,
     },
     /// The tombstone refuses messages of this membership and all before it.
     Destroy {

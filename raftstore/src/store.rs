@@ -105,13 +105,6 @@ impl Store {
             notices: notice_senders.clone(),
             outbox: outbox.clone(),
         };
-        let appliers = apply_queues
-            .into_iter()
-            .map(|queue| {
-                let limits = (config.remembered_writes, config.remembered_in_memory);
-                Applier::new(kv.clone(), queue, notice_senders.clone(), limits)
-            })
-            .collect();
         let shared = Arc::new(Shared {
             store,
             raft: Arc::new(config.raft()),
@@ -126,6 +119,7 @@ impl Store {
             notices: notice_senders,
             flush,
         });
+        let appliers = apply_queues.into_iter().map(|queue| Applier::new(&shared, queue)).collect();
         let mut workers: Vec<Worker> = inboxes
             .into_iter()
             .zip(notices)

@@ -229,10 +229,12 @@ impl Worker {
                         self.out.log.batch.remove(region.0);
                     }
                     self.shared.ranges.release(region);
+                    self.shared.ranges.settle(region);
                     self.schedule(region, None);
                     tracing::info!(%region, store = %self.shared.store, "region removed");
                 }
             }
+            Notice::Cleared { range } => self.shared.ranges.cleared(&range),
             Notice::SnapshotSent { region, to, delivered } => {
                 if let Some(peer) = self.peers.get_mut(&region) {
                     peer.snapshot_sent(to, delivered);
@@ -273,13 +275,25 @@ impl Worker {
         let mut removed = false;
         for effect in &notice.effects {
             match effect {
-                Effect::Split { parent, children, .. } => {
+                Effect::Split { parent, children, left, .. } => {
                     let range = |region: &Region| (region.id, region.range.clone());
-                    self.shared.ranges.replace(region, children.iter().chain([parent]).map(range));
+                    let parts = children.iter().chain([parent]).map(range);
+                    let nobodys = left.iter().map(|region| region.range.clone());
+                    self.shared.ranges.replace(region, parts, nobodys);
                     peer.on_split(parent.clone());
+                    for region in left {
+                        tracing::info!(
+                            region = %region.id, store = %self.shared.store,
+                            "a split that came late creates no replica here"
+                        );
+                    }
+                    let clear = |left: &Region| {
+                        (region, ApplyTask::Clear { region, range: left.range.clone() })
+                    };
+                    self.out.apply.extend(left.iter().map(clear));
                     if peer.is_leader() {
-                        let regions = children.iter().chain([parent]).cloned().collect();
-                        self.shared.outbox.report_split(regions);
+                        let regions = children.iter().chain(left).chain([parent]);
+                        self.shared.outbox.report_split(regions.cloned().collect());
                     }
                     created.extend(children.iter().map(|child| (child.clone(), peer.is_leader())));
                 }
@@ -318,7 +332,15 @@ impl Worker {
             // A message came before the split and made an empty peer. It may have
             // voted, and the vote may be on its way to the disk: what it promised
             // is carried over from memory.
-            Some(peer) => Some(*peer.raft_state()),
+            Some(peer) => {
+                assert!(
+                    peer.me().id <= me.id && !peer.is_destroying(),
+                    "a split filled peer {} of region {id}, whose place peer {} has or leaves",
+                    me.id,
+                    peer.me().id
+                );
+                Some(*peer.raft_state())
+            }
             None => raft_state(&self.shared.log, id)?,
         };
         if let Some(earlier) = earlier
@@ -351,6 +373,7 @@ impl Worker {
             fresh: earlier.is_none(),
         };
         self.add_peer(now, seed)?;
+        self.shared.ranges.settle(id);
         if campaign && let Some(peer) = self.peers.get_mut(&id) {
             peer.campaign(now);
         }
@@ -424,6 +447,7 @@ impl Worker {
         };
         let claimed = self.shared.ranges.claim(region, &descriptor.range);
         assert!(claimed.is_ok(), "region {region} was installed over the range of another region");
+        self.shared.ranges.settle(region);
         peer.on_installed(now, descriptor, meta, &mut self.out);
         self.shared.delegates.insert(region, peer.delegate().clone());
         tracing::info!(%region, store = %self.shared.store, index = %meta.index, "snapshot installed");
@@ -433,7 +457,8 @@ impl Worker {
     /// Takes a peer off this store: first nobody reads it any more, then its data goes.
     pub(super) fn destroy(&mut self, region: RegionId, tombstone_conf_ver: u64) {
         let Some(peer) = self.peers.get_mut(&region) else { return };
-        if peer.is_destroying() {
+        // One that a split is filling goes when it is asked the next time.
+        if peer.is_destroying() || !self.shared.ranges.leave(region) {
             return;
         }
         let (generation, id) = (peer.generation(), peer.me().id);

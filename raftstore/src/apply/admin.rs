@@ -3,7 +3,7 @@
 //! the log brings back, never the shape of a region.
 
 use esker_engine::{Cf, KvBatch, KvEngine};
-use esker_model::{Epoch, Peer, PeerChange, Region, RegionId};
+use esker_model::{Epoch, KeyRange, Peer, PeerChange, Region, RegionId};
 use esker_mutants::broken;
 use esker_raft::{ConfChange, PeerId, SnapshotMeta};
 use esker_rpc::proto::esker::command::RegionSnapshot as SnapshotData;
@@ -21,10 +21,14 @@ use crate::state::{self, Applied, RegionState, bounds};
 /// Removes a region's data; an uninitialized region has none.
 fn delete_data(batch: &mut KvBatch, region: &Region) {
     if region.is_initialized() {
-        let (start, end) = bounds(&region.range);
-        for cf in Cf::DATA {
-            batch.delete_range(cf, start, end);
-        }
+        delete_range(batch, &region.range);
+    }
+}
+
+fn delete_range(batch: &mut KvBatch, range: &KeyRange) {
+    let (start, end) = bounds(range);
+    for cf in Cf::DATA {
+        batch.delete_range(cf, start, end);
     }
 }
 
@@ -138,9 +142,17 @@ impl Applier {
         notice: &mut AppliedNotice,
     ) -> Result<(), StoreError> {
         let (parent, children) = split_descriptors(&progress.region, split);
+        let mut regions = children.clone();
+        regions.push(parent.clone());
+        regions.sort_by(|a, b| a.range.start().cmp(b.range.start()));
+        let (mut here, mut left) = (Vec::new(), Vec::new());
+        for child in children {
+            let place = if self.has_place_for(&child)? { &mut here } else { &mut left };
+            place.push(child);
+        }
         let id = parent.id;
         state::put_region(&mut self.batch, id, &RegionState::Normal(parent.clone()));
-        for child in &children {
+        for child in &here {
             let child_id = child.id;
             state::put_region(&mut self.batch, child_id, &RegionState::Normal(child.clone()));
             state::put_applied(&mut self.batch, child_id, Applied::INITIAL);
@@ -151,11 +163,34 @@ impl Applier {
         }
         self.persist_at(progress, at)?;
         progress.region = parent.clone();
-        let mut regions = children.clone();
-        regions.push(parent.clone());
-        regions.sort_by(|a, b| a.range.start().cmp(b.range.start()));
         self.answer_admin(waiters, Ok(AdminResult { regions }));
-        notice.effects.push(Effect::Split { index: at.index, parent, children });
+        notice.effects.push(Effect::Split { index: at.index, parent, children: here, left });
+        Ok(())
+    }
+
+    /// Whether a region that a split creates gets its peer on this store. A store that got the
+    /// parent by a snapshot from before the split may have had the child already: made by a
+    /// message, filled by its leader, and removed or followed by a later peer.
+    fn has_place_for(&self, child: &Region) -> Result<bool, StoreError> {
+        let Some(me) = child.peer_on(self.store) else { return Ok(false) };
+        self.ranges.fill(child.id, me.id, || {
+            let state = state::region_state(&self.kv, child.id)?;
+            let has_left =
+                matches!(state, Some(RegionState::Tombstone { peer, .. }) if peer >= me.id);
+            // The vote of a later peer that has no data, and was emptied by a restart.
+            let promised = state::raft_state(&self.log, child.id)?;
+            Ok(has_left || promised.is_some_and(|later| later.peer > me.id))
+        })
+    }
+
+    /// Removes what a split has left to no region of this store. The parent's worker has seen the
+    /// split: its readers do not look for this data any more. After a crash before that, the data
+    /// stays, unseen, until a region is installed in its place.
+    pub(super) fn clear(&mut self, region: RegionId, range: KeyRange) -> Result<(), StoreError> {
+        let mut batch = KvBatch::new();
+        delete_range(&mut batch, &range);
+        self.kv.write(&batch)?;
+        self.tell(region, Notice::Cleared { range });
         Ok(())
     }
 

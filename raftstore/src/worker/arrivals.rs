@@ -195,15 +195,6 @@ impl Worker {
         let Some(range) = may_create else {
             return Ok(false);
         };
-        if self.shared.ranges.overlaps(range, region) && !broken!(SnapshotNeedsFreeRange) {
-            // A split that is not applied here yet will create the region; or a
-            // region that should have gone is still here.
-            let content = Checked::Raft(Box::new(consensus.clone()), Reach::default());
-            if !broken!(EarlyMessagesAreKept) {
-                self.shared.ranges.keep_early(Arrived { address: *address, content });
-            }
-            return Ok(false);
-        }
         if raft_state(&self.shared.log, region)?.is_some_and(|left| left.peer > to.id) {
             // For a peer that a later one has followed here, which a restart emptied.
             return Ok(false);
@@ -211,6 +202,15 @@ impl Worker {
         let empty = self.peers.values().filter(|peer| !peer.is_initialized()).count();
         if empty >= MAX_EMPTY_PEERS {
             complain(self.shared.store, address, &Fault::TooManyEmpty);
+            return Ok(false);
+        }
+        if !self.shared.ranges.admit(region, to.id, range) && !broken!(SnapshotNeedsFreeRange) {
+            // A split that is not applied here yet, or was applied just now, will create the
+            // region; or a region that should have gone is still here.
+            let content = Checked::Raft(Box::new(consensus.clone()), Reach::default());
+            if !broken!(EarlyMessagesAreKept) {
+                self.shared.ranges.keep_early(Arrived { address: *address, content });
+            }
             return Ok(false);
         }
         self.add_empty_peer(now, region, to)?;

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use esker_model::{Peer, PeerChange, PeerId, RegionId, Role, StoreId};
+use esker_model::{Peer, PeerChange, PeerId, RegionId, Role, Seat, StoreId};
 use esker_raftstore::Admin;
+use esker_raftstore::state::raft_state;
 
-use crate::cluster::{Cluster, config, peer};
+use crate::cluster::{Cluster, TICK, config, peer};
 
 fn remove(cluster: &mut Cluster, region: u64, store: u64) {
     let leader = cluster.await_leader(region);
@@ -184,6 +185,92 @@ fn a_split_that_a_follower_applies_late_loses_neither_data_nor_its_first_electio
     cluster.heal();
     cluster.put("k05", "new");
     cluster.await_agreement(&[1, 2, 3]);
+}
+
+/// Region 1 on stores 1 and 2. Store 3 is to have it, too: the snapshot for it was taken, and is
+/// long under way. Then the region is split. Returns the new region.
+fn split_while_a_snapshot_is_under_way(cluster: &mut Cluster) -> u64 {
+    cluster.await_leader(1);
+    cluster.add_replica(1, 2);
+    cluster.transfer(1, 1);
+    for n in 0..20 {
+        cluster.put(&format!("k{n:02}"), "v");
+    }
+    cluster.slow_snapshots.insert(RegionId(1));
+    let learner = Seat { peer: PeerId(cluster.allocate()), store: StoreId(3) };
+    cluster.admin(1, &Admin::ChangePeers(vec![PeerChange::AddLearner(learner)]));
+    cluster.run_until("a snapshot is under way", |cluster| {
+        cluster.machines[&StoreId(1)].sent.has_snapshot_of(1)
+    });
+    cluster.isolate(3);
+    let parts = cluster.split(1, &["k10"]);
+    parts.iter().find(|part| part.id != RegionId(1)).unwrap().id.0
+}
+
+/// The snapshot of region 1 arrives on store 3, from before the split, and then the split.
+fn apply_the_split_on_store_3(cluster: &mut Cluster) {
+    assert!(cluster.machines[&StoreId(1)].sent.has_snapshot_of(1));
+    cluster.slow_snapshots.remove(&RegionId(1));
+    cluster.run_until("store 3 has applied the split", |cluster| {
+        cluster.region_on(3, 1).is_some_and(|region| !region.contains(b"k00"))
+    });
+}
+
+#[test]
+fn a_split_that_is_applied_late_does_not_bring_back_a_replica_that_has_left() {
+    let mut cluster = Cluster::new(3);
+    let child = split_while_a_snapshot_is_under_way(&mut cluster);
+    cluster.heal();
+    cluster
+        .run_until("store 3 has the new region", |cluster| cluster.region_on(3, child).is_some());
+    let region = cluster.region_on(3, child).unwrap();
+    remove(&mut cluster, child, 3);
+    cluster.run_until("store 3 holds nothing", |cluster| {
+        cluster.region_on(3, child).is_none() && cluster.contents(3).is_empty()
+    });
+    apply_the_split_on_store_3(&mut cluster);
+    assert_eq!(cluster.region_on(3, child), None, "the removed replica is back");
+    assert_eq!(cluster.contents(3).len(), 10, "nobody's data was left behind");
+    assert!(!cluster.store(3).handle.is_taken(RegionId(9), &region.range), "nobody's range");
+    // Nor does a restart bring it back, and a later replica finds its place free.
+    cluster.crash(3);
+    cluster.start(StoreId(3));
+    cluster.run(TICK);
+    assert_eq!(cluster.region_on(3, child), None);
+    cluster.add_replica(child, 3);
+    cluster.await_agreement(&[1, 2, 3]);
+}
+
+#[test]
+fn a_split_that_is_applied_late_does_not_take_the_place_of_a_later_replica_and_of_its_vote() {
+    let mut cluster = Cluster::new(3);
+    let child = split_while_a_snapshot_is_under_way(&mut cluster);
+    cluster.transfer(child, 1);
+    // Store 3 never hears of its first peer of the new region.
+    remove(&mut cluster, child, 3);
+    cluster.slow_snapshots.insert(RegionId(child));
+    let newcomer = Seat { peer: PeerId(cluster.allocate()), store: StoreId(3) };
+    cluster.admin(child, &Admin::ChangePeers(vec![PeerChange::AddVoter(newcomer)]));
+    cluster.heal();
+    cluster.run(Duration::from_secs(1));
+    cluster.transfer(child, 2);
+    cluster.run(Duration::from_secs(1));
+    let leads = *cluster.region_on(2, child).unwrap().peer_on(StoreId(2)).unwrap();
+    let term = cluster.status(2, child).unwrap().term;
+    apply_the_split_on_store_3(&mut cluster);
+    cluster.run(Duration::from_secs(1));
+    cluster.crash(3);
+    let (kv, log) = cluster.engines(StoreId(3));
+    let record = raft_state(&log, RegionId(child)).unwrap().expect("the newcomer has voted");
+    kv.close_like_a_crash();
+    drop(log);
+    assert_eq!(record.peer, newcomer.peer, "an earlier peer took its place");
+    assert_eq!((record.hard_state.term, record.hard_state.vote), (term, Some(leads.id)));
+    cluster.start(StoreId(3));
+    cluster.slow_snapshots.clear();
+    cluster.await_agreement(&[1, 2, 3]);
+    let region = cluster.region_on(3, child).unwrap();
+    assert_eq!(region.peer_on(StoreId(3)).unwrap().id, newcomer.peer);
 }
 
 #[test]
