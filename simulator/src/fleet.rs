@@ -219,7 +219,7 @@ impl Fleet {
         &self,
         jobs: &[Job],
         mut progress: impl FnMut(u64),
-    ) -> Result<Summary, (Job, Report)> {
+    ) -> Result<Summary, Box<(Job, Report)>> {
         let (next, is_over) = (AtomicU64::new(0), AtomicBool::new(false));
         let (tell, reports) = mpsc::channel();
         std::thread::scope(|scope| {
@@ -259,7 +259,7 @@ impl Fleet {
                     println!("seed {} broke a promise: {promise}: {first}", job.seed);
                 }
                 is_over.store(!self.goes_on, Ordering::SeqCst);
-                broken.get_or_insert((job, report));
+                broken.get_or_insert(Box::new((job, report)));
             }
             broken.map_or(Ok(summary), Err)
         })

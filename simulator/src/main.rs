@@ -133,7 +133,7 @@ fn run_many(arguments: &Arguments) -> io::Result<bool> {
             writeln!(out, "{:<28}{seconds:>10.1} s", "real time")?;
             return Ok(true);
         }
-        Err(broken) => broken,
+        Err(broken) => *broken,
     };
     let promise = report.violation.as_ref().map_or("", |(promise, _)| promise);
     eprintln!("seed {} broke a promise: {promise}", job.seed);

@@ -29,7 +29,7 @@ pub struct Parcel {
 
 pub enum ParcelContent {
     Message(RaftMessage),
-    Snapshot(RaftMessage, RegionSnapshotSource),
+    Snapshot(RaftMessage, Box<RegionSnapshotSource>),
 }
 
 /// All that is on its way, by when it arrives.
@@ -179,7 +179,7 @@ impl Outbox for SimulatedOutbox {
         let (from, life, sender) = (self.host, self.life, self.store);
         let there = self.hosts.lock().get(&to).copied();
         let fate = there.and_then(|there| self.network.fate(self.host, there));
-        let content = ParcelContent::Snapshot(message.into_wire(), source);
+        let content = ParcelContent::Snapshot(message.into_wire(), Box::new(source));
         let parcel = Parcel { from, life, sender, to, content };
         // A lost one arrives nowhere, late, so that its sender hears of it.
         let to = if fate.is_some() { parcel.to } else { StoreId(0) };

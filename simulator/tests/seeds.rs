@@ -24,7 +24,8 @@ fn clusters_under_everything_at_once_keep_their_promises() {
             // Clients that get nothing done would see nothing wrong.
             assert!(summary.operations > seeds * 500, "hardly anything was done: {summary:?}");
         }
-        Err((job, report)) => {
+        Err(broken) => {
+            let (job, report) = *broken;
             let (promise, what) = report.violation.expect("a promise was broken");
             panic!(
                 "seed {} broke a promise: {promise}\n{what}\nreplay and cut it down: cargo run -p \
