@@ -22,6 +22,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         // Keys and values are slices of the message that they came in, not copies.
         .bytes(".")
+        // It is large and rarely there, and an answer can hold a hundred thousand pairs.
+        .boxed(".kvrpcpb.KvPair.error")
         // A method that a service does not implement answers UNIMPLEMENTED.
         .generate_default_stubs(true)
         .include_file("schemas.rs")

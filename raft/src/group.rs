@@ -125,7 +125,7 @@ impl<R: LogReader> Group<R> {
         let alone = restored.configuration.voters.len() == 1
             && restored.configuration.is_voter(me.peer)
             && !restored.configuration.is_joint()
-            && restored.applied == restored.last.0;
+            && (restored.applied == restored.last.0 || broken!(LoneVoterAppliesFirst));
         let mut group = Self::create(me, config, reader, restored, now)?;
         if !alone && !broken!(LoyaltySurvivesRestart) {
             group.loyal_until = now + group.config.election_timeout;

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 
 use crate::message::Stamp;
+use crate::rules::broken;
 use crate::types::{LogIndex, Time};
 
 /// A leader's view of one peer, for drivers and operators.
@@ -131,6 +132,9 @@ impl Follow {
             // An echoed stamp cannot be later than now, nor name a later round.
             self.acked_sent = self.acked_sent.max(stamp.sent.min(now));
             self.acked_round = self.acked_round.max(stamp.round.min(round));
+        } else if broken!(UnstampedProvesNoAge) {
+            self.acked_sent = now;
+            self.acked_round = round;
         }
     }
 

@@ -117,6 +117,12 @@ mod switch {
         LoyaltySurvivesRestart,
         /// Broken: a voter forgets its promise to a live leader.
         LoyaltyToLiveLeader,
+        /// Broken: a voter that restarts takes itself for the only one although an entry that it
+        /// has not applied may have added another.
+        LoneVoterAppliesFirst,
+        /// Broken: the acknowledgement of a snapshot, which may have been on its way for long,
+        /// proves like a heartbeat's that the follower was loyal just now.
+        UnstampedProvesNoAge,
     }
 
     thread_local! {

@@ -1,14 +1,13 @@
-//! What other stores send, checked before any part of this store believes it.
+//! Checks what other stores send, before any part of this store uses it.
 //!
-//! In: bytes from the network, on the thread that received them. Out: an
-//! [`Arrived`], whose ids, keys, sizes and every entry are what they can be, or a
-//! [`Fault`]. A message that an honest store of this release could not have sent is
-//! dropped here, and Raft does without it as without any message that was lost; one
-//! that got further could become a log that no start can read any more.
+//! In: bytes from the network, on the thread that received them. Out: an [`Arrived`], whose ids,
+//! keys, sizes and entries are all possible, or a [`Fault`]. A message that a correct store of this
+//! release could not have sent is dropped here. Raft treats it like any message that was lost. If
+//! such a message got further, it could become a log that no start can read any more.
 //!
-//! What depends on the region as it is here (who is a member, what lies in the
-//! range, how far terms and indexes may be ahead) is checked where the region is,
-//! in `worker/arrivals.rs` and in the consensus core.
+//! Some checks need the region as it is here: which peers are its members, what lies in its range,
+//! how far terms and indexes may be ahead. Those are in `worker/arrivals.rs` and in the consensus
+//! core.
 
 mod entries;
 mod snapshot;
@@ -29,7 +28,7 @@ pub(crate) use snapshot::PairCheck;
 
 use crate::envelope::{Address, Consensus, Content, Envelope};
 
-/// Why a message is not believed.
+/// Why a message is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     #[error("it has no {0}")]
@@ -46,7 +45,7 @@ pub enum Fault {
     Malformed(#[from] Malformed),
     #[error("it is for store {0}; is an address used twice?")]
     OtherStore(StoreId),
-    #[error("it says to come from store {said} and comes from store {from}")]
+    #[error("it names store {said} as its sender and comes from store {from}")]
     OtherSender { said: StoreId, from: StoreId },
     #[error("{0}")]
     Decode(#[from] DecodeError),
@@ -66,7 +65,7 @@ pub enum Fault {
     TooManyEmpty,
 }
 
-/// A message of another store, checked: what it says is possible.
+/// A message of another store that was checked: everything in it is possible.
 #[derive(Clone, Debug)]
 pub struct Arrived {
     pub address: Address,
@@ -80,7 +79,7 @@ pub enum Checked {
     Gone,
     /// Is the sender still a member?
     Question,
-    /// For the peer's Raft group; with the keys that its entries speak of.
+    /// For the peer's Raft group, with the range of keys that its entries name.
     Raft(Box<Consensus>, Reach),
     /// A snapshot's first part: the region as it is in the snapshot.
     Snapshot(Box<Consensus>, Region),
@@ -94,7 +93,7 @@ impl Arrived {
     /// Checks a message that came for `store`.
     ///
     /// # Errors
-    /// Why no honest store can have sent it.
+    /// Why no correct store can have sent it.
     pub fn check(store: StoreId, message: RaftMessage) -> Result<Arrived, Fault> {
         let Envelope { address, content } = open(store, message)?;
         let content = match content {

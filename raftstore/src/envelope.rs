@@ -1,8 +1,8 @@
 //! What one peer of a region sends to another: an address, and one of a few kinds of content.
 //!
-//! On the wire it is a `RaftMessage`. [`Envelope::from_wire`] is the only way to read one, and
-//! returns what an honest store can have sent as far as that shows without the region; what its
-//! entries and its snapshot hold is read in [`crate::door`].
+//! On the wire it is a `RaftMessage`. [`Envelope::from_wire`] is the only way to read one. It refuses
+//! what no correct store can have sent, as far as that shows without the region. Entries and
+//! snapshots are checked in [`crate::door`].
 
 use bytes::Bytes;
 use esker_model::{Epoch, KeyRange, LogIndex, Peer, RegionId};
@@ -20,8 +20,8 @@ pub struct Envelope {
     pub content: Content,
 }
 
-/// Which peers a message is between, and the sender's epoch, by which a receiver recognises
-/// messages of a former life of the region.
+/// Which peers a message is between, and the sender's epoch. By the epoch a receiver recognises a
+/// message from a time when the region had other members or another range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Address {
     pub region: RegionId,

@@ -6,9 +6,8 @@
 //! data, serves linearizable reads, splits regions, changes their members, and
 //! brings followers back by log or by snapshot.
 //!
-//! What flows in: requests and messages, through a [`StoreHandle`]. What flows
-//! out: answers to the requests, and messages and reports through the [`Outbox`]
-//! that the store was given.
+//! In: requests and messages, through a [`StoreHandle`]. Out: answers to the requests, and
+//! messages and reports through the [`Outbox`] that the store was given.
 //!
 //! ```text
 //!  requests, messages ──▶ inbox ──▶ worker ──▶ log writer ──▶ log engine (one fsync)
@@ -18,11 +17,15 @@
 //!  reads under a lease ──▶ ReadDelegates ──▶ kv snapshot (no worker involved)
 //! ```
 //!
-//! What it promises: a write that was answered is on the logs of a majority,
-//! synced, and visible to every read that begins afterwards; a read is answered
-//! only by a leader that leads at that moment, or after asking it; an outcome that
-//! is unknown is reported as unknown. The parts have no threads and no clock of
-//! their own: see [`store::Store`] for how they are driven.
+//! It promises:
+//!
+//! - a write that was answered is synced in the logs of a majority, and visible to every read that
+//!   begins afterwards;
+//! - a read is answered by a peer that leads at that moment, or after such a peer was asked;
+//! - an outcome that is unknown is reported as unknown.
+//!
+//! The parts have no threads and no clock of their own: see [`store::Store`] for how they are
+//! driven.
 
 mod apply;
 pub mod command;

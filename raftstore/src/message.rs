@@ -21,7 +21,7 @@ use crate::read::RegionSnapshot;
 use crate::snapshot::ReceivedSnapshot;
 use crate::state::Applied;
 
-/// What a client believed when it made a request.
+/// What a client knew of the region when it made a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct RequestContext {
     pub epoch: Epoch,

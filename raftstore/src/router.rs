@@ -157,11 +157,11 @@ impl StoreHandle {
         Request::new(self, region, Status)
     }
 
-    /// A message of another store. Dropped when no honest store can have sent it, and when
-    /// the worker is too busy: the consensus core sends again what matters. Reads all that is
-    /// in the message, on the caller's thread.
+    /// Takes a message of another store. It is dropped when no correct store can have sent it, and
+    /// when the worker is too busy: the consensus core sends again what matters. The whole message
+    /// is read and checked on the caller's thread.
     pub fn raft_message(&self, message: RaftMessage) {
-        // Without a sender there is nobody to be mistaken for.
+        // A message without a sender is refused below.
         let from = message.from.map_or(0, |from| from.store_id);
         self.raft_message_from(StoreId(from), message);
     }
@@ -185,8 +185,8 @@ impl StoreHandle {
         }
     }
 
-    /// Begins to receive a snapshot into `directory`, if its first part is what an honest
-    /// store can have sent; `stem` names its files and must be unique.
+    /// Begins to receive a snapshot into `directory`, if its first part is what a correct
+    /// store can have sent. `stem` names its files and must be unique.
     ///
     /// # Errors
     /// Why it is refused.

@@ -1,6 +1,7 @@
 //! The clients: each does one thing over and over, and writes down what it saw.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,44 +13,81 @@ use esker_rpc::service::{Caller, Reply, Request, StoreService as _};
 use parking_lot::Mutex;
 use rand::{RngExt as _, SeedableRng as _, seq::IndexedRandom as _};
 use rand_chacha::ChaCha8Rng;
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 use tokio::time::Instant;
 
 use crate::history::{History, Operation, Ticket, Value, decode, encode, text};
 use crate::network::Host;
 use crate::operator::connect;
-use crate::plan::{Actor, MAX_STEP_MS};
+use crate::plan::Actor;
 use crate::world::Surroundings;
 
 /// How long one operation may take.
 const DEADLINE: Duration = Duration::from_secs(6);
-/// How far two wall clocks may be apart, with what their drift adds.
-const SKEW: Duration = Duration::from_millis(2 * MAX_STEP_MS.unsigned_abs() + 1_500);
+/// How much later than its deadline an operation on keys may end.
+const GRACE: Duration = Duration::from_millis(500);
+/// What the keys begin with that expire. They come after all others.
+pub const EXPIRING: &[u8] = b"t";
+
+/// Numbers that were given out in ranges: the end of each, by its first.
+#[derive(Default)]
+struct Ranges(BTreeMap<u64, u64>);
+
+impl Ranges {
+    fn has(&self, number: u64) -> bool {
+        self.0.range(..=number).next_back().is_some_and(|(_, end)| number < *end)
+    }
+
+    /// Adds a range, or returns the one that it overlaps.
+    fn give(&mut self, given: Range<u64>) -> Result<(), Range<u64>> {
+        let before = self.0.range(..given.end).next_back();
+        if let Some((start, end)) = before.filter(|(_, end)| **end > given.start) {
+            return Err(*start..*end);
+        }
+        self.0.insert(given.start, given.end);
+        Ok(())
+    }
+}
 
 /// What placement gave out, which must never come twice.
 #[derive(Default)]
 pub struct Given {
     /// The highest timestamp that anybody has received.
     timestamp: u64,
-    /// Ids, by the first of each range: the end of the range.
-    ids: BTreeMap<u64, u64>,
+    timestamps: Ranges,
+    ids: Ranges,
 }
 
 impl Given {
     /// Whether this id was drawn by a client, so that nothing else may have it.
     pub fn has(&self, id: u64) -> bool {
-        self.ids.range(..=id).next_back().is_some_and(|(_, end)| id < *end)
+        self.ids.has(id)
     }
 }
 
-/// One client at work.
+/// One actor at work.
 pub struct Work {
     pub number: u32,
     pub actor: Actor,
+    /// Where the program runs that it is a part of.
+    pub host: Host,
+    /// The client of that program, as soon as there is one.
+    pub client: Arc<OnceCell<KvClient>>,
     pub around: Surroundings,
     pub given: Arc<Mutex<Given>>,
     pub stopped: watch::Receiver<bool>,
     pub seed: u64,
+    /// How far two wall clocks may be apart.
+    pub skew: Duration,
+}
+
+/// What one look at a key that expires found.
+#[derive(Clone, Copy, Debug)]
+enum Life {
+    Gone,
+    Here,
+    Left(Duration),
+    ForEver,
 }
 
 /// What a write of several keys came to.
@@ -71,14 +109,17 @@ impl Work {
     /// Works until told to stop.
     pub async fn run(mut self) {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed ^ (u64::from(self.number) + 1) << 32);
-        let host = Host::client(self.number);
-        let placement = tokio::select! {
+        let page = rng.random_range(1..=4);
+        let connecting = async {
+            let placement = connect(&self.around, self.host).await;
+            KvClient::new(placement, []).with_deadline(DEADLINE).with_scan_page(page)
+        };
+        let client = tokio::select! {
             biased;
             _ = self.stopped.wait_for(|stop| *stop) => return,
-            placement = connect(&self.around, host) => placement,
+            client = self.client.get_or_init(|| connecting) => client.clone(),
         };
-        let page = rng.random_range(1..=4);
-        let client = KvClient::new(placement, []).with_deadline(DEADLINE).with_scan_page(page);
+        let host = self.host;
         let mut client = Client { work: &self, host, client, rng: &mut rng, drawn: 0 };
         while !*self.stopped.borrow() {
             let pause = client.rng.random_range(0..120);
@@ -108,6 +149,18 @@ impl Client<'_> {
 
     fn violated(&self, promise: &'static str, what: String) {
         self.work.around.journal.violated(promise, format!("{}: {what}", self.host));
+    }
+
+    /// An operation on keys, which must end in time.
+    async fn timed<T>(&self, operation: impl Future<Output = T>) -> T {
+        let began = Instant::now();
+        let answer = operation.await;
+        let took = began.elapsed();
+        if took > DEADLINE + GRACE {
+            let what = format!("{took:?} after it began, of at most {DEADLINE:?}");
+            self.violated("an operation ends in time", what);
+        }
+        answer
     }
 
     fn place(&mut self) -> usize {
@@ -169,7 +222,7 @@ impl Client<'_> {
         let value = self.history().fresh_value();
         let operation = Operation::Write(Some(value));
         let Some(ticket) = self.history().begin(&key, operation.clone()) else { return };
-        let answer = self.client.put(key.clone(), encode(value)).await;
+        let answer = self.timed(self.client.put(key.clone(), encode(value))).await;
         self.note_write(&format!("put {} {value}", text(&key)), &answer);
         self.conclude(vec![ticket], &operation, &outcome(&answer));
     }
@@ -182,7 +235,7 @@ impl Client<'_> {
     /// Reads a key; nothing if there is no answer.
     async fn read(&mut self, key: &Bytes) -> Option<Option<Value>> {
         let ticket = self.history().begin(key, Operation::Read(None))?;
-        let answer = self.client.get(key.clone()).await;
+        let answer = self.timed(self.client.get(key.clone())).await;
         match answer {
             Ok(found) => {
                 let value = self.value(key, found.as_ref());
@@ -210,7 +263,8 @@ impl Client<'_> {
         let swap = |outcome| Operation::Swap { expected, new, outcome };
         let Some(ticket) = self.history().begin(&key, swap(None)) else { return };
         let asked = expected.map(encode);
-        let answer = self.client.compare_and_swap(key.clone(), asked, encode(new)).await;
+        let swapping = self.client.compare_and_swap(key.clone(), asked, encode(new));
+        let answer = self.timed(swapping).await;
         let what = format!("swap {} {expected:?} for {new}", text(&key));
         let mut history = match &answer {
             Ok(swapped) => {
@@ -235,7 +289,7 @@ impl Client<'_> {
         let key = self.key();
         let operation = Operation::Write(None);
         let Some(ticket) = self.history().begin(&key, operation.clone()) else { return };
-        let answer = self.client.delete(key.clone()).await;
+        let answer = self.timed(self.client.delete(key.clone())).await;
         self.note_write(&format!("delete {}", text(&key)), &answer);
         self.conclude(vec![ticket], &operation, &outcome(&answer));
         tokio::time::sleep(Duration::from_millis(self.rng.random_range(0..400))).await;
@@ -246,9 +300,11 @@ impl Client<'_> {
         let (first, second) = (self.key(), self.key());
         let (start, end) = if first <= second { (first, second) } else { (second, first) };
         let after = |key: &Bytes| Bytes::from([key, &b"\0"[..]].concat());
-        match self.rng.random_range(0..4) {
+        match self.rng.random_range(0..5) {
             0 => (start, after(&end)),
             1 => (after(&start), end),
+            // From the first key on.
+            2 => (Bytes::new(), end),
             _ => (start, end),
         }
     }
@@ -271,8 +327,10 @@ impl Client<'_> {
         let mut keys: Vec<Bytes> = (0..self.rng.random_range(1..5)).map(|_| self.key()).collect();
         keys.sort();
         keys.dedup();
-        if self.rng.random_bool(0.5) {
-            return self.batch_get(keys).await;
+        match self.rng.random_range(0..5) {
+            0 | 1 => return self.batch_get(keys).await,
+            2 => return self.batch_delete(keys).await,
+            _ => {}
         }
         let mut begun = Vec::new();
         let mut pairs: Vec<Pair> = Vec::new();
@@ -284,7 +342,7 @@ impl Client<'_> {
             pairs.push((key, encode(value)));
         }
         let what: Vec<String> = pairs.iter().map(|(key, _)| text(key)).collect();
-        let answer = self.client.batch_put(pairs).await;
+        let answer = self.timed(self.client.batch_put(pairs)).await;
         self.note_write(&format!("put {}", what.join(", ")), &answer);
         let outcome = outcome(&answer);
         for (ticket, operation) in begun {
@@ -292,12 +350,22 @@ impl Client<'_> {
         }
     }
 
+    async fn batch_delete(&mut self, keys: Vec<Bytes>) {
+        let operation = Operation::Write(None);
+        let begun: Vec<Ticket> =
+            keys.iter().filter_map(|key| self.history().begin(key, operation.clone())).collect();
+        let what: Vec<String> = keys.iter().map(|key| text(key)).collect();
+        let answer = self.timed(self.client.batch_delete(keys)).await;
+        self.note_write(&format!("delete {}", what.join(", ")), &answer);
+        self.conclude(begun, &operation, &outcome(&answer));
+    }
+
     async fn batch_get(&mut self, keys: Vec<Bytes>) {
         let begun: Vec<Ticket> = keys
             .iter()
             .filter_map(|key| self.history().begin(key, Operation::Read(None)))
             .collect();
-        let answer = self.client.batch_get(keys).await;
+        let answer = self.timed(self.client.batch_get(keys)).await;
         self.conclude_reads(begun, answer, "get many");
     }
 
@@ -329,7 +397,11 @@ impl Client<'_> {
     }
 
     async fn scan(&mut self) {
-        let (start, end) = self.bounds();
+        let (start, mut end) = self.bounds();
+        if self.rng.random_bool(0.2) {
+            // To the last key.
+            end = Bytes::new();
+        }
         let limit = self.rng.random_range(1..20);
         let reverse = self.rng.random_bool(0.4);
         let begun = self.history().begin_all(&start, &end, &Operation::Read(None));
@@ -347,7 +419,7 @@ impl Client<'_> {
             false => keys.windows(2).all(|pair| pair[0] < pair[1]),
             true => keys.windows(2).all(|pair| pair[0] > pair[1]),
         };
-        let is_inside = keys.iter().all(|key| **key >= start && (**key < end));
+        let is_inside = keys.iter().all(|key| **key >= start && (end.is_empty() || **key < end));
         if !in_order || !is_inside || keys.len() > limit as usize {
             let keys: Vec<String> = keys.iter().map(|key| text(key)).collect();
             self.violated("a scan is in order", format!("{what}: {}", keys.join(" ")));
@@ -368,56 +440,99 @@ impl Client<'_> {
             let mut history = self.history();
             outside.into_iter().for_each(|ticket| history.fail(ticket));
         }
+        // The others have no history here.
+        let pairs = pairs.into_iter().filter(|(key, _)| !key.starts_with(EXPIRING)).collect();
         self.conclude_reads(inside, Ok(pairs), &what);
     }
 
     /// Writes a value that disappears, and looks whether it does.
     async fn time_to_live(&mut self) {
         self.drawn += 1;
-        let key = Bytes::from(format!("t{}/{}", self.work.number, self.drawn));
-        let ttl = self.rng.random_range(6..9);
+        let number = self.work.number;
+        let key = Bytes::from([EXPIRING, format!("{number}/{}", self.drawn).as_bytes()].concat());
+        let skew = self.work.skew;
+        let ttl = skew.as_secs() + self.rng.random_range(2..5);
         let lives = Duration::from_secs(ttl);
         let began = Instant::now();
-        let answer = self.client.put_with_ttl(key.clone(), "here", ttl).await;
+        let answer = self.timed(self.client.put_with_ttl(key.clone(), "here", ttl)).await;
         let ended = Instant::now();
         self.note_write(&format!("put {} for {ttl} s", text(&key)), &answer);
         if answer.is_err() {
             return;
         }
-        let promise = "a value lives as long as it was told to";
-        loop {
+        let journal = self.work.around.journal.clone();
+        let violated = |what: &str| {
+            journal.violated("a value lives as long as it was told to", what.to_owned());
+        };
+        while !*self.work.stopped.borrow() {
             tokio::time::sleep(Duration::from_millis(self.rng.random_range(300..2_000))).await;
             let asked = Instant::now();
-            let Ok(left) = self.client.get_ttl(key.clone()).await else {
-                if *self.work.stopped.borrow() {
-                    return;
-                }
-                continue;
-            };
+            let Some(life) = self.look_at(&key).await else { continue };
             let answered = Instant::now();
-            self.note(format_args!("time of {}: {left:?}", text(&key)));
-            match left {
-                KeyTtl::NotFound if answered + SKEW < began + lives => {
-                    self.violated(promise, format!("{} is gone too early", text(&key)));
+            self.note(format_args!("{} is {life:?}", text(&key)));
+            match life {
+                Life::Gone if answered + skew < began + lives => {
+                    violated(&format!("{} is gone too early", text(&key)));
                 }
-                KeyTtl::Never => {
-                    self.violated(promise, format!("{} lives for ever", text(&key)));
+                Life::ForEver => violated(&format!("{} lives for ever", text(&key))),
+                Life::Here | Life::Left(_) if asked > ended + lives + skew => {
+                    violated(&format!("{} is still there", text(&key)));
                 }
-                KeyTtl::Left(_) if asked > ended + lives + SKEW => {
-                    self.violated(promise, format!("{} is still there", text(&key)));
+                Life::Gone => {
+                    tokio::time::sleep_until(ended + lives + skew).await;
+                    return self.take_the_place(&key).await;
                 }
-                KeyTtl::NotFound => return,
-                KeyTtl::Left(left) => {
-                    let latest = (ended + lives + SKEW).saturating_duration_since(asked);
+                Life::Here => {}
+                Life::Left(left) => {
+                    let latest = (ended + lives + skew).saturating_duration_since(asked);
                     if left > latest {
-                        let what = format!("{} has {left:?} left", text(&key));
-                        self.violated(promise, what);
+                        violated(&format!("{} has {left:?} left", text(&key)));
                     }
                 }
             }
-            if *self.work.stopped.borrow() {
-                return;
+        }
+    }
+
+    /// Looks in one of three ways at a key that expires.
+    async fn look_at(&mut self, key: &Bytes) -> Option<Life> {
+        let found = match self.rng.random_range(0..3) {
+            0 => {
+                return match self.client.get_ttl(key.clone()).await.ok()? {
+                    KeyTtl::NotFound => Some(Life::Gone),
+                    KeyTtl::Never => Some(Life::ForEver),
+                    KeyTtl::Left(left) => Some(Life::Left(left)),
+                };
             }
+            1 => self.client.get(key.clone()).await.ok()?,
+            _ => {
+                let after = Bytes::from([key, &b"\0"[..]].concat());
+                let pairs = self.client.scan(key.clone(), after, 2).await.ok()?;
+                pairs.into_iter().next().map(|(_, value)| value)
+            }
+        };
+        match found.as_deref() {
+            None => Some(Life::Gone),
+            Some(b"here") => Some(Life::Here),
+            Some(other) => {
+                let what = format!("{} is {:?}", text(key), text(other));
+                self.violated("a value is what somebody wrote", what);
+                None
+            }
+        }
+    }
+
+    /// Puts a value where there was one that has expired by every clock.
+    async fn take_the_place(&mut self, key: &Bytes) {
+        let answer = self.client.compare_and_swap(key.clone(), None, "again").await;
+        match answer {
+            Ok(swapped) if swapped.swapped && swapped.previous.is_none() => {
+                self.note(format_args!("swap {} for another", text(key)));
+            }
+            Ok(swapped) => {
+                let what = format!("{} had {:?} for a swap", text(key), swapped.previous);
+                self.violated("a value lives as long as it was told to", what);
+            }
+            Err(error) => self.note(format_args!("swap {} for another: {error}", text(key))),
         }
     }
 
@@ -427,26 +542,34 @@ impl Client<'_> {
             let count = self.rng.random_range(1..40);
             let Ok(ids) = placement.alloc_id(count).await else { return };
             self.note(format_args!("ids {ids:?}"));
-            let mut given = self.work.given.lock();
-            let before = given.ids.range(..ids.end).next_back();
-            if let Some((start, end)) = before.filter(|(_, end)| **end > ids.start) {
-                let what = format!("{ids:?} after {start}..{end}");
-                drop(given);
-                return self.violated("an id is given once", what);
+            let overlaps = self.work.given.lock().ids.give(ids.clone());
+            if let Err(before) = overlaps {
+                self.violated("an id is given once", format!("{ids:?} after {before:?}"));
             }
-            given.ids.insert(ids.start, ids.end);
             return;
         }
         let before = self.work.given.lock().timestamp;
-        let Ok(timestamp) = placement.tso(1).await else { return };
-        self.note(format_args!("timestamp {}", timestamp.0));
-        let mut given = self.work.given.lock();
-        let is_later = timestamp.0 > before;
-        given.timestamp = given.timestamp.max(timestamp.0);
-        drop(given);
-        if !is_later {
-            let what = format!("{} after {before}", timestamp.0);
-            self.violated("timestamps go forward", what);
+        // Those who ask at the same time share one answer.
+        let counts: [u32; 3] = std::array::from_fn(|_| self.rng.random_range(1..100));
+        let asking = counts.map(|count| {
+            let placement = placement.clone();
+            async move { (count, placement.tso(count).await) }
+        });
+        for (count, answer) in futures_util::future::join_all(asking).await {
+            let Ok(last) = answer else { continue };
+            let given = (last.0 + 1).saturating_sub(u64::from(count))..last.0 + 1;
+            self.note(format_args!("timestamps {given:?}"));
+            let overlaps = {
+                let mut all = self.work.given.lock();
+                all.timestamp = all.timestamp.max(last.0);
+                all.timestamps.give(given.clone())
+            };
+            if let Err(other) = overlaps {
+                self.violated("a timestamp is given once", format!("{given:?} after {other:?}"));
+            }
+            if given.start <= before {
+                self.violated("timestamps go forward", format!("{given:?} after {before}"));
+            }
         }
     }
 

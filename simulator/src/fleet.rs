@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use crate::journal::Violation;
+use crate::journal::{Counts, Violation};
 use crate::plan::Plan;
 use crate::run::Outcome;
 
@@ -50,6 +50,7 @@ pub struct Report {
     pub hash: u64,
     pub operations: u64,
     pub rested_ms: u64,
+    pub counts: Counts,
     pub violation: Option<(String, String)>,
 }
 
@@ -136,6 +137,7 @@ impl Job {
             hash: 0,
             operations: 0,
             rested_ms: 0,
+            counts: Counts::new(),
             violation: Some((ENDS.to_owned(), ended)),
         }))
     }
@@ -144,8 +146,11 @@ impl Job {
 impl fmt::Display for Report {
     /// What `Report::parse` reads.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Report { seed, hash, operations, rested_ms, violation } = self;
+        let Report { seed, hash, operations, rested_ms, counts, violation } = self;
         writeln!(f, "report {seed} {hash} {operations} {rested_ms}")?;
+        let counts: Vec<String> =
+            counts.iter().map(|(what, count)| format!("{count} {what}")).collect();
+        writeln!(f, "{}", counts.join(", "))?;
         match violation {
             None => writeln!(f, "kept"),
             Some((promise, what)) => write!(f, "broken {promise}\n{what}"),
@@ -161,6 +166,7 @@ impl Report {
             hash: outcome.hash,
             operations: outcome.operations as u64,
             rested_ms: u64::try_from(outcome.rested_after.as_millis()).unwrap_or(u64::MAX),
+            counts: outcome.counts.clone(),
             violation: outcome.violation.as_ref().map(of),
         }
     }
@@ -171,6 +177,12 @@ impl Report {
             first.strip_prefix("report ")?.split(' ').map_while(|number| number.parse().ok());
         let mut number = || numbers.next();
         let (seed, hash, operations, rested_ms) = (number()?, number()?, number()?, number()?);
+        let (counts, rest) = rest.split_once('\n')?;
+        let count = |count: &str| {
+            let (count, what) = count.split_once(' ')?;
+            Some((what.to_owned(), count.parse().ok()?))
+        };
+        let counts = counts.split(", ").filter_map(count).collect();
         let violation = match rest.strip_prefix("broken ") {
             Some(broken) => {
                 let (promise, what) = broken.split_once('\n')?;
@@ -181,17 +193,18 @@ impl Report {
                 None
             }
         };
-        Some(Report { seed, hash, operations, rested_ms, violation })
+        Some(Report { seed, hash, operations, rested_ms, counts, violation })
     }
 }
 
 /// What many runs came to.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Summary {
     pub runs: u64,
     pub operations: u64,
     /// The longest that a cluster took to come to rest.
     pub longest_rest_ms: u64,
+    pub counts: Counts,
 }
 
 /// Runs on all cores.
@@ -237,6 +250,7 @@ impl Fleet {
                             hash: 0,
                             operations: 0,
                             rested_ms: 0,
+                            counts: Counts::new(),
                             violation: Some((ENDS.to_owned(), error.to_string())),
                         });
                         if tell.send((job.clone(), report)).is_err() {
@@ -252,6 +266,9 @@ impl Fleet {
                 summary.runs += 1;
                 summary.operations += report.operations;
                 summary.longest_rest_ms = summary.longest_rest_ms.max(report.rested_ms);
+                for (what, count) in &report.counts {
+                    *summary.counts.entry(what.clone()).or_default() += count;
+                }
                 progress(summary.runs);
                 let Some((promise, what)) = &report.violation else { continue };
                 if self.goes_on {

@@ -240,6 +240,20 @@ impl History {
         self.keys.contains_key(key)
     }
 
+    /// Every key that was ever used.
+    pub fn keys(&self) -> Vec<Bytes> {
+        self.keys.keys().cloned().collect()
+    }
+
+    /// A read of a key when all else has ended, however long its history is.
+    pub fn begin_last_read(&mut self, key: &Bytes) -> Option<Ticket> {
+        let history = self.keys.get_mut(key)?;
+        let process = self.next_process;
+        self.next_process += 1;
+        history.actions.push((process, Call(Operation::Read(None))));
+        Some(Ticket { key: key.clone(), process })
+    }
+
     pub fn operations(&self) -> usize {
         self.keys.values().map(|history| history.calls).sum()
     }

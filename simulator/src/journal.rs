@@ -1,6 +1,7 @@
 //! What happened, in order, and the first promise that was broken.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -32,12 +33,17 @@ struct Inner {
     /// Of all lines.
     hash: u64,
     violation: Option<Violation>,
+    counts: Counts,
 }
+
+/// How often things happened, by what they are.
+pub type Counts = BTreeMap<String, u64>;
 
 impl Journal {
     /// Prints what happens, or does not.
     pub fn new(began: Instant, tells: bool) -> Journal {
-        let inner = Inner { began, tells, hash: 0, violation: None };
+        let counts = Counts::new();
+        let inner = Inner { began, tells, hash: 0, violation: None, counts };
         Journal(Arc::new(Mutex::new(inner)))
     }
 
@@ -62,6 +68,15 @@ impl Journal {
         let what = what.into();
         self.note("VIOLATION", format_args!("{promise}: {what}"));
         self.0.lock().violation.get_or_insert(Violation { promise, what });
+    }
+
+    /// Something took effect without which a simulation would prove less.
+    pub fn count(&self, what: &str) {
+        *self.0.lock().counts.entry(what.to_owned()).or_default() += 1;
+    }
+
+    pub fn counts(&self) -> Counts {
+        self.0.lock().counts.clone()
     }
 
     pub fn violation(&self) -> Option<Violation> {

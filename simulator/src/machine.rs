@@ -70,13 +70,30 @@ pub struct Machine {
     /// The node's tasks.
     tasks: JoinSet<()>,
     pub door: Arc<LateStore>,
+    /// How many writes of clients each region remembers.
+    remembered_writes: usize,
 }
 
 enum Node {
     Off,
     /// Until it knows what it is, or why it cannot start.
-    Starting(oneshot::Receiver<Result<Box<Started>, String>>),
+    Starting(oneshot::Receiver<Result<Box<Started>, Refusal>>),
     On(Box<On>),
+}
+
+/// Why a store does not start.
+struct Refusal {
+    reason: String,
+    /// It may be otherwise at the next attempt, with the same directory.
+    may_pass: bool,
+}
+
+impl Refusal {
+    fn of(error: &esker::Error) -> Refusal {
+        // What placement says, or does not say, to a store that asks.
+        let may_pass = matches!(error, esker::Error::Client(_));
+        Refusal { reason: error.to_string(), may_pass }
+    }
 }
 
 struct Started {
@@ -116,6 +133,7 @@ impl Machine {
         role: Role,
         disk: Disk,
         clock: MachineClock,
+        remembered_writes: usize,
     ) -> Machine {
         let now = Instant::now();
         Machine {
@@ -131,6 +149,7 @@ impl Machine {
             node: Node::Off,
             tasks: JoinSet::new(),
             door: Arc::default(),
+            remembered_writes,
         }
     }
 
@@ -157,17 +176,29 @@ impl Machine {
     }
 
     /// Ends the node, and starts it again after a while.
-    pub fn crash(&mut self, around: &Surroundings, crash: Crash, down: Duration) {
+    pub fn crash(
+        &mut self,
+        around: &Surroundings,
+        rng: &mut ChaCha8Rng,
+        crash: Crash,
+        down: Duration,
+    ) {
         around.journal.note(self.host, format_args!("crashes: {crash:?}"));
+        match crash {
+            Crash::Process => around.network.close(self.host),
+            Crash::Power => around.network.fall_silent(self.host),
+        }
         self.end(around, down);
-        if let Err(error) = self.disk.crash(crash) {
+        if let Err(error) = self.disk.crash(crash, rng) {
             around.journal.violated("the simulation works", format!("a crash: {error}"));
         }
     }
 
     /// Ends the node and empties its disk.
     pub fn lose_disk(&mut self, around: &Surroundings, down: Duration) {
+        around.journal.count("disks lost");
         around.journal.note(self.host, "loses its disk");
+        around.network.fall_silent(self.host);
         self.end(around, down);
         self.replaces = true;
         if let Err(error) = self.disk.lose() {
@@ -177,7 +208,6 @@ impl Machine {
 
     fn end(&mut self, around: &Surroundings, down: Duration) {
         let now = Instant::now();
-        around.network.close(self.host);
         around.leaders.lock().end(self.host);
         around.member_leaders.lock().end(self.host);
         self.tasks.abort_all();
@@ -191,6 +221,7 @@ impl Machine {
 
     /// Whatever the machine does at this moment.
     pub fn turn(&mut self, around: &Surroundings, rng: &mut ChaCha8Rng) {
+        self.heed_power(around, rng);
         if self.up_at.is_some_and(|up_at| Instant::now() >= up_at) {
             self.up_at = None;
             self.life += 1;
@@ -203,9 +234,14 @@ impl Machine {
                         around.journal.violated("a store starts again", error.to_string());
                     }
                 }
-                Ok(Err(reason)) => {
+                Ok(Err(Refusal { reason, may_pass })) => {
                     let said = reason.replace(&*around.root.to_string_lossy(), "");
                     around.journal.note(self.host, format_args!("does not start: {said}"));
+                    if !may_pass && !self.disk.is_dark() {
+                        let what = format!("{}: {said}", self.host);
+                        around.journal.violated("a store starts again", what);
+                    }
+                    around.network.close(self.host);
                     self.end(around, START_AGAIN);
                 }
                 Err(oneshot::error::TryRecvError::Empty) => {}
@@ -218,12 +254,23 @@ impl Machine {
             && let Err(error) = on.turn(&self.clock, &self.stalls, rng)
         {
             // A store whose disk fails ends its process.
-            if !matches!(error, StoreError::Engine(_)) {
+            if !matches!(error, StoreError::Engine(_)) || !self.disk.is_failing() {
                 around.journal.violated("a store goes on", format!("{}: {error}", self.host));
             }
             let said = error.to_string().replace(&*around.root.to_string_lossy(), "");
+            around.journal.count("disks failed");
             around.journal.note(self.host, format_args!("stops: {said}"));
-            self.crash(around, Crash::Power, Duration::from_secs(2));
+            self.crash(around, rng, Crash::Power, Duration::from_secs(2));
+        }
+        self.heed_power(around, rng);
+    }
+
+    /// Crashes if the power has gone since the last look.
+    fn heed_power(&mut self, around: &Surroundings, rng: &mut ChaCha8Rng) {
+        if self.disk.is_dark() {
+            around.journal.count("power lost between two steps");
+            let down = Duration::from_millis(rng.random_range(50..4_000));
+            self.crash(around, rng, Crash::Power, down);
         }
     }
 
@@ -258,16 +305,16 @@ impl Machine {
         let (path, address, replace) = (self.disk.path(), self.address.clone(), self.replaces);
         self.tasks.spawn(async move {
             let starting = async {
-                let mut data =
-                    DataDir::open(&path, Kind::Store).map_err(|error| error.to_string())?;
+                let mut data = DataDir::open(&path, Kind::Store)
+                    .map_err(|error| Refusal::of(&error.into()))?;
                 let cluster = data.ident().map(|ident| ident.cluster_id);
                 let patience = Duration::from_secs(10);
                 let found = PlacementClient::connect_as_of(dialer, endpoints, cluster, patience);
-                let placement = found.await.map_err(|error| error.to_string())?;
+                let placement = found.await.map_err(|error| Refusal::of(&error.into()))?;
                 let newcomer = Newcomer { address: &address, labels: &[], replace };
                 let introduced = parts::introduce(&mut data, &placement, &options(), newcomer)
                     .await
-                    .map_err(|error| error.to_string())?;
+                    .map_err(|error| Refusal::of(&error))?;
                 Ok(Box::new(Started { data, introduced, placement }))
             };
             let _ = tell.send(starting.await);
@@ -286,6 +333,8 @@ impl Machine {
             log_gc_threshold: 20,
             log_gc_max_lag: 60,
             region_report_interval: Duration::from_secs(5),
+            remembered_writes: self.remembered_writes,
+            remembered_in_memory: self.remembered_writes.min(8),
             ..StoreConfig::default()
         };
         let id = StoreId(ident.store_id);
@@ -323,6 +372,7 @@ impl Machine {
                 Role::Store => around.leaders.clone(),
                 Role::Member(_) => around.member_leaders.clone(),
             },
+            kv: engines.kv.clone(),
             log: engines.log.clone(),
             journal: around.journal.clone(),
         };
@@ -380,8 +430,8 @@ impl Machine {
         let mut config = PlacementConfig::new(format!("member{number}"));
         config.dialer = Dialer::new(around.network.from(self.host));
         config.schedule.leader_rest_ms = 2_000;
-        config.schedule.stores.disconnected_after_ms = 12_000;
-        config.schedule.stores.down_after_ms = 30_000;
+        config.schedule.stores.disconnected_after_ms = 4_000;
+        config.schedule.stores.down_after_ms = 6_000;
         let state: Arc<dyn ReplicatedState> = state;
         let server = PlacementServer::new(config, state, self.clock.clone());
         let routes = Routes::new(server.pd_service())

@@ -129,6 +129,9 @@ fn run_many(arguments: &Arguments) -> io::Result<bool> {
             writeln!(out, "{:<28}{:>12}", "operations", summary.operations)?;
             let rest = summary.longest_rest_ms;
             writeln!(out, "{:<28}{:>9} ms", "longest way to rest", rest)?;
+            for (what, count) in &summary.counts {
+                writeln!(out, "{what:<28}{count:>12}")?;
+            }
             let seconds = begin.elapsed().as_secs_f64();
             writeln!(out, "{:<28}{seconds:>10.1} s", "real time")?;
             return Ok(true);

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use esker_rpc::channel::{Dial, Stream};
@@ -16,6 +17,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 /// A machine, or the place of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,6 +55,8 @@ impl Host {
 const BUFFER_BYTES: usize = 64 << 10;
 /// How often a connection looks at whether the network is whole again.
 const LOOK: Duration = Duration::from_millis(20);
+/// How long a machine that lost power is not missed by the other sides of its connections.
+const SILENCE: Duration = Duration::from_secs(5);
 /// How long a new connection waits for a network that is cut.
 const SYN_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -76,6 +80,19 @@ struct Inner {
     doors: BTreeMap<String, (Host, Door)>,
     /// Changes when a host's connections all end.
     lives: BTreeMap<Host, watch::Sender<u64>>,
+    /// Whether the power of a host has gone, so that nothing leaves it.
+    powers: BTreeMap<Host, Arc<AtomicBool>>,
+    /// The old connections of a host that lost power end without a word to the other side, which
+    /// finds out by itself, or at this time.
+    silences: BTreeMap<Host, Instant>,
+}
+
+impl Inner {
+    fn is_cut(&self, from: Host, to: Host) -> bool {
+        let is_dark =
+            |host| self.powers.get(&host).is_some_and(|power| power.load(Ordering::SeqCst));
+        self.cuts.contains(&(from, to)) || is_dark(from) || is_dark(to)
+    }
 }
 
 /// The network. Clones are the same one.
@@ -90,6 +107,8 @@ impl Network {
             cuts: BTreeSet::new(),
             doors: BTreeMap::new(),
             lives: BTreeMap::new(),
+            powers: BTreeMap::new(),
+            silences: BTreeMap::new(),
         })))
     }
 
@@ -107,7 +126,12 @@ impl Network {
     }
 
     fn is_cut(&self, from: Host, to: Host) -> bool {
-        self.0.lock().cuts.contains(&(from, to))
+        self.0.lock().is_cut(from, to)
+    }
+
+    /// Nothing leaves the host while `is_dark`.
+    pub fn watch_power(&self, host: Host, is_dark: Arc<AtomicBool>) {
+        self.0.lock().powers.insert(host, is_dark);
     }
 
     /// When a message that is sent now arrives, if it does.
@@ -116,7 +140,7 @@ impl Network {
         let Quality { delay_ms, loss_percent } = inner.quality;
         let is_lost = inner.rng.random_range(0..100) < loss_percent;
         let delay = Duration::from_micros(inner.rng.random_range(100..=delay_ms.max(1) * 1000));
-        (!is_lost && !inner.cuts.contains(&(from, to))).then_some(delay)
+        (!is_lost && !inner.is_cut(from, to)).then_some(delay)
     }
 
     /// Whether a message that has been under way arrives.
@@ -136,6 +160,19 @@ impl Network {
         if let Some(life) = self.0.lock().lives.get(&host) {
             life.send_modify(|life| *life += 1);
         }
+    }
+
+    /// The same, and for some time the other sides do not hear of it.
+    pub fn fall_silent(&self, host: Host) {
+        let until = Instant::now() + SILENCE;
+        self.0.lock().silences.insert(host, until);
+        self.close(host);
+    }
+
+    /// Until when the end of a connection is not heard of.
+    fn silence(&self, (from, to): (Host, Host)) -> Option<Instant> {
+        let inner = self.0.lock();
+        [from, to].iter().filter_map(|host| inner.silences.get(host).copied()).max()
     }
 
     /// The host is gone: nothing listens there any more.
@@ -181,7 +218,6 @@ impl Network {
                     break;
                 }
             }
-            let _ = sink.shutdown().await;
         };
         tokio::select! {
             biased;
@@ -189,6 +225,11 @@ impl Network {
             _ = lives.1.changed() => {}
             () = carrying => {}
         }
+        // Both ends are held until then.
+        if let Some(until) = self.silence((from, to)) {
+            tokio::time::sleep_until(until).await;
+        }
+        let _ = sink.shutdown().await;
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use esker_client::{AdminClient, KvClient, PlacementClient};
-use esker_model::{PeerChange, PeerId, Region, RegionId, StoreId};
+use esker_model::{PeerChange, PeerId, RegionId, Seat, StoreId};
 use esker_raftstore::{Admin, StoreHandle};
 use esker_rpc::channel::Dialer;
 use tokio::sync::watch;
@@ -61,6 +61,7 @@ impl Operator {
                 Ok(regions) => {
                     let ids: Vec<String> =
                         regions.iter().map(|region| region.id.to_string()).collect();
+                    journal.count("splits");
                     journal.note("operator", format_args!("split at {key}: {}", ids.join(", ")));
                 }
                 Err(error) => journal.note("operator", format_args!("no split at {key}: {error}")),
@@ -74,6 +75,9 @@ impl Operator {
         tokio::spawn(async move {
             let client = AdminClient::new(placement);
             let moved = client.transfer_leader(region.0, to.0, PATIENCE).await;
+            if moved.is_ok() {
+                journal.count("transfers");
+            }
             let outcome = moved.map_or_else(|error| error.to_string(), |()| "done".into());
             let what = format!("the leader of region {region} to store {to}: {outcome}");
             journal.note("operator", what);
@@ -81,22 +85,95 @@ impl Operator {
     }
 
     /// Changes the members of a region, as placement orders it. A new peer gets its id.
-    pub fn change(&self, leader: StoreHandle, region: Region, mut changes: Vec<PeerChange>) {
+    pub fn change(&self, region: RegionId, mut changes: Vec<PeerChange>) {
         let Some(placement) = self.placement() else { return };
-        let journal = self.around.journal.clone();
+        let around = self.around.clone();
         tokio::spawn(async move {
             for change in &mut changes {
-                if let PeerChange::AddLearner(seat) = change
-                    && seat.peer == PeerId(0)
-                {
-                    let Ok(ids) = placement.alloc_id(1).await else { return };
-                    seat.peer = PeerId(ids.start);
+                if let PeerChange::AddLearner(seat) = change {
+                    let Some(known) = with_id(&placement, *seat).await else { return };
+                    *seat = known;
                 }
             }
-            let what = format!("region {}: {changes:?}", region.id);
-            let changed = leader.admin(region.id, region.epoch, Admin::ChangePeers(changes)).await;
-            let outcome = changed.map_or_else(|error| error.to_string(), |_| "done".into());
-            journal.note("operator", format_args!("{what}: {outcome}"));
+            ask(&around, region, changes).await;
         });
     }
+
+    /// Puts one peer of a region in the place of another, step by step, as placement does it, but
+    /// without asking whether that is wise.
+    pub fn swap(&self, region: RegionId, joining: Seat, leaving: Seat) {
+        let Some(placement) = self.placement() else { return };
+        let around = self.around.clone();
+        tokio::spawn(async move {
+            let is_new = joining.peer == PeerId(0);
+            let Some(joining) = with_id(&placement, joining).await else { return };
+            let add = vec![PeerChange::AddLearner(joining)];
+            if is_new && !insist(&around, region, &add).await {
+                return;
+            }
+            let exchange = [PeerChange::AddVoter(joining), PeerChange::AddLearner(leaving)];
+            if insist(&around, region, &exchange).await {
+                around.journal.count("replicas exchanged");
+                insist(&around, region, &[PeerChange::Remove(leaving)]).await;
+            }
+        });
+    }
+}
+
+/// The seat of a new peer with an id from placement.
+async fn with_id(placement: &PlacementClient, seat: Seat) -> Option<Seat> {
+    if seat.peer != PeerId(0) {
+        return Some(seat);
+    }
+    let ids = placement.alloc_id(1).await.ok()?;
+    Some(Seat { peer: PeerId(ids.start), ..seat })
+}
+
+/// Asks until it is done, for some seconds.
+async fn insist(around: &Surroundings, region: RegionId, changes: &[PeerChange]) -> bool {
+    let until = tokio::time::Instant::now() + PATIENCE;
+    while tokio::time::Instant::now() < until {
+        if ask(around, region, changes.to_vec()).await {
+            return true;
+        }
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+    false
+}
+
+/// Asks the leader of a region for changes of its members, and returns whether they were made.
+async fn ask(around: &Surroundings, region: RegionId, changes: Vec<PeerChange>) -> bool {
+    let leader = around.leaders.lock().of(region).first().copied();
+    let door = leader.and_then(|leader| around.doors.lock().get(&leader).cloned());
+    let Some(storage) = door.and_then(|door| door.get()) else { return false };
+    let store: StoreHandle = storage.store().clone();
+    drop(storage);
+    let Some(known) = store.delegates().get(region).map(|replica| replica.descriptor()) else {
+        return false;
+    };
+    // Placement removes learners that it does not need, and a peer that has left does not come back.
+    let is_member = |seat: &Seat| known.peer(seat.peer).is_some();
+    let is_possible = changes.iter().all(|change| match change {
+        PeerChange::AddLearner(seat) if changes.len() == 1 => !is_member(seat),
+        PeerChange::AddLearner(seat) | PeerChange::AddVoter(seat) | PeerChange::Remove(seat) => {
+            is_member(seat)
+        }
+    });
+    if !is_possible {
+        return false;
+    }
+    let what = format!("region {region}: {changes:?}");
+    let counted = changes.clone();
+    let changed = store.admin(region, known.epoch, Admin::ChangePeers(changes)).await;
+    for change in counted.iter().filter(|_| changed.is_ok()) {
+        around.journal.count(match change {
+            PeerChange::AddVoter(_) => "voters added",
+            PeerChange::AddLearner(_) => "learners added",
+            PeerChange::Remove(_) => "peers removed",
+        });
+    }
+    let is_done = changed.is_ok();
+    let outcome = changed.map_or_else(|error| error.to_string(), |_| "done".into());
+    around.journal.note("operator", format_args!("{what}: {outcome}"));
+    is_done
 }

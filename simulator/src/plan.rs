@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::time::Duration;
 
 use rand::seq::IndexedRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
@@ -49,6 +50,11 @@ pub enum Fault {
         host: Host,
         crash: Crash,
         down_ms: u64,
+    },
+    /// The machine loses power at one of its next writes to the disk: after so many.
+    CutPower {
+        host: Host,
+        syncs: u32,
     },
     /// Every machine loses power at once.
     Blackout {
@@ -165,6 +171,10 @@ pub struct Plan {
     pub stores: u32,
     /// Places in the key space that have a key.
     pub places: usize,
+    /// How many writes of clients each region remembers.
+    pub remembered_writes: usize,
+    /// So many programs are clients, each with several actors.
+    pub programs: u32,
     pub quality: Quality,
     /// Each with its number.
     pub actors: Vec<(usize, Actor)>,
@@ -177,11 +187,24 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// How far two wall clocks may be apart.
+    pub fn skew(&self) -> Duration {
+        /// What the drift of two clocks adds.
+        const DRIFT_MS: u64 = 1_500;
+        let is_set = |(_, fault): &(u64, Fault)| matches!(fault, Fault::StepClock { .. });
+        let step = if self.faults.iter().any(is_set) { MAX_STEP_MS.unsigned_abs() } else { 0 };
+        Duration::from_millis(2 * step + DRIFT_MS)
+    }
+
     pub fn of(seed: u64) -> Plan {
         let rng = &mut ChaCha8Rng::seed_from_u64(seed);
-        let stores = rng.random_range(3..=5);
+        let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(|_| rng.random_bool(0.55)).collect();
+        // Replicas that move need somewhere to go.
+        let moves = kinds.iter().any(|kind| matches!(kind, Kind::Replicas | Kind::LostDisks));
+        let stores = rng.random_range(if moves { 4 } else { 3 }..=5);
         let members = if rng.random_bool(0.5) { 3 } else { 1 };
         let places = rng.random_range(8..=16);
+        let remembered_writes = [3, 20, 200, 1_000][rng.random_range(0..4)];
         let quality = quality(rng, false);
         // Each of most of them, and some twice.
         let mut actors: Vec<Actor> =
@@ -190,13 +213,15 @@ impl Plan {
         for _ in 0..rng.random_range(0..3) {
             actors.push(Actor::ALL[rng.random_range(0..Actor::ALL.len())]);
         }
-        let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(|_| rng.random_bool(0.55)).collect();
+        let programs = rng.random_range(2..=actors.len() as u32);
         let actors = actors.into_iter().enumerate().collect();
         let mut plan = Plan {
             seed,
             members,
             stores,
             places,
+            remembered_writes,
+            programs,
             quality,
             actors,
             faults: Vec::new(),
@@ -231,8 +256,23 @@ impl Plan {
         self
     }
 
+    /// A store; sometimes the next one to be added, if it was.
     fn store(&self, rng: &mut ChaCha8Rng) -> Host {
-        Host::store(rng.random_range(0..self.stores))
+        let added = u32::from(rng.random_bool(0.1));
+        Host::store(rng.random_range(0..self.stores) + added)
+    }
+
+    /// The program that this actor is a part of.
+    pub fn program(&self, actor: usize) -> u32 {
+        actor as u32 % self.programs
+    }
+
+    /// Any machine, or a client's.
+    fn anybody(&self, rng: &mut ChaCha8Rng) -> Host {
+        match rng.random_bool(0.2) {
+            true => Host::client(rng.random_range(0..self.programs)),
+            false => self.host(rng),
+        }
     }
 
     /// Any machine, mostly a store's.
@@ -250,16 +290,20 @@ impl Plan {
         match kind {
             Kind::Crashes => {
                 let crash = if rng.random_bool(0.5) { Crash::Power } else { Crash::Process };
-                let down_ms = rng.random_range(50..4_000);
-                now(Fault::Crash { host: self.host(rng), crash, down_ms })
+                let down_ms = rng.random_range(50..8_000);
+                let host = self.host(rng);
+                now(match rng.random_bool(0.4) {
+                    true => Fault::CutPower { host, syncs: rng.random_range(0..6) },
+                    false => Fault::Crash { host, crash, down_ms },
+                })
             }
             Kind::Blackouts => now(Fault::Blackout { down_ms: rng.random_range(50..1_000) }),
             Kind::Cuts => {
                 let healed = rng.random_range(200..4_000);
                 let fault = match rng.random_range(0..4) {
-                    0 => Fault::Isolate { host: self.host(rng) },
-                    1 => Fault::HangUp { host: self.host(rng) },
-                    _ => Fault::Cut { from: self.host(rng), to: self.host(rng) },
+                    0 => Fault::Isolate { host: self.anybody(rng) },
+                    1 => Fault::HangUp { host: self.anybody(rng) },
+                    _ => Fault::Cut { from: self.anybody(rng), to: self.anybody(rng) },
                 };
                 vec![(0, fault), (healed, Fault::Heal)]
             }
@@ -310,10 +354,15 @@ fn quality(rng: &mut ChaCha8Rng, may_be_bad: bool) -> Quality {
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Plan { seed, members, stores, places, quality, actors, faults, .. } = self;
-        writeln!(f, "seed {seed}: {members} placement members, {stores} stores, {places} keys")?;
+        writeln!(
+            f,
+            "seed {seed}: {members} placement members, {stores} stores, {places} keys, {} writes \
+             remembered",
+            self.remembered_writes
+        )?;
         writeln!(f, "at first {}", Fault::Weather(*quality))?;
         for (number, actor) in actors {
-            writeln!(f, "client {number} {actor:?}")?;
+            writeln!(f, "client {} actor {number} {actor:?}", self.program(*number) + 1)?;
         }
         let whole = Plan::of(*seed);
         let numbers = whole.faults.iter().enumerate().filter(|(_, fault)| faults.contains(fault));
@@ -329,6 +378,9 @@ impl fmt::Display for Fault {
         match self {
             Fault::Crash { host, crash, down_ms } => {
                 write!(f, "{host} crashes ({crash:?}) for {down_ms} ms")
+            }
+            Fault::CutPower { host, syncs } => {
+                write!(f, "{host} loses power at its sync after the next {syncs}")
             }
             Fault::Blackout { down_ms } => write!(f, "all lose power for {down_ms} ms"),
             Fault::Cut { from, to } => write!(f, "nothing passes from {from} to {to}"),

@@ -1,26 +1,28 @@
 //! One run from its beginning to its end.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use esker_client::KvClient;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::actors::{Given, Work};
-use crate::entropy;
+use crate::actors::{EXPIRING, Given, Work};
 use crate::history::{encode, text};
-use crate::journal::{self, Journal, Violation};
+use crate::journal::{self, Counts, Journal, Violation};
 use crate::network::{CLIENTS, Host};
 use crate::operator::connect;
 use crate::plan::Plan;
 use crate::settle;
 use crate::world::World;
+use crate::{disk, entropy};
 
 /// How long the cluster may take to come to rest, and to serve everywhere, when the faults are over.
-const REST_WITHIN: Duration = Duration::from_secs(150);
+const REST_WITHIN: Duration = Duration::from_secs(60);
 /// How often it is looked whether it has.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -35,6 +37,8 @@ pub struct Outcome {
     pub hash: u64,
     /// Operations on keys.
     pub operations: usize,
+    /// How often what the simulation is made of took effect.
+    pub counts: Counts,
     /// From the end of the faults until the cluster was at rest.
     pub rested_after: Duration,
 }
@@ -58,6 +62,7 @@ fn simulate(plan: &Plan, tells: bool) -> Outcome {
     #[cfg(feature = "mutants")]
     esker_mutants::break_with(plan.bug);
     entropy::seed_thread(plan.seed);
+    disk::count_syncs();
     journal::watch_panics();
     let root = match tempfile::Builder::new().prefix("esker-simulator-").tempdir_in(disks()) {
         Ok(root) => root,
@@ -77,7 +82,8 @@ fn simulate(plan: &Plan, tells: bool) -> Outcome {
         if let Some(panic) = journal::panicked() {
             journal.violated("nothing panics", panic);
         }
-        Outcome { violation: journal.violation(), hash: journal.hash(), operations, rested_after }
+        let (violation, hash, counts) = (journal.violation(), journal.hash(), journal.counts());
+        Outcome { violation, hash, operations, counts, rested_after }
     });
     drop(runtime);
     outcome
@@ -98,10 +104,16 @@ async fn live(plan: &Plan, root: &std::path::Path, journal: &Journal) -> (usize,
     let given = Arc::new(Mutex::new(Given::default()));
     let (stop, stopped) = watch::channel(false);
     let mut actors = JoinSet::new();
+    let programs: Vec<Arc<OnceCell<KvClient>>> =
+        (0..plan.programs).map(|_| Arc::default()).collect();
     for (number, actor) in &plan.actors {
+        let program = plan.program(*number);
         let work = Work {
             number: *number as u32,
             actor: *actor,
+            host: Host::client(program),
+            client: programs[program as usize].clone(),
+            skew: plan.skew(),
             around: world.around.clone(),
             given: given.clone(),
             stopped: stopped.clone(),
@@ -138,6 +150,12 @@ async fn live(plan: &Plan, root: &std::path::Path, journal: &Journal) -> (usize,
     if regions.is_some() {
         journal.note("settle", format_args!("at rest after {rested_after:?}"));
         serve(&mut world, journal).await;
+        // Whatever was acknowledged is on the disks.
+        world.around.journal.note("settle", "all lose power once more");
+        world.black_out(Duration::from_millis(100));
+        if rest(&mut world, journal).await.is_some() {
+            read_all(&mut world, journal).await;
+        }
     }
     // The replicas apply what was just written, and what was removed goes.
     let mut regions = None;
@@ -255,4 +273,49 @@ async fn serve(world: &mut World, journal: &Journal) {
         }
     };
     world.drive(serving).await;
+}
+
+/// Reads every key that was ever written, also under names that are no longer in use, one by one
+/// and all at once.
+async fn read_all(world: &mut World, journal: &Journal) {
+    let around = world.around.clone();
+    let history = around.history.clone();
+    let reading = async {
+        use crate::history::Operation::Read;
+        let placement = connect(&around, Host(CLIENTS + 93)).await;
+        let client = KvClient::new(placement, []).with_deadline(Duration::from_secs(10));
+        let keys = history.lock().keys();
+        let mut seen = BTreeMap::new();
+        for key in keys {
+            let Some(ticket) = history.lock().begin_last_read(&key) else { continue };
+            match client.get(key.clone()).await {
+                Ok(found) => {
+                    let value = found.as_deref().map(crate::history::decode);
+                    if value == Some(None) {
+                        let what =
+                            format!("{} is {:?}", text(&key), found.map(|found| text(&found)));
+                        journal.violated("a value is what somebody wrote", what);
+                        return;
+                    }
+                    history.lock().finish(ticket, Read(value.flatten()));
+                    seen.extend(found.map(|found| (key.clone(), found)));
+                }
+                Err(error) => {
+                    let what = format!("{}: {error}", text(&key));
+                    journal.violated("every key is served again", what);
+                    return;
+                }
+            }
+        }
+        let limit = u32::try_from(seen.len()).unwrap_or(u32::MAX).saturating_add(1);
+        match client.scan(Bytes::new(), Bytes::from_static(EXPIRING), limit).await {
+            Ok(pairs) if pairs.iter().map(|(key, value)| (key, value)).eq(seen.iter()) => {}
+            Ok(pairs) => {
+                let what = format!("{} pairs, and one by one {}", pairs.len(), seen.len());
+                journal.violated("a scan of all keys has what they have", what);
+            }
+            Err(error) => journal.violated("every key is served again", error.to_string()),
+        }
+    };
+    world.drive(reading).await;
 }

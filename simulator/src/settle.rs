@@ -119,27 +119,33 @@ pub fn agrees(regions: &Regions, known: &[RegionInfo]) -> Result<(), String> {
 /// # Errors
 /// The first difference.
 pub fn compare(world: &World, regions: &Regions) -> Result<(), String> {
-    let mut contents: BTreeMap<RegionId, (StoreId, Vec<String>)> = BTreeMap::new();
+    let mut contents: BTreeMap<RegionId, (StoreId, Vec<Pair>, String)> = BTreeMap::new();
     for on in stores(world) {
         for region in held(regions, on.id) {
             let kv = on.store.handle.engine();
             let said = |error: StoreError| format!("store {}: {error}", on.id);
-            let mut content = content(kv, &region.range).map_err(said)?;
+            let content = content(kv, &region.range).map_err(said)?;
             // Which writes it would recognise if they came again.
             let remembered = remembered_records(kv, region.id).map_err(said)?;
-            content.push(format!("remembered writes {remembered:?}"));
-            let Some((other, known)) = contents.get(&region.id) else {
-                contents.insert(region.id, (on.id, content));
+            let remembered = format!("{remembered:?}");
+            let Some((other, known, memory)) = contents.get(&region.id) else {
+                contents.insert(region.id, (on.id, content, remembered));
                 continue;
             };
-            if *known == content {
+            if *known == content && *memory == remembered {
                 continue;
             }
             let pair = known.iter().zip(&content).find(|(a, b)| a != b);
-            let differs = pair.map_or_else(
-                || format!("{} pairs and {}", known.len(), content.len()),
-                |(a, b)| format!("{a} and {b}"),
-            );
+            let show = |(cf, key, value): &Pair| {
+                format!("{cf} {} {} of {} bytes", short(key), short(value), value.len())
+            };
+            let differs = match pair {
+                Some((a, b)) => format!("{} and {}", show(a), show(b)),
+                None if known.len() != content.len() => {
+                    format!("{} pairs and {}", known.len(), content.len())
+                }
+                None => format!("remembered writes {memory} and {remembered}"),
+            };
             return Err(format!(
                 "region {} on store {other} and on store {}: {differs}",
                 region.id, on.id
@@ -186,8 +192,11 @@ fn held(regions: &Regions, store: StoreId) -> Vec<&Arc<Region>> {
     regions.iter().filter(|region| region.peer_on(store).is_some()).collect()
 }
 
-/// All pairs of a range, one text each.
-fn content(kv: &KvEngine, range: &KeyRange) -> Result<Vec<String>, StoreError> {
+/// A family, a key in it, and its value.
+type Pair = (Cf, Vec<u8>, Vec<u8>);
+
+/// All pairs of a range.
+fn content(kv: &KvEngine, range: &KeyRange) -> Result<Vec<Pair>, StoreError> {
     let view = kv.snapshot();
     let (start, end) = bounds(range);
     let mut pairs = Vec::new();
@@ -195,7 +204,7 @@ fn content(kv: &KvEngine, range: &KeyRange) -> Result<Vec<String>, StoreError> {
         let mut iter = view.iter(cf, start, end);
         iter.seek_to_first();
         while iter.valid()? {
-            pairs.push(format!("{cf} {} {}", short(iter.key()), short(iter.value())));
+            pairs.push((cf, iter.key().to_vec(), iter.value().to_vec()));
             iter.next();
         }
     }

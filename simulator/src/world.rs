@@ -52,6 +52,7 @@ pub struct World {
     pub machines: BTreeMap<Host, Machine>,
     rng: ChaCha8Rng,
     stores: u32,
+    remembered_writes: usize,
     /// What is done to the cluster from outside.
     operator: crate::operator::Operator,
 }
@@ -77,13 +78,16 @@ impl World {
         for number in 0..plan.members {
             let host = Host::member(number);
             let disk = Disk::new(root.join(host.to_string()))?;
+            around.network.watch_power(host, disk.power());
             let role = Role::Member(u64::from(number) + 1);
             let address = around.members[number as usize].clone();
-            let machine = Machine::new(host, address, role, disk, clock(&mut rng));
+            let clock = clock(&mut rng);
+            let machine = Machine::new(host, address, role, disk, clock, plan.remembered_writes);
             machines.insert(host, machine);
         }
         let operator = crate::operator::Operator::new(&around);
-        let mut world = World { around, machines, rng, stores: 0, operator };
+        let remembered_writes = plan.remembered_writes;
+        let mut world = World { around, machines, rng, stores: 0, remembered_writes, operator };
         for _ in 0..plan.stores {
             world.add_store()?;
         }
@@ -95,8 +99,10 @@ impl World {
         self.stores += 1;
         let disk = Disk::new(self.around.root.join(host.to_string()))?;
         let address = format!("{host}:20160");
+        self.around.network.watch_power(host, disk.power());
         let clock = clock(&mut self.rng);
-        self.machines.insert(host, Machine::new(host, address, Role::Store, disk, clock));
+        let machine = Machine::new(host, address, Role::Store, disk, clock, self.remembered_writes);
+        self.machines.insert(host, machine);
         Ok(())
     }
 
@@ -149,17 +155,28 @@ impl World {
             .filter_map(|machine| Some((machine.host, &machine.on()?.store.handle)))
     }
 
-    /// The region at a place, as its newest replica knows it, and the store that leads it.
-    fn region_at(&self, place: usize) -> Option<(Region, Option<StoreHandle>)> {
+    /// The running stores without a replica of the region.
+    fn free_stores(&self, region: &Region) -> Vec<StoreId> {
+        let stores = self.running().map(|(_, store)| store.store_id());
+        stores.filter(|store| region.peer_on(*store).is_none()).collect()
+    }
+
+    /// The region at a place, as its newest replica knows it.
+    fn region_at(&self, place: usize) -> Option<Region> {
         let key = self.around.history.lock().key(place);
         let region = self
             .running()
             .flat_map(|(_, store)| store.delegates().descriptors())
             .filter(|region| region.contains(&key))
             .max_by_key(|region| (region.epoch.version, region.epoch.conf_ver))?;
-        let leader = self.around.leaders.lock().of(region.id).first().copied();
-        let leader = self.running().find(|(host, _)| Some(*host) == leader);
-        Some(((*region).clone(), leader.map(|(_, store)| store.clone())))
+        Some((*region).clone())
+    }
+
+    /// All machines lose power.
+    pub fn black_out(&mut self, down: Duration) {
+        for machine in self.machines.values_mut() {
+            machine.crash(&self.around, &mut self.rng, Crash::Power, down);
+        }
     }
 
     pub fn happen(&mut self, fault: Fault) {
@@ -170,12 +187,17 @@ impl World {
         match fault {
             Fault::Crash { host, crash, down_ms } => {
                 if let Some(machine) = self.machines.get_mut(&host) {
-                    machine.crash(&around, crash, Duration::from_millis(down_ms));
+                    around.journal.count("crashes");
+                    machine.crash(&around, &mut self.rng, crash, Duration::from_millis(down_ms));
                 }
             }
             Fault::Blackout { down_ms } => {
-                for machine in self.machines.values_mut() {
-                    machine.crash(&around, Crash::Power, Duration::from_millis(down_ms));
+                around.journal.count("blackouts");
+                self.black_out(Duration::from_millis(down_ms));
+            }
+            Fault::CutPower { host, syncs } => {
+                if let Some(machine) = self.machines.get(&host) {
+                    machine.disk().cut_power_after(syncs);
                 }
             }
             Fault::Cut { from, to } => around.network.cut(from, to),
@@ -234,17 +256,13 @@ impl World {
                 self.operator.split(key);
             }
             Fault::Transfer { place, choice } => {
-                if let Some((region, _)) = self.region_at(place) {
+                if let Some(region) = self.region_at(place) {
                     let to = region.peers[choice % region.peers.len()];
                     self.operator.transfer(region.id, to.store);
                 }
             }
             Fault::AddReplica { place, choice } => self.change(place, |world, region| {
-                let free: Vec<StoreId> = world
-                    .running()
-                    .map(|(_, store)| store.store_id())
-                    .filter(|store| region.peer_on(*store).is_none())
-                    .collect();
+                let free = world.free_stores(region);
                 let learner = region.peers.iter().find(|peer| peer.role == PeerRole::Learner);
                 match learner {
                     Some(learner) => Some(vec![PeerChange::AddVoter((*learner).into())]),
@@ -260,19 +278,21 @@ impl World {
                 let peer = region.peers[choice % region.peers.len()];
                 let voters =
                     region.peers.iter().filter(|peer| peer.role == PeerRole::Voter).count();
-                (peer.role == PeerRole::Learner || voters > 3)
+                (peer.role == PeerRole::Learner || voters >= 3)
                     .then(|| vec![PeerChange::Remove(peer.into())])
             }),
-            Fault::SwapReplicas { place, choice } => self.change(place, |_, region| {
-                let learner = region.peers.iter().find(|peer| peer.role == PeerRole::Learner)?;
-                let voters: Vec<_> =
-                    region.peers.iter().filter(|peer| peer.role == PeerRole::Voter).collect();
-                let leaving = voters.get(choice % voters.len().max(1))?;
-                Some(vec![
-                    PeerChange::AddVoter((*learner).into()),
-                    PeerChange::AddLearner((**leaving).into()),
-                ])
-            }),
+            Fault::SwapReplicas { place, choice } => {
+                let Some(region) = self.region_at(place) else { return };
+                let leaving = region.peers[choice % region.peers.len()];
+                let free = self.free_stores(&region);
+                let learner = region.peers.iter().find(|peer| peer.role == PeerRole::Learner);
+                let joining = match learner {
+                    Some(learner) => (*learner).into(),
+                    None if free.is_empty() => return,
+                    None => Seat { peer: PeerId(0), store: free[choice % free.len()] },
+                };
+                self.operator.swap(region.id, joining, leaving.into());
+            }
         }
     }
 
@@ -281,9 +301,9 @@ impl World {
         place: usize,
         decide: impl FnOnce(&World, &Region) -> Option<Vec<PeerChange>>,
     ) {
-        let Some((region, Some(leader))) = self.region_at(place) else { return };
+        let Some(region) = self.region_at(place) else { return };
         let Some(changes) = decide(self, &region) else { return };
-        self.operator.change(leader, region, changes);
+        self.operator.change(region.id, changes);
     }
 
     /// Whether everything that was acknowledged survives the loss of this disk: each region with a
@@ -343,7 +363,7 @@ impl World {
         for machine in self.machines.values_mut() {
             machine.stalls = crate::machine::Stalls { disk: now, apply: now, workers: now };
             machine.clock.set_ahead_ms(0);
-            machine.disk().set_failing(false);
+            machine.disk().calm();
             machine.hurry();
         }
     }

@@ -49,8 +49,9 @@ fn table(bug: Bug) -> Found {
         Bug::FailedWriteStopsStore => Within(200),
         Bug::LogIsCutBehindDurableData => Within(200),
         Bug::RetiredLogIsRemoved => Within(200),
-        Bug::EmptyPeerKeepsItsVote => Within(200),
-        Bug::PromiseOutlivesRestart => Within(200),
+        // Both need two candidates, and a restart between them, within one election timeout.
+        Bug::EmptyPeerKeepsItsVote => Hand(store::an_empty_peer_votes_twice),
+        Bug::PromiseOutlivesRestart => Hand(store::a_promise_to_a_leader_is_forgotten),
 
         Bug::SkippedProposalIsUnknown => Within(200),
         Bug::RemovedPeersProposalIsUnknown => Within(200),

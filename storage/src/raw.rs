@@ -19,6 +19,9 @@ use crate::{Storage, StorageError};
 /// everything around them.
 pub const MAX_ANSWER_BYTES: u64 = 48 << 20;
 
+/// An answer of many small pairs is mostly this.
+const _: () = assert!(size_of::<KvPair>() <= 96);
+
 /// What is left of [`MAX_ANSWER_BYTES`] for one request.
 struct Budget(u64);
 
@@ -29,6 +32,11 @@ impl Default for Budget {
 }
 
 impl Budget {
+    /// What a pair takes in memory: a key of one byte without a value is no small thing.
+    fn spend_pair(&mut self, key: &Bytes, value: &Bytes) -> Result<(), StorageError> {
+        self.spend(size_of::<KvPair>() + key.len() + value.len())
+    }
+
     /// Refuses a request for too much as a whole. A client would take fewer pairs than it asked for
     /// to mean that there are no more.
     fn spend(&mut self, bytes: usize) -> Result<(), StorageError> {
@@ -162,7 +170,7 @@ pub(crate) async fn batch_get(
     let mut budget = Budget::default();
     for (stored, key) in keys {
         if let Some(found) = live_value(&view, cf, &stored, now_s)? {
-            budget.spend(key.len() + found.value.len())?;
+            budget.spend_pair(&key, &found.value)?;
             pairs.push(KvPair { key, value: found.value, ..KvPair::default() });
         }
     }

@@ -448,6 +448,29 @@ async fn a_batch_of_which_a_part_was_written_does_not_end_as_if_nothing_was() {
 }
 
 #[tokio::test]
+async fn a_part_that_may_have_been_written_outweighs_one_that_was_refused() {
+    for refused_first in [true, false] {
+        let cluster = Cluster::start().await;
+        // So that what is unknown stays unknown.
+        cluster.world.forget_about_tags();
+        cluster.client.batch_put(six()).await.expect("written");
+        let raft_entry_too_large = Some(RaftEntryTooLarge { region_id: 1, entry_size: 9_000_000 });
+        let undetermined_result = Some(UndeterminedResult { message: "lost track".into() });
+        let mut errors = [
+            errorpb::Error { raft_entry_too_large, ..Default::default() },
+            errorpb::Error { undetermined_result, ..Default::default() },
+        ];
+        if !refused_first {
+            errors.reverse();
+        }
+        errors.into_iter().for_each(|error| cluster.world.fail_next(error));
+        let batch = vec![pair("b", "7"), pair("e", "7")];
+        let error = cluster.client.batch_put(batch).await.expect_err("neither was written");
+        assert!(matches!(error, ClientError::OutcomeUnknown { .. }), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn a_swap_whose_outcome_is_unknown_is_not_repeated_and_says_so() {
     let mut cluster = Cluster::start().await;
     cluster.client.put("a", "0").await.expect("written");

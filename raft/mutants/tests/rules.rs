@@ -77,6 +77,8 @@ fn table(rule: Rule) -> (Found, &'static [&'static str]) {
         Rule::NoLeaseDuringChange => (Trace("lone_voter_restarts"), &[]),
         Rule::PromiseAfterFirstRecord => (Trace("newcomer_keeps_its_promise"), &[]),
         Rule::LoyaltySurvivesRestart => (By(Theme::Leases, 20), &["LeaseExcludesOthers"]),
+        Rule::LoneVoterAppliesFirst => (Trace("lone_voter_that_has_not_applied"), &[]),
+        Rule::UnstampedProvesNoAge => (Trace("snapshot_acknowledged_late"), &[]),
         Rule::LoyaltyToLiveLeader => (By(Theme::Leases, 10), &["LeaseExcludesOthers"]),
     }
 }

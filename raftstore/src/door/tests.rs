@@ -83,7 +83,7 @@ fn region(start: &'static [u8], end: &'static [u8], version: u64) -> Region {
 }
 
 #[test]
-fn what_an_honest_store_sends_is_taken_and_says_which_keys_it_reaches() {
+fn what_a_correct_store_sends_is_taken_and_names_its_keys() {
     let message = puts(&[b"m", b"c", b"p"]);
     let Checked::Raft(_, reach) = Arrived::check(HERE, message).unwrap().content else {
         panic!("it is for the group");

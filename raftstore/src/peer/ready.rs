@@ -133,11 +133,11 @@ impl Peer {
         data: Bytes,
         out: &mut Outputs,
     ) -> Result<(), StoreError> {
-        let index = meta.index;
+        let (index, term) = (meta.index, meta.term);
         let task = self.snapshots.install(self.generation, meta, data)?;
         // Before the task leaves: a reader under the lease would find part of the data.
         self.delegate.withdraw_lease();
-        self.writes.replaced_up_to(index);
+        self.writes.replaced_up_to(index, term);
         out.apply.push((self.id, task));
         Ok(())
     }

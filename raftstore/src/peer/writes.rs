@@ -94,21 +94,24 @@ impl Writes {
         }
     }
 
-    /// A snapshot takes the place of the log up to `index`: what became of the proposals there
-    /// will not be known here. Each of them is looked for: a proposal of a later term may wait
-    /// behind one with a higher index, which another leader has cut off.
-    pub fn replaced_up_to(&mut self, index: LogIndex) {
+    /// A snapshot, whose last entry is of `term`, takes the place of the log up to `index`. What
+    /// became of the proposals there will not be known here. Those behind it that are of an earlier
+    /// term are dead, because terms do not go back in a log. Every proposal is looked at: one of a
+    /// later term may wait behind one with a higher index, which another leader has cut off.
+    pub fn replaced_up_to(&mut self, index: LogIndex, term: Term) {
         let outcome = if broken!(SkippedProposalIsUnknown) {
             RequestError::StaleCommand(self.region)
         } else {
             RequestError::Undetermined(self.region)
         };
-        let proposals = std::mem::take(&mut self.proposals);
-        let (unknown, others): (VecDeque<_>, _) =
-            proposals.into_iter().partition(|proposal| proposal.index <= index);
-        self.proposals = others;
-        for proposal in unknown {
-            proposal.fail(&outcome);
+        for proposal in std::mem::take(&mut self.proposals) {
+            if proposal.index <= index {
+                proposal.fail(&outcome);
+            } else if proposal.term < term {
+                proposal.fail(&RequestError::StaleCommand(self.region));
+            } else {
+                self.proposals.push_back(proposal);
+            }
         }
     }
 
@@ -320,7 +323,7 @@ mod tests {
         let mut writes = Writes::new(REGION);
         let mut covered = propose(&mut writes, 8, 3);
         let mut later = propose(&mut writes, 9, 3);
-        writes.replaced_up_to(LogIndex(8));
+        writes.replaced_up_to(LogIndex(8), Term(3));
         assert_eq!(covered.try_recv().unwrap(), Err(RequestError::Undetermined(REGION)));
         assert!(later.try_recv().is_err(), "it may still be committed");
         writes.fail_all(&RequestError::RegionNotFound(REGION));
@@ -330,11 +333,11 @@ mod tests {
     #[test]
     fn a_snapshot_covers_a_proposal_that_waits_behind_one_with_a_higher_index() {
         let mut writes = Writes::new(REGION);
-        // Another leader cut off what this peer had proposed in term 3. Then it led again.
+        // Another leader cut off what this peer had proposed in term 3. Then it led again. Nothing
+        // need be committed for the answer: the region may be idle.
         let mut lost = propose(&mut writes, 12, 3);
         let mut covered = propose(&mut writes, 9, 5);
-        writes.replaced_up_to(LogIndex(10));
-        writes.take_committed(&committed(11, 6));
+        writes.replaced_up_to(LogIndex(10), Term(5));
         assert_eq!(covered.try_recv().unwrap(), Err(RequestError::Undetermined(REGION)));
         assert_eq!(lost.try_recv().unwrap(), Err(RequestError::StaleCommand(REGION)));
     }
@@ -364,7 +367,8 @@ mod tests {
             let mut taken = Vec::new();
             for (index, term) in (1..).zip(&log) {
                 if index == before + 1 {
-                    writes.replaced_up_to(LogIndex(snapshot));
+                    let term = snapshot.checked_sub(1).map_or(0, |last| log[last as usize]);
+                    writes.replaced_up_to(LogIndex(snapshot), Term(term));
                 }
                 if index <= before || index > snapshot {
                     let proposals = writes.take_committed(&committed(index, *term));

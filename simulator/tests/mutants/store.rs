@@ -2,8 +2,9 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use esker::parts::{
@@ -29,12 +30,13 @@ use tokio::sync::watch;
 
 const REGION: RegionId = RegionId(7);
 
-/// A clock that stands still.
-struct Noon;
+/// A clock that stands still until it is moved.
+#[derive(Clone)]
+struct Noon(Arc<AtomicU64>);
 
 impl Clock for Noon {
     fn now(&self) -> Time {
-        Time::from_millis(1_000)
+        Time::from_millis(self.0.load(Ordering::SeqCst))
     }
 
     fn wall_ms(&self) -> u64 {
@@ -78,29 +80,42 @@ struct Bench {
     store: Store,
     region: Region,
     kv: KvEngine,
+    log: LogEngine,
     sent: Arc<Sent>,
+    clock: Noon,
 }
 
 impl Bench {
     fn new(id: StoreId, region: Region) -> Bench {
+        Bench::with(id, region, true)
+    }
+
+    /// One that does not have the region.
+    fn without(id: StoreId, region: Region) -> Bench {
+        Bench::with(id, region, false)
+    }
+
+    fn with(id: StoreId, region: Region, has_it: bool) -> Bench {
         let options = EngineOptions::in_memory(MemoryEnv::new());
         let kv = KvEngine::open(Path::new("/kv"), &options).expect("an engine");
         let log = LogEngine::open(Path::new("/log"), &options).expect("an engine");
-        bootstrap_region(&kv, &log, id, &region).expect("it is written");
-        let sent = Arc::new(Sent::default());
-        let config =
-            StoreConfig { workers: 1, apply_workers: 1, seed: 1, ..StoreConfig::default() };
-        let parts = Parts {
-            store: id,
-            kv: kv.clone(),
-            log,
-            snapshots: "/snap".into(),
-            config,
-            outbox: sent.clone(),
-            clock: Arc::new(Noon),
-        };
-        let store = Store::open(parts).expect("the store opens");
-        Bench { store, region, kv, sent }
+        if has_it {
+            bootstrap_region(&kv, &log, id, &region).expect("it is written");
+        }
+        let (sent, clock) = (Arc::new(Sent::default()), Noon(Arc::new(AtomicU64::new(1_000))));
+        let store = open(id, &kv, &log, &sent, &clock);
+        Bench { store, region, kv, log, sent, clock }
+    }
+
+    /// Starts again from what is stored.
+    fn restart(&mut self) {
+        let id = self.store.handle.store_id();
+        self.store = open(id, &self.kv, &self.log, &self.sent, &self.clock);
+        self.sent.messages.lock().clear();
+    }
+
+    fn wait(&self, time: Duration) {
+        self.clock.0.fetch_add(time.as_millis() as u64, Ordering::SeqCst);
     }
 
     /// One that leads a region, of which it has the only vote.
@@ -120,7 +135,7 @@ impl Bench {
             let Store { workers, log_writer, appliers, .. } = &mut self.store;
             let mut is_busy = false;
             for worker in workers {
-                is_busy |= worker.turn(&Noon)?;
+                is_busy |= worker.turn(&self.clock)?;
             }
             is_busy |= log_writer.turn()?;
             for applier in appliers {
@@ -162,6 +177,21 @@ impl Bench {
         self.store.handle.raft_message(address.with(content));
     }
 
+    fn has_sent(&self, to: PeerId, is_meant: impl Fn(&MessageBody) -> bool) -> bool {
+        self.sent.messages.lock().iter().any(|sent| match &sent.content {
+            Content::Consensus(consensus) => {
+                sent.address.to.id == to && is_meant(&consensus.message.body)
+            }
+            Content::Gone | Content::Question => false,
+        })
+    }
+
+    fn voted_for(&self, candidate: PeerId) -> bool {
+        self.has_sent(candidate, |body| {
+            matches!(body, MessageBody::VoteReply { granted: true, .. })
+        })
+    }
+
     /// The term and the beginning of the newest append.
     fn append(&self) -> (Term, LogIndex) {
         let messages = self.sent.messages.lock();
@@ -176,6 +206,68 @@ impl Bench {
         });
         newest.expect("there is one")
     }
+}
+
+fn open(id: StoreId, kv: &KvEngine, log: &LogEngine, sent: &Arc<Sent>, clock: &Noon) -> Store {
+    let config = StoreConfig { workers: 1, apply_workers: 1, seed: 1, ..StoreConfig::default() };
+    let parts = Parts {
+        store: id,
+        kv: kv.clone(),
+        log: log.clone(),
+        snapshots: "/snap".into(),
+        config,
+        outbox: sent.clone(),
+        clock: Arc::new(clock.clone()),
+    };
+    Store::open(parts).expect("the store opens")
+}
+
+/// A request for a vote, whose sender has nothing.
+fn ask_for_vote(last_index: LogIndex, last_term: Term) -> MessageBody {
+    MessageBody::Vote { last_index, last_term, transfer: false, commit: CommitPoint::default() }
+}
+
+/// Whether a peer that a leader has not filled yet votes for two candidates of one term, with a
+/// restart in between.
+pub fn an_empty_peer_votes_twice() -> bool {
+    const TERM: Term = Term(8);
+    let mut bench = Bench::without(StoreId(1), region(&[1, 2, 3].map(voter)));
+    let range = || Some(KeyRange::all());
+    let epoch = bench.region.epoch;
+    let asked_by = |id| Address { region: REGION, from: voter(id), to: voter(1), epoch };
+    bench.hear(asked_by(2), TERM, ask_for_vote(LogIndex(9), TERM.prev()), range());
+    bench.settle().expect("it votes");
+    assert!(bench.voted_for(PeerId(2)), "it has no reason to refuse");
+    bench.restart();
+    for _ in 0..2 {
+        // The first finds it loyal to a leader that there may have been.
+        bench.hear(asked_by(3), TERM, ask_for_vote(LogIndex(9), TERM.prev()), range());
+        bench.settle().expect("it is asked");
+        bench.wait(Duration::from_secs(60));
+    }
+    bench.voted_for(PeerId(3))
+}
+
+/// Whether a peer that has just acknowledged a leader's heartbeat, so that the leader holds a lease,
+/// elects another one after a restart.
+pub fn a_promise_to_a_leader_is_forgotten() -> bool {
+    let leads = Term(INITIAL_TERM + 1);
+    let mut bench = Bench::new(StoreId(1), region(&[1, 2, 3].map(voter)));
+    bench.settle().expect("it follows");
+    let epoch = bench.region.epoch;
+    let heard_of = |id| Address { region: REGION, from: voter(id), to: voter(1), epoch };
+    let stamp = Stamp { sent: bench.clock.now(), ..Stamp::default() };
+    let commit = LogIndex(INITIAL_INDEX);
+    bench.hear(heard_of(2), leads, MessageBody::Heartbeat { commit, stamp }, None);
+    bench.settle().expect("it answers");
+    let is_acknowledgement =
+        |body: &MessageBody| matches!(body, MessageBody::HeartbeatReply { .. });
+    assert!(bench.has_sent(PeerId(2), is_acknowledgement), "it promises");
+    bench.restart();
+    let ask = ask_for_vote(LogIndex(INITIAL_INDEX), Term(INITIAL_TERM));
+    bench.hear(heard_of(3), leads.next(), ask, None);
+    bench.settle().expect("it is asked");
+    bench.voted_for(PeerId(3))
 }
 
 /// Whether a compare-and-swap that cannot be decided counts as applied, so that the next start
@@ -213,12 +305,7 @@ pub fn an_early_message_is_lost() -> bool {
     // The candidate knows of a change of members that is not known here.
     let epoch = Epoch { conf_ver: 2, version: 2 };
     let address = Address { region: child, from: there, to: here, epoch };
-    let body = MessageBody::Vote {
-        last_index: LogIndex(INITIAL_INDEX),
-        last_term: Term(INITIAL_TERM),
-        transfer: false,
-        commit: CommitPoint::default(),
-    };
+    let body = ask_for_vote(LogIndex(INITIAL_INDEX), Term(INITIAL_TERM));
     let range = KeyRange::new(Bytes::new(), Some(key.clone())).expect("a range");
     bench.hear(address, Term(INITIAL_TERM + 2), body, Some(range));
     bench.settle().expect("it arrives");

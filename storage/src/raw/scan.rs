@@ -29,6 +29,8 @@ struct ScanShape {
     limit: u32,
     key_only: bool,
     reverse: bool,
+    /// By the wall clock after the view was taken: what was dead before a write that the view
+    /// shows is not alive beside it.
     now_s: u64,
 }
 
@@ -134,7 +136,7 @@ fn collect(
             && let Some(key) = shape.layout.of_client(iter.key())
         {
             let value = if shape.key_only { Bytes::new() } else { value.value };
-            budget.spend(key.len() + value.len())?;
+            budget.spend_pair(&key, &value)?;
             pairs.push(KvPair { key, value, ..KvPair::default() });
         }
         if shape.reverse {
@@ -153,14 +155,15 @@ pub(crate) async fn scan(
 ) -> Result<RawScanResponse, StorageError> {
     let target = storage.target(request.context.as_ref())?;
     let cf = family(&request.cf)?;
+    let layout = target.layout;
+    let view = storage.view(target).await?;
     let shape = ScanShape {
-        layout: target.layout,
+        layout,
         limit: request.limit,
         key_only: request.key_only,
         reverse: request.reverse,
         now_s: storage.now_s(),
     };
-    let view = storage.view(target).await?;
     let (start, end) = (&request.start_key, &request.end_key);
     let kvs = scan_region(&view, cf, start, end, shape, &mut Budget::default())?;
     let upper = if request.reverse { start } else { end };
@@ -175,14 +178,15 @@ pub(crate) async fn batch_scan(
 ) -> Result<RawBatchScanResponse, StorageError> {
     let target = storage.target(request.context.as_ref())?;
     let cf = family(&request.cf)?;
+    let layout = target.layout;
+    let view = storage.view(target).await?;
     let shape = ScanShape {
-        layout: target.layout,
+        layout,
         limit: request.each_limit,
         key_only: request.key_only,
         reverse: request.reverse,
         now_s: storage.now_s(),
     };
-    let view = storage.view(target).await?;
     let mut kvs = Vec::new();
     let mut budget = Budget::default();
     for range in &request.ranges {
