@@ -150,6 +150,19 @@ impl Attempts {
         ATTEMPT_TIMEOUT.min(self.deadline.saturating_sub(self.started.elapsed()))
     }
 
+    /// Waits for the lookup of a region until the operation's deadline. The failure of a lookup that
+    /// the deadline cuts short ends the operation in [`next`](Self::next).
+    async fn look_up<T>(
+        &self,
+        lookup: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let left = self.deadline.saturating_sub(self.started.elapsed());
+        tokio::time::timeout(left, lookup).await.unwrap_or_else(|_| {
+            let reason = format!("placement did not answer within {left:?}");
+            Err(Failure::Again(Retry { wait: Wait::Backoff, reason }))
+        })
+    }
+
     /// Waits before the next attempt, or returns why there will be none.
     async fn next(&mut self, retry: Retry) -> Result<(), ClientError> {
         let wait = match retry.wait {

@@ -44,10 +44,13 @@ impl KvClient {
         let mut fence = Fence::default();
         loop {
             let asked = async {
-                let route = match at {
-                    At::Key => self.route(key).await?,
-                    At::Below => self.route_below(key).await?,
+                let lookup = async {
+                    match at {
+                        At::Key => self.route(key).await,
+                        At::Below => self.route_below(key).await,
+                    }
                 };
+                let route = attempts.look_up(lookup).await?;
                 let timeout = attempts.timeout();
                 let request = make(&route);
                 let response = self.attempt(&route, key, request, timeout, &mut fence).await?;
@@ -65,16 +68,19 @@ impl KvClient {
         }
     }
 
-    /// The region that holds a key, from the cache or from placement.
+    /// The region that holds a key, from the cache or from placement. Takes as long as placement
+    /// does: see [`Attempts::look_up`].
     pub(super) async fn route(&self, key: &Bytes) -> Result<Arc<Route>, Failure> {
         if let Some(route) = self.shared.cache.get(key) {
             return Ok(route);
         }
         let found = self.shared.placement.region_by_key(key.clone()).await?;
-        self.remember(found, key)
+        let route = self.remember(found, key)?;
+        if route.contains(key) { Ok(route) } else { Err(changing()) }
     }
 
-    /// The region that holds the keys just below `bound`. An empty bound is above all keys.
+    /// The region that holds the keys just below `bound`. An empty bound is above all keys. Takes as
+    /// long as placement does: see [`Attempts::look_up`].
     pub(super) async fn route_below(&self, bound: &Bytes) -> Result<Arc<Route>, Failure> {
         if let Some(route) = self.shared.cache.get_below(bound) {
             return Ok(route);
@@ -92,13 +98,8 @@ impl KvClient {
             found = self.shared.placement.previous_region(key.clone()).await?;
         }
         let route = self.remember(found, &key)?;
-        if route.contains_below(bound) {
-            Ok(route)
-        } else {
-            // There was a split or a merge between the two questions.
-            let reason = "placement's regions were changing".into();
-            Err(Failure::Again(Retry { wait: Wait::Backoff, reason }))
-        }
+        // There may have been a split or a merge between the two questions.
+        if route.contains_below(bound) { Ok(route) } else { Err(changing()) }
     }
 
     fn remember(&self, found: Option<RegionInfo>, key: &[u8]) -> Result<Arc<Route>, Failure> {
@@ -349,6 +350,12 @@ impl Door<'_> {
         let answered = service.handle(request, Caller::default()).await;
         answered.map_err(|status| SendError::of(format_args!("store {store}"), &status))
     }
+}
+
+/// The failure of a lookup where placement named a region that does not hold the keys asked for.
+fn changing() -> Failure {
+    let reason = "placement's regions were changing".into();
+    Failure::Again(Retry { wait: Wait::Backoff, reason })
 }
 
 fn is_newer(a: &Region, b: &Region) -> bool {

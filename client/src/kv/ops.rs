@@ -299,7 +299,7 @@ impl KvClient {
         let mut begun = false;
         while let Some(key) = left.first().cloned() {
             let asked = async {
-                let route = self.route(&key).await?;
+                let route = attempts.look_up(self.route(&key)).await?;
                 let inside = left.iter().take_while(|key| route.contains(key)).count();
                 let split_keys: Vec<Bytes> = left[..inside]
                     .iter()
@@ -367,7 +367,8 @@ impl KvClient {
         // Whether the call ends as soon as the requests that are under way are answered.
         let ending = AtomicBool::new(false);
         while !left.is_empty() || !lost.is_empty() {
-            let parts = self.divide(&mut left, &mut lost, key, size).await;
+            let dividing = self.divide(&mut left, &mut lost, key, size);
+            let parts = attempts.look_up(dividing).await;
             let timeout = attempts.timeout();
             let (mut again, mut failed) = (None, None);
             match parts {
@@ -433,8 +434,8 @@ impl KvClient {
     }
 
     /// Divides sorted items into parts, each of one region and of a bounded size. Also finds the
-    /// current regions of the parts that may have been written. On failure all items stay where
-    /// they were.
+    /// current regions of the parts that may have been written. On failure, and when this future is
+    /// dropped, all items stay where they were.
     async fn divide<T: Clone>(
         &self,
         left: &mut Vec<T>,
