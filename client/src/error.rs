@@ -133,16 +133,14 @@ pub enum ClientError {
         message: String,
     },
 
-    /// A write does not fit in one entry of a log.
-    #[error(
-        "{call} is too large for one log entry of region {region} ({size} bytes): send less at once"
-    )]
+    /// A request is larger than a store takes. A write has to fit in one entry of a log.
+    #[error("{call} is too large for region {region} ({size} bytes): send less at once")]
     TooLarge {
         /// The operation.
         call: &'static str,
         /// The region.
         region: u64,
-        /// The entry's size in bytes.
+        /// The size of the request, or of its entry, in bytes.
         size: u64,
     },
 

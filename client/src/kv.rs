@@ -65,6 +65,8 @@ const MAX_CONCURRENT_REGIONS: usize = 16;
 /// - with [`ClientError::Deadline`] if there was no answer until then;
 /// - with [`ClientError::Refused`] or [`ClientError::TooLarge`] if a store refuses it, for an empty
 ///   key, say, or for a key of more than 8 KiB;
+/// - with [`ClientError::TooLarge`] before anything is sent, if one request would have more than 8
+///   MiB of keys and values. Operations on many keys are cut into smaller requests;
 /// - with [`ClientError::NoRegion`] in a cluster that is not bootstrapped;
 /// - with an error of placement's if placement cannot be asked;
 /// - with [`ClientError::OutcomeUnknown`] if a write may have happened. Each other error of a write

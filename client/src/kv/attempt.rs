@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use esker_model::Region;
+use esker_model::limits::MAX_COMMAND_BYTES;
 use esker_mutants::broken;
 use esker_rpc::convert::optional_peer;
 use esker_rpc::display_key;
@@ -126,6 +127,7 @@ impl KvClient {
     ) -> Result<R::Response, Failure> {
         let until = Instant::now() + timeout;
         let (region, store) = (route.region.id.0, route.leader.store.0);
+        check_size(R::CALL, route, request.encoded_len())?;
         let refused = |message: String| {
             let key = display_key(key);
             Failure::Final(ClientError::Refused { call: R::CALL, key, region, store, message })
@@ -350,6 +352,18 @@ impl Door<'_> {
         let answered = service.handle(request, Caller::default()).await;
         answered.map_err(|status| SendError::of(format_args!("store {store}"), &status))
     }
+}
+
+/// Refuses a request that every store would refuse. A request that is larger than a message would
+/// also end the stream that it shares with others. `size` counts keys and values, and may count what
+/// the protocol puts around them: that is less than the 32 bytes that a store counts for each
+/// mutation. Requests that write nothing are smaller than this by far.
+pub(super) fn check_size(call: &'static str, route: &Route, size: usize) -> Result<(), Failure> {
+    if size <= MAX_COMMAND_BYTES {
+        return Ok(());
+    }
+    let (region, size) = (route.region.id.0, size as u64);
+    Err(Failure::Final(ClientError::TooLarge { call, region, size }))
 }
 
 /// The failure of a lookup where placement named a region that does not hold the keys asked for.

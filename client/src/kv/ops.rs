@@ -12,7 +12,7 @@ use esker_rpc::convert::end_key;
 use esker_rpc::proto::kvrpcpb::*;
 use futures_util::{StreamExt, stream};
 
-use super::attempt::At;
+use super::attempt::{At, check_size};
 use super::cache::Route;
 use super::fence::{Fence, unknown};
 use super::request::{Effect, RegionRequest};
@@ -367,7 +367,7 @@ impl KvClient {
         // Whether the call ends as soon as the requests that are under way are answered.
         let ending = AtomicBool::new(false);
         while !left.is_empty() || !lost.is_empty() {
-            let dividing = self.divide(&mut left, &mut lost, key, size);
+            let dividing = self.divide(R::CALL, &mut left, &mut lost, key, size);
             let parts = attempts.look_up(dividing).await;
             let timeout = attempts.timeout();
             let (mut again, mut failed) = (None, None);
@@ -433,11 +433,13 @@ impl KvClient {
         Ok(answers)
     }
 
-    /// Divides sorted items into parts, each of one region and of a bounded size. Also finds the
+    /// Divides sorted items into parts, each of one region and of a bounded size. Fails if an item
+    /// alone is too large for a store, before any other item is sent. Also finds the
     /// current regions of the parts that may have been written. On failure, and when this future is
     /// dropped, all items stay where they were.
     async fn divide<T: Clone>(
         &self,
+        call: &'static str,
         left: &mut Vec<T>,
         lost: &mut Vec<Part<T>>,
         key: fn(&T) -> &Bytes,
@@ -459,7 +461,9 @@ impl KvClient {
                 part.push(item.clone());
                 continue;
             }
-            parts.push((self.route(key(item)).await?, vec![item.clone()]));
+            let route = self.route(key(item)).await?;
+            check_size(call, &route, item_size)?;
+            parts.push((route, vec![item.clone()]));
             bytes = item_size;
         }
         left.clear();

@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use esker_client::kv::{KeyTtl, Pair, Swap};
 use esker_client::{ClientError, KvClient, PlacementClient};
+use esker_model::limits::MAX_COMMAND_BYTES;
 use esker_rpc::proto::errorpb::{
     self, NotLeader, RaftEntryTooLarge, ServerIsBusy, UndeterminedResult,
 };
+use esker_rpc::server::MAX_MESSAGE_BYTES;
 use esker_rpc::service::StoreService;
 
 use crate::placement::Placement;
@@ -280,6 +282,37 @@ async fn an_operation_that_cannot_succeed_ends_with_one_line_that_says_why() {
     assert!(message.starts_with("put of key e\\x0A gave up after "), "{message}");
     assert!(message.contains(&address) || message.contains("leader"), "{message}");
     assert!(!message.contains('\n'), "{message}");
+}
+
+#[tokio::test]
+async fn a_request_that_no_store_takes_is_refused_before_it_is_sent() {
+    let cluster = Cluster::start().await;
+    let client = &cluster.client;
+    // What fits in a command is sent.
+    let large = Bytes::from(vec![0; MAX_COMMAND_BYTES - 64]);
+    client.put("a", large.clone()).await.expect("written");
+    cluster.world.take_calls();
+    for size in [MAX_COMMAND_BYTES + 1, MAX_MESSAGE_BYTES + 1] {
+        let huge = Bytes::from(vec![0; size]);
+        let pairs = vec![pair("e", "7"), ("b".into(), huge.clone()), pair("k", "7")];
+        let swap = |expected: Option<Bytes>, value: Bytes| async move {
+            client.compare_and_swap("b", expected, value).await.map(|_| ())
+        };
+        let calls: [(&str, futures_util::future::BoxFuture<'_, Result<(), ClientError>>); 5] = [
+            ("put", Box::pin(client.put("b", huge.clone()))),
+            ("compare and swap", Box::pin(swap(None, huge.clone()))),
+            ("compare and swap", Box::pin(swap(Some(huge.clone()), "1".into()))),
+            ("compare and swap", Box::pin(swap(Some(large.clone()), large.clone()))),
+            ("batch put", Box::pin(client.batch_put(pairs))),
+        ];
+        for (name, call) in calls {
+            let error = soon(name, call).await.expect_err("too large");
+            assert!(matches!(error, ClientError::TooLarge { region: 1, .. }), "{name}: {error}");
+            assert!(error.to_string().starts_with(name), "{error}");
+        }
+    }
+    assert_eq!(cluster.world.take_calls(), [], "no store was asked");
+    assert_eq!(cluster.world.value("e"), None, "no part of the batch was sent");
 }
 
 /// Lets a store act on a request, and breaks the connection before the store can answer.
