@@ -116,7 +116,8 @@ impl KvClient {
         Ok(self.shared.cache.insert(Route { region: found.region, leader, failures: 0 }))
     }
 
-    /// Sends one request to where `route` says, once. All attempts of one write share its `fence`.
+    /// Sends one request to where `route` says, once, and not at all if `timeout` is zero. All
+    /// attempts of one write share its `fence`.
     pub(super) async fn attempt<R: RegionRequest>(
         &self,
         route: &Arc<Route>,
@@ -128,6 +129,10 @@ impl KvClient {
         let until = Instant::now() + timeout;
         let (region, store) = (route.region.id.0, route.leader.store.0);
         check_size(R::CALL, route, request.encoded_len())?;
+        if timeout.is_zero() {
+            let reason = format!("there was no time left to ask store {store}");
+            return Err(Failure::Again(Retry { wait: Wait::Backoff, reason }));
+        }
         let refused = |message: String| {
             let key = display_key(key);
             Failure::Final(ClientError::Refused { call: R::CALL, key, region, store, message })
@@ -175,10 +180,7 @@ impl KvClient {
         request.set_context(context);
         let sent = tokio::time::timeout_at(until, door.send(request.into(), &seen)).await;
         let sent = sent.unwrap_or_else(|_| {
-            let reason = match timeout.is_zero() {
-                true => format!("finding the region left no time to ask store {store}"),
-                false => format!("store {store}: no answer within {timeout:?}"),
-            };
+            let reason = format!("store {store}: no answer within {timeout:?}");
             Err(match seen.load(Ordering::Relaxed) && !broken!(LateAnswerIsUnknown) {
                 true => SendError::Unknown(reason),
                 false => SendError::NotSent(reason),

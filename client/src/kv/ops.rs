@@ -369,18 +369,20 @@ impl KvClient {
         while !left.is_empty() || !lost.is_empty() {
             let dividing = self.divide(R::CALL, &mut left, &mut lost, key, size);
             let parts = attempts.look_up(dividing).await;
-            let timeout = attempts.timeout();
             let (mut again, mut failed) = (None, None);
             match parts {
                 Err(Failure::Again(retry)) => again = Some(retry),
                 Err(Failure::Final(error)) => failed = Some(error),
                 Ok(parts) => {
+                    let attempts = &attempts;
                     let mut asked = stream::iter(parts)
                         .take_while(|_| ready(!ending.load(Ordering::Relaxed)))
                         .map(|(route, mut part)| async move {
                             let first = key(&part.items[0]);
                             let request = make(part.items.clone());
                             let fence = &mut part.fence;
+                            // As of now, because a part may have waited for others.
+                            let timeout = attempts.timeout();
                             let answer = self.attempt(&route, first, request, timeout, fence).await;
                             (part, answer)
                         })
@@ -405,7 +407,8 @@ impl KvClient {
                                 lost.extend(part.fence.unknown().is_some().then_some(part));
                             }
                             Err(Failure::Again(retry)) => {
-                                again = Some(retry);
+                                // The first, because those that the deadline cuts off say less.
+                                again.get_or_insert(retry);
                                 match part.fence.unknown() {
                                     Some(_) => lost.push(part),
                                     None => left.extend(part.items),

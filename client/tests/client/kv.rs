@@ -491,6 +491,27 @@ async fn no_operation_waits_for_a_silent_placement_longer_than_its_deadline() {
 }
 
 #[tokio::test]
+async fn a_batch_of_many_regions_ends_at_the_deadline_when_their_store_is_silent() {
+    let world = World::new(1);
+    // Far more than are asked at the same time.
+    let keys: Vec<&'static str> = (0..100).map(|number| &*format!("k{number:03}").leak()).collect();
+    for key in &keys {
+        world.split(key, 1);
+    }
+    let _store = world.serve(1).await;
+    let placement = Placement::start(&world, 1).await;
+    let client = KvClient::new(placement.connect().await, NO_LOCAL);
+    let pairs: Vec<Pair> = keys.into_iter().map(|key| pair(key, "1")).collect();
+    client.batch_put(pairs.clone()).await.expect("written, and the regions are known");
+    world.mute.send_replace(true);
+    let client = client.with_deadline(Duration::from_millis(500));
+    let started = Instant::now();
+    let error = soon("the batch ends", client.batch_put(pairs)).await.expect_err("no answer");
+    assert!(matches!(error, ClientError::OutcomeUnknown { .. }), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
 async fn a_write_that_may_have_happened_ends_as_unknown_when_its_region_is_not_found_again() {
     let lose_leader = |world: &World| {
         let not_leader = Some(NotLeader { region_id: 1, leader: None });
