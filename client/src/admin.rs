@@ -4,10 +4,11 @@
 //! store knows or can do is asked of that store's `Admin` service, at the address that placement
 //! has for the store. A change of a region goes to the store that leads it. The store may answer
 //! that it does not lead, or that the region has changed. Then the client's view of the region was
-//! only outdated, and the change is sent again.
+//! only outdated, and the change is sent again. So it is when the store is busy.
+//!
 //! It promises that every call ends: connecting to a store within 3 s, the store's answer within
-//! 10 s, and a change within the attempts or the time that its method names.
-//! s, and a change within the attempts or the time that its method names.
+//! 10 s, and a change within the attempts or the time that its method names. A change that may have
+//! happened never ends as if it had been refused.
 
 mod members;
 mod region;

@@ -133,16 +133,14 @@ pub enum ClientError {
         message: String,
     },
 
-    /// A write does not fit in one entry of a log.
-    #[error(
-        "{call} is too large for one log entry of region {region} ({size} bytes): send less at once"
-    )]
+    /// A request is larger than a store takes. A write has to fit in one entry of a log.
+    #[error("{call} is too large for region {region} ({size} bytes): send less at once")]
     TooLarge {
         /// The operation.
         call: &'static str,
         /// The region.
         region: u64,
-        /// The entry's size in bytes.
+        /// The size of the request, or of its entry, in bytes.
         size: u64,
     },
 
@@ -219,12 +217,27 @@ pub enum ClientError {
         reason: String,
     },
 
-    /// The leader of a region refuses the request, and would refuse it again.
+    /// The leader of a region refuses the request, and would refuse it again. A leader that is busy
+    /// was asked several times.
     #[error("region {region} refused: {reason}")]
     RegionRefused {
         /// The region.
         region: u64,
         /// The leader's reason.
+        reason: String,
+    },
+
+    /// A change of a region may have been made, or may be made yet.
+    #[error(
+        "{change} of region {region} may or may not have happened ({reason}): look at the region \
+         before trying again"
+    )]
+    ChangeUnknown {
+        /// The change: "the split" or "the transfer of leadership".
+        change: &'static str,
+        /// The region, as it was called before the change.
+        region: u64,
+        /// Why the outcome is not known.
         reason: String,
     },
 

@@ -65,6 +65,8 @@ const MAX_CONCURRENT_REGIONS: usize = 16;
 /// - with [`ClientError::Deadline`] if there was no answer until then;
 /// - with [`ClientError::Refused`] or [`ClientError::TooLarge`] if a store refuses it, for an empty
 ///   key, say, or for a key of more than 8 KiB;
+/// - with [`ClientError::TooLarge`] before anything is sent, if one request would have more than 8
+///   MiB of keys and values. Operations on many keys are cut into smaller requests;
 /// - with [`ClientError::NoRegion`] in a cluster that is not bootstrapped;
 /// - with an error of placement's if placement cannot be asked;
 /// - with [`ClientError::OutcomeUnknown`] if a write may have happened. Each other error of a write
@@ -148,6 +150,19 @@ impl Attempts {
     /// What is left for the next attempt.
     fn timeout(&self) -> Duration {
         ATTEMPT_TIMEOUT.min(self.deadline.saturating_sub(self.started.elapsed()))
+    }
+
+    /// Waits for the lookup of a region until the operation's deadline. The failure of a lookup that
+    /// the deadline cuts short ends the operation in [`next`](Self::next).
+    async fn look_up<T>(
+        &self,
+        lookup: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let left = self.deadline.saturating_sub(self.started.elapsed());
+        tokio::time::timeout(left, lookup).await.unwrap_or_else(|_| {
+            let reason = format!("placement did not answer within {left:?}");
+            Err(Failure::Again(Retry { wait: Wait::Backoff, reason }))
+        })
     }
 
     /// Waits before the next attempt, or returns why there will be none.

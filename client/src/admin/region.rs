@@ -12,7 +12,7 @@ use super::AdminClient;
 use crate::error::ClientError;
 
 /// How often a change is sent to the leader that the placement driver names, when the store answers
-/// that it does not lead, or that the region has changed since.
+/// that it does not lead, that the region has changed since, or that it is busy.
 pub const CHANGE_ATTEMPTS: usize = 20;
 
 /// The time between two looks at something that is about to change.
@@ -35,8 +35,9 @@ impl AdminClient {
     /// # Errors
     /// [`ClientError::KeyOutside`] for a key that leaves nothing on one side,
     /// [`ClientError::NoSuchRegion`], [`ClientError::NoLeader`] after the last attempt,
-    /// [`ClientError::RegionRefused`] with the leader's reason, and those of
-    /// [`AdminClient::store`]. After [`ClientError::NoAnswer`] the region may be split.
+    /// [`ClientError::RegionRefused`] with the leader's reason, also if it was busy in the last
+    /// attempt, and those of [`AdminClient::store`]. After [`ClientError::ChangeUnknown`] and
+    /// [`ClientError::NoAnswer`] the region may be split.
     pub async fn split_region(
         &self,
         region: u64,
@@ -46,10 +47,12 @@ impl AdminClient {
             SplitAt::Keys(keys) => (&keys[..], 0),
             SplitAt::Parts(parts) => (&[][..], *parts),
         };
+        let mut busy = None;
         for _ in 0..CHANGE_ATTEMPTS {
             let found = self.region(region).await?;
             check_split_keys(&found.region, keys)?;
             let Some(leader) = found.leader else {
+                busy = None;
                 sleep(LOOK_AGAIN).await;
                 continue;
             };
@@ -66,10 +69,13 @@ impl AdminClient {
                     let parts = answer.regions.into_iter();
                     return Ok(parts.filter_map(|part| part.try_into().ok()).collect());
                 }
-                Some(error) => look_again_or_refuse(region, error).await?,
+                Some(error) => busy = look_again_or_fail("the split", region, error).await?,
             }
         }
-        Err(ClientError::NoLeader { region })
+        Err(match busy {
+            Some(reason) => ClientError::RegionRefused { region, reason },
+            None => ClientError::NoLeader { region },
+        })
     }
 
     /// Asks the leader of a region to hand over until the replica on store `to` leads, or until
@@ -79,7 +85,8 @@ impl AdminClient {
     /// # Errors
     /// [`ClientError::NotTransferred`] when the time is over, [`ClientError::NoReplica`] if store
     /// `to` has no replica, [`ClientError::NoSuchRegion`], [`ClientError::RegionRefused`] with the
-    /// leader's reason, and those of [`AdminClient::store`].
+    /// leader's reason, and those of [`AdminClient::store`]. After [`ClientError::ChangeUnknown`] and
+    /// [`ClientError::NoAnswer`] the replica may become the leader.
     pub async fn transfer_leader(
         &self,
         region: u64,
@@ -105,7 +112,9 @@ impl AdminClient {
             let answer = self.store(leader.store.0).await?.transfer_leader(request).await?;
             match answer.region_error {
                 None => sleep(LOOK_AGAIN).await,
-                Some(error) => look_again_or_refuse(region, error).await?,
+                Some(error) => {
+                    look_again_or_fail("the transfer of leadership", region, error).await?;
+                }
             }
         }
         Err(ClientError::NotTransferred { region, store: to, waited: patience })
@@ -140,13 +149,32 @@ fn is_split_by(region: &Region, key: &Bytes) -> bool {
     region.contains(key) && key != region.range.start()
 }
 
-/// Waits if the placement driver's view was only outdated. Any other error is returned.
-async fn look_again_or_refuse(region: u64, error: errorpb::Error) -> Result<(), ClientError> {
-    if !is_outdated_view(&error) {
+/// Waits if the placement driver's view was only outdated, or if the store is busy, and returns what
+/// a busy store said. Any other error of a change is returned, one that leaves open whether the
+/// change was made as [`ClientError::ChangeUnknown`].
+async fn look_again_or_fail(
+    change: &'static str,
+    region: u64,
+    error: errorpb::Error,
+) -> Result<Option<String>, ClientError> {
+    // Asked first, because such an error promises nothing, whatever else is in it.
+    if let Some(undetermined) = &error.undetermined_result {
+        let reason = first_said([&error.message, &undetermined.message]);
+        return Err(ClientError::ChangeUnknown { change, region, reason });
+    }
+    let outdated = is_outdated_view(&error);
+    let busy = error.server_is_busy.as_ref();
+    let busy = busy.map(|busy| first_said([&error.message, &busy.reason]));
+    if !outdated && busy.is_none() {
         return Err(ClientError::RegionRefused { region, reason: error.message });
     }
     sleep(LOOK_AGAIN).await;
-    Ok(())
+    Ok(busy)
+}
+
+/// The first text that is not empty.
+fn first_said(texts: [&String; 2]) -> String {
+    texts.into_iter().find(|text| !text.is_empty()).cloned().unwrap_or_default()
 }
 
 /// Whether the command was not executed, and may succeed when it is sent to the current leader.

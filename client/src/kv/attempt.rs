@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use esker_model::Region;
+use esker_model::limits::MAX_COMMAND_BYTES;
 use esker_mutants::broken;
 use esker_rpc::convert::optional_peer;
 use esker_rpc::display_key;
@@ -44,10 +45,13 @@ impl KvClient {
         let mut fence = Fence::default();
         loop {
             let asked = async {
-                let route = match at {
-                    At::Key => self.route(key).await?,
-                    At::Below => self.route_below(key).await?,
+                let lookup = async {
+                    match at {
+                        At::Key => self.route(key).await,
+                        At::Below => self.route_below(key).await,
+                    }
                 };
+                let route = attempts.look_up(lookup).await?;
                 let timeout = attempts.timeout();
                 let request = make(&route);
                 let response = self.attempt(&route, key, request, timeout, &mut fence).await?;
@@ -65,16 +69,19 @@ impl KvClient {
         }
     }
 
-    /// The region that holds a key, from the cache or from placement.
+    /// The region that holds a key, from the cache or from placement. Takes as long as placement
+    /// does: see [`Attempts::look_up`].
     pub(super) async fn route(&self, key: &Bytes) -> Result<Arc<Route>, Failure> {
         if let Some(route) = self.shared.cache.get(key) {
             return Ok(route);
         }
         let found = self.shared.placement.region_by_key(key.clone()).await?;
-        self.remember(found, key)
+        let route = self.remember(found, key)?;
+        if route.contains(key) { Ok(route) } else { Err(changing()) }
     }
 
-    /// The region that holds the keys just below `bound`. An empty bound is above all keys.
+    /// The region that holds the keys just below `bound`. An empty bound is above all keys. Takes as
+    /// long as placement does: see [`Attempts::look_up`].
     pub(super) async fn route_below(&self, bound: &Bytes) -> Result<Arc<Route>, Failure> {
         if let Some(route) = self.shared.cache.get_below(bound) {
             return Ok(route);
@@ -92,13 +99,8 @@ impl KvClient {
             found = self.shared.placement.previous_region(key.clone()).await?;
         }
         let route = self.remember(found, &key)?;
-        if route.contains_below(bound) {
-            Ok(route)
-        } else {
-            // There was a split or a merge between the two questions.
-            let reason = "placement's regions were changing".into();
-            Err(Failure::Again(Retry { wait: Wait::Backoff, reason }))
-        }
+        // There may have been a split or a merge between the two questions.
+        if route.contains_below(bound) { Ok(route) } else { Err(changing()) }
     }
 
     fn remember(&self, found: Option<RegionInfo>, key: &[u8]) -> Result<Arc<Route>, Failure> {
@@ -114,7 +116,8 @@ impl KvClient {
         Ok(self.shared.cache.insert(Route { region: found.region, leader, failures: 0 }))
     }
 
-    /// Sends one request to where `route` says, once. All attempts of one write share its `fence`.
+    /// Sends one request to where `route` says, once, and not at all if `timeout` is zero. All
+    /// attempts of one write share its `fence`.
     pub(super) async fn attempt<R: RegionRequest>(
         &self,
         route: &Arc<Route>,
@@ -125,6 +128,11 @@ impl KvClient {
     ) -> Result<R::Response, Failure> {
         let until = Instant::now() + timeout;
         let (region, store) = (route.region.id.0, route.leader.store.0);
+        check_size(R::CALL, route, request.encoded_len())?;
+        if timeout.is_zero() {
+            let reason = format!("there was no time left to ask store {store}");
+            return Err(Failure::Again(Retry { wait: Wait::Backoff, reason }));
+        }
         let refused = |message: String| {
             let key = display_key(key);
             Failure::Final(ClientError::Refused { call: R::CALL, key, region, store, message })
@@ -172,10 +180,7 @@ impl KvClient {
         request.set_context(context);
         let sent = tokio::time::timeout_at(until, door.send(request.into(), &seen)).await;
         let sent = sent.unwrap_or_else(|_| {
-            let reason = match timeout.is_zero() {
-                true => format!("finding the region left no time to ask store {store}"),
-                false => format!("store {store}: no answer within {timeout:?}"),
-            };
+            let reason = format!("store {store}: no answer within {timeout:?}");
             Err(match seen.load(Ordering::Relaxed) && !broken!(LateAnswerIsUnknown) {
                 true => SendError::Unknown(reason),
                 false => SendError::NotSent(reason),
@@ -349,6 +354,24 @@ impl Door<'_> {
         let answered = service.handle(request, Caller::default()).await;
         answered.map_err(|status| SendError::of(format_args!("store {store}"), &status))
     }
+}
+
+/// Refuses a request that every store would refuse. A request that is larger than a message would
+/// also end the stream that it shares with others. `size` counts keys and values, and may count what
+/// the protocol puts around them: that is less than the 32 bytes that a store counts for each
+/// mutation. Requests that write nothing are smaller than this by far.
+pub(super) fn check_size(call: &'static str, route: &Route, size: usize) -> Result<(), Failure> {
+    if size <= MAX_COMMAND_BYTES {
+        return Ok(());
+    }
+    let (region, size) = (route.region.id.0, size as u64);
+    Err(Failure::Final(ClientError::TooLarge { call, region, size }))
+}
+
+/// The failure of a lookup where placement named a region that does not hold the keys asked for.
+fn changing() -> Failure {
+    let reason = "placement's regions were changing".into();
+    Failure::Again(Retry { wait: Wait::Backoff, reason })
 }
 
 fn is_newer(a: &Region, b: &Region) -> bool {

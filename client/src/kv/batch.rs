@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use esker_model::limits::MAX_COMMAND_BYTES;
 use esker_rpc::channel;
 use esker_rpc::procedures::{Batched, BatchedReply};
 use esker_rpc::proto::tikvpb::batch_commands_request::Request;
@@ -24,6 +25,14 @@ pub const MAX_REQUESTS_PER_BATCH: usize = 128;
 
 /// A message is sent once its requests have reached this size.
 const MAX_REQUEST_BATCH_BYTES: usize = 1 << 20;
+
+/// The largest request fits into a message together with those that gathered before it. A message
+/// that is too large cannot be sent, and that ends the stream for all requests on it. The last part
+/// is room for contexts, ids and lengths.
+const _: () = assert!(
+    MAX_REQUEST_BATCH_BYTES + MAX_COMMAND_BYTES + (MAX_REQUESTS_PER_BATCH << 10)
+        <= MAX_MESSAGE_BYTES
+);
 
 /// Requests to one store that may be unanswered, including those that wait to be sent.
 pub const MAX_IN_FLIGHT: usize = 4096;

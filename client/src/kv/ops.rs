@@ -12,7 +12,7 @@ use esker_rpc::convert::end_key;
 use esker_rpc::proto::kvrpcpb::*;
 use futures_util::{StreamExt, stream};
 
-use super::attempt::At;
+use super::attempt::{At, check_size};
 use super::cache::Route;
 use super::fence::{Fence, unknown};
 use super::request::{Effect, RegionRequest};
@@ -299,7 +299,7 @@ impl KvClient {
         let mut begun = false;
         while let Some(key) = left.first().cloned() {
             let asked = async {
-                let route = self.route(&key).await?;
+                let route = attempts.look_up(self.route(&key)).await?;
                 let inside = left.iter().take_while(|key| route.contains(key)).count();
                 let split_keys: Vec<Bytes> = left[..inside]
                     .iter()
@@ -367,19 +367,22 @@ impl KvClient {
         // Whether the call ends as soon as the requests that are under way are answered.
         let ending = AtomicBool::new(false);
         while !left.is_empty() || !lost.is_empty() {
-            let parts = self.divide(&mut left, &mut lost, key, size).await;
-            let timeout = attempts.timeout();
+            let dividing = self.divide(R::CALL, &mut left, &mut lost, key, size);
+            let parts = attempts.look_up(dividing).await;
             let (mut again, mut failed) = (None, None);
             match parts {
                 Err(Failure::Again(retry)) => again = Some(retry),
                 Err(Failure::Final(error)) => failed = Some(error),
                 Ok(parts) => {
+                    let attempts = &attempts;
                     let mut asked = stream::iter(parts)
                         .take_while(|_| ready(!ending.load(Ordering::Relaxed)))
                         .map(|(route, mut part)| async move {
                             let first = key(&part.items[0]);
                             let request = make(part.items.clone());
                             let fence = &mut part.fence;
+                            // As of now, because a part may have waited for others.
+                            let timeout = attempts.timeout();
                             let answer = self.attempt(&route, first, request, timeout, fence).await;
                             (part, answer)
                         })
@@ -404,7 +407,8 @@ impl KvClient {
                                 lost.extend(part.fence.unknown().is_some().then_some(part));
                             }
                             Err(Failure::Again(retry)) => {
-                                again = Some(retry);
+                                // The first, because those that the deadline cuts off say less.
+                                again.get_or_insert(retry);
                                 match part.fence.unknown() {
                                     Some(_) => lost.push(part),
                                     None => left.extend(part.items),
@@ -432,11 +436,13 @@ impl KvClient {
         Ok(answers)
     }
 
-    /// Divides sorted items into parts, each of one region and of a bounded size. Also finds the
-    /// current regions of the parts that may have been written. On failure all items stay where
-    /// they were.
+    /// Divides sorted items into parts, each of one region and of a bounded size. Fails if an item
+    /// alone is too large for a store, before any other item is sent. Also finds the
+    /// current regions of the parts that may have been written. On failure, and when this future is
+    /// dropped, all items stay where they were.
     async fn divide<T: Clone>(
         &self,
+        call: &'static str,
         left: &mut Vec<T>,
         lost: &mut Vec<Part<T>>,
         key: fn(&T) -> &Bytes,
@@ -458,7 +464,9 @@ impl KvClient {
                 part.push(item.clone());
                 continue;
             }
-            parts.push((self.route(key(item)).await?, vec![item.clone()]));
+            let route = self.route(key(item)).await?;
+            check_size(call, &route, item_size)?;
+            parts.push((route, vec![item.clone()]));
             bytes = item_size;
         }
         left.clear();

@@ -3,6 +3,7 @@
 use esker_rpc::proto::errorpb;
 use esker_rpc::proto::kvrpcpb::*;
 use esker_rpc::service::Procedure;
+use prost::Message;
 
 /// What a request does to a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,7 +19,7 @@ pub(super) enum Effect {
 }
 
 /// A request for one region, as the client makes it.
-pub(super) trait RegionRequest: Procedure + Clone + Sync {
+pub(super) trait RegionRequest: Procedure + Message + Clone {
     /// The request's name in errors and logs.
     const CALL: &'static str;
 

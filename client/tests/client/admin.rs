@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use esker_client::ClientError;
-use esker_client::admin::{MemberState, SplitAt};
+use esker_client::admin::{CHANGE_ATTEMPTS, MemberState, SplitAt};
 use esker_rpc::proto::{errorpb, esker as wire};
 use fake::{Script, peer, region, serve};
 
@@ -64,6 +64,51 @@ async fn a_split_is_sent_again_when_the_leader_has_moved_and_not_when_it_is_refu
     let error = admin.split_region(2, &keys(&["m"])).await.expect_err("there is no room");
     assert_eq!(error.to_string(), "region 2 refused: no room");
     assert_eq!(script.lock().changes, 4);
+}
+
+fn busy() -> errorpb::Error {
+    errorpb::Error {
+        message: "too many requests wait".to_owned(),
+        server_is_busy: Some(errorpb::ServerIsBusy::default()),
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn a_busy_leader_is_asked_again_and_named_as_busy_in_the_end() {
+    let script = Script { refusals: [busy(), busy()].into(), ..one_region() };
+    let (admin, script) = serve(script).await;
+    admin.split_region(2, &keys(&["m"])).await.expect("the leader has room at last");
+    assert_eq!(script.lock().changes, 3);
+    script.lock().refusals = [busy()].into();
+    admin.transfer_leader(2, 3, PATIENCE).await.expect("the leader has room at last");
+    assert_eq!(script.lock().changes, 5);
+
+    script.lock().refusals = std::iter::repeat_with(busy).take(CHANGE_ATTEMPTS).collect();
+    let error = admin.split_region(2, &keys(&["m"])).await.expect_err("it stays busy");
+    assert_eq!(error.to_string(), "region 2 refused: too many requests wait");
+    assert_eq!(script.lock().changes, 5 + CHANGE_ATTEMPTS);
+}
+
+#[tokio::test]
+async fn a_change_that_may_have_been_made_is_not_reported_as_refused_and_not_sent_again() {
+    let lost = |message: &str| errorpb::Error {
+        message: message.to_owned(),
+        undetermined_result: Some(errorpb::UndeterminedResult { message: "lost track".into() }),
+        ..Default::default()
+    };
+    let script = Script { refusals: [lost("deposed"), lost("")].into(), ..one_region() };
+    let (admin, script) = serve(script).await;
+    let error = admin.split_region(2, &keys(&["m"])).await.expect_err("unknown");
+    assert_eq!(
+        error.to_string(),
+        "the split of region 2 may or may not have happened (deposed): look at the region before \
+         trying again"
+    );
+    let error = admin.transfer_leader(2, 3, PATIENCE).await.expect_err("unknown");
+    assert!(matches!(error, ClientError::ChangeUnknown { region: 2, .. }), "{error}");
+    assert!(error.to_string().contains("(lost track)"), "{error}");
+    assert_eq!(script.lock().changes, 2);
 }
 
 #[tokio::test]

@@ -1,14 +1,16 @@
 //! The key-value client against stores that lead, do not lead, split, die and stay silent.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use esker_client::kv::{KeyTtl, Pair, Swap};
 use esker_client::{ClientError, KvClient, PlacementClient};
+use esker_model::limits::MAX_COMMAND_BYTES;
 use esker_rpc::proto::errorpb::{
     self, NotLeader, RaftEntryTooLarge, ServerIsBusy, UndeterminedResult,
 };
+use esker_rpc::server::MAX_MESSAGE_BYTES;
 use esker_rpc::service::StoreService;
 
 use crate::placement::Placement;
@@ -282,6 +284,37 @@ async fn an_operation_that_cannot_succeed_ends_with_one_line_that_says_why() {
     assert!(!message.contains('\n'), "{message}");
 }
 
+#[tokio::test]
+async fn a_request_that_no_store_takes_is_refused_before_it_is_sent() {
+    let cluster = Cluster::start().await;
+    let client = &cluster.client;
+    // What fits in a command is sent.
+    let large = Bytes::from(vec![0; MAX_COMMAND_BYTES - 64]);
+    client.put("a", large.clone()).await.expect("written");
+    cluster.world.take_calls();
+    for size in [MAX_COMMAND_BYTES + 1, MAX_MESSAGE_BYTES + 1] {
+        let huge = Bytes::from(vec![0; size]);
+        let pairs = vec![pair("e", "7"), ("b".into(), huge.clone()), pair("k", "7")];
+        let swap = |expected: Option<Bytes>, value: Bytes| async move {
+            client.compare_and_swap("b", expected, value).await.map(|_| ())
+        };
+        let calls: [(&str, futures_util::future::BoxFuture<'_, Result<(), ClientError>>); 5] = [
+            ("put", Box::pin(client.put("b", huge.clone()))),
+            ("compare and swap", Box::pin(swap(None, huge.clone()))),
+            ("compare and swap", Box::pin(swap(Some(huge.clone()), "1".into()))),
+            ("compare and swap", Box::pin(swap(Some(large.clone()), large.clone()))),
+            ("batch put", Box::pin(client.batch_put(pairs))),
+        ];
+        for (name, call) in calls {
+            let error = soon(name, call).await.expect_err("too large");
+            assert!(matches!(error, ClientError::TooLarge { region: 1, .. }), "{name}: {error}");
+            assert!(error.to_string().starts_with(name), "{error}");
+        }
+    }
+    assert_eq!(cluster.world.take_calls(), [], "no store was asked");
+    assert_eq!(cluster.world.value("e"), None, "no part of the batch was sent");
+}
+
 /// Lets a store act on a request, and breaks the connection before the store can answer.
 async fn cut_off_once_acted(cluster: &mut Cluster) {
     let mut acted = cluster.world.acted.subscribe();
@@ -425,6 +458,117 @@ async fn a_deadline_says_that_the_outcome_is_unknown_where_it_is_and_only_there(
         cluster.world.stop_failing();
         assert!(matches!(error, ClientError::Deadline { .. }), "a read changes nothing: {error}");
     }
+}
+
+#[tokio::test]
+async fn no_operation_waits_for_a_silent_placement_longer_than_its_deadline() {
+    let cluster = Cluster::start().await;
+    let client = &cluster.client.clone().with_deadline(Duration::from_millis(100));
+    cluster.placement.freeze(0);
+    let calls: [(&str, futures_util::future::BoxFuture<'_, Result<(), ClientError>>); 9] = [
+        ("get", Box::pin(async { client.get("a").await.map(|_| ()) })),
+        ("put", Box::pin(client.put("a", "1"))),
+        ("compare and swap", {
+            Box::pin(async { client.compare_and_swap("a", None, "1").await.map(|_| ()) })
+        }),
+        ("scan", Box::pin(async { client.scan("a", "f", 9).await.map(|_| ()) })),
+        ("scan", Box::pin(async { client.reverse_scan("f", "a", 9).await.map(|_| ()) })),
+        ("batch get", Box::pin(async { client.batch_get(keys(&six())).await.map(|_| ()) })),
+        ("batch put", Box::pin(client.batch_put(six()))),
+        ("delete range", Box::pin(client.delete_range("a", "f"))),
+        ("split", Box::pin(async { client.split_region(vec!["b".into()]).await.map(|_| ()) })),
+    ];
+    for (name, call) in calls {
+        let started = Instant::now();
+        let error = soon(name, call).await.expect_err("no region is known");
+        assert!(matches!(error, ClientError::Deadline { .. }), "{name}: {error}");
+        let text = error.to_string();
+        assert!(text.starts_with(name) && text.contains("placement did not answer"), "{text}");
+        // A call of placement's alone may take 10 s.
+        assert!(started.elapsed() < Duration::from_secs(5), "{name}: {:?}", started.elapsed());
+    }
+    assert_eq!(cluster.world.take_calls(), []);
+}
+
+#[tokio::test]
+async fn a_batch_of_many_regions_ends_at_the_deadline_when_their_store_is_silent() {
+    let world = World::new(1);
+    // Far more than are asked at the same time.
+    let keys: Vec<&'static str> = (0..100).map(|number| &*format!("k{number:03}").leak()).collect();
+    for key in &keys {
+        world.split(key, 1);
+    }
+    let _store = world.serve(1).await;
+    let placement = Placement::start(&world, 1).await;
+    let client = KvClient::new(placement.connect().await, NO_LOCAL);
+    let pairs: Vec<Pair> = keys.into_iter().map(|key| pair(key, "1")).collect();
+    client.batch_put(pairs.clone()).await.expect("written, and the regions are known");
+    world.mute.send_replace(true);
+    let client = client.with_deadline(Duration::from_millis(500));
+    let started = Instant::now();
+    let error = soon("the batch ends", client.batch_put(pairs)).await.expect_err("no answer");
+    assert!(matches!(error, ClientError::OutcomeUnknown { .. }), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_write_that_may_have_happened_ends_as_unknown_when_its_region_is_not_found_again() {
+    let lose_leader = |world: &World| {
+        let not_leader = Some(NotLeader { region_id: 1, leader: None });
+        world.fail_next(errorpb::Error { not_leader, ..Default::default() });
+    };
+    let cluster = Cluster::start().await;
+    let client = &cluster.client.clone().with_deadline(Duration::from_millis(300));
+    client.batch_put(six()).await.expect("written");
+    cluster.placement.freeze(0);
+    // Each in another region, because the client forgets the region.
+    let calls: [(&str, futures_util::future::BoxFuture<'_, Result<(), ClientError>>); 5] = [
+        ("put", Box::pin(client.put("a", "2"))),
+        ("delete", Box::pin(client.delete("e"))),
+        ("batch put", Box::pin(client.batch_put(vec![pair("k", "2")]))),
+        ("delete range", Box::pin(client.delete_range("n", "o"))),
+        ("split", Box::pin(async { client.split_region(vec!["v".into()]).await.map(|_| ()) })),
+    ];
+    for (name, call) in calls {
+        let undetermined_result = Some(UndeterminedResult { message: "lost track".into() });
+        cluster.world.fail_next(errorpb::Error { undetermined_result, ..Default::default() });
+        lose_leader(&cluster.world);
+        let error = soon(name, call).await.expect_err("its region is not found again");
+        assert!(matches!(error, ClientError::OutcomeUnknown { .. }), "{name}: {error}");
+        assert!(error.to_string().starts_with(name), "{error}");
+    }
+
+    // One part of a batch is written, and the region of the other is not found again.
+    let cluster = Cluster::start().await;
+    let client = &cluster.client.clone().with_deadline(Duration::from_millis(300));
+    client.batch_put(six()).await.expect("written");
+    cluster.placement.freeze(0);
+    lose_leader(&cluster.world);
+    let batch = client.batch_put(vec![pair("a", "2"), pair("e", "2")]);
+    let error = soon("the batch ends", batch).await.expect_err("a part was not written");
+    assert!(matches!(error, ClientError::OutcomeUnknown { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_region_that_does_not_hold_the_key_is_not_asked_and_its_lookup_is_repeated_with_waits() {
+    let cluster = Cluster::start().await;
+    let client = &cluster.client.clone().with_deadline(Duration::from_millis(300));
+    // Placement answers with the region from d to h.
+    cluster.world.hide_from_placement("h");
+    let calls: [(&str, futures_util::future::BoxFuture<'_, Result<(), ClientError>>); 4] = [
+        ("get", Box::pin(async { client.get("k").await.map(|_| ()) })),
+        ("batch put", Box::pin(client.batch_put(vec![pair("k", "1")]))),
+        ("delete range", Box::pin(client.delete_range("i", "l"))),
+        ("split", Box::pin(async { client.split_region(vec!["k".into()]).await.map(|_| ()) })),
+    ];
+    for (name, call) in calls {
+        let before = cluster.placement.regions_asked();
+        let error = soon(name, call).await.expect_err("no region holds the key");
+        assert!(matches!(error, ClientError::Deadline { .. }), "{name}: {error}");
+        let asked = cluster.placement.regions_asked() - before;
+        assert!(asked < 50, "{name}: asked {asked} times in a third of a second");
+    }
+    assert_eq!(cluster.world.take_calls(), []);
 }
 
 #[tokio::test]

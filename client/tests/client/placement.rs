@@ -170,6 +170,7 @@ impl Pd for FakeMember {
         &self,
         request: Request<GetRegionRequest>,
     ) -> Result<Response<GetRegionResponse>, Status> {
+        self.thawed().await;
         let request = request.into_inner();
         self.lead(request.header.as_ref())?;
         let key = request.region_key;
@@ -181,6 +182,7 @@ impl Pd for FakeMember {
         &self,
         request: Request<GetRegionRequest>,
     ) -> Result<Response<GetRegionResponse>, Status> {
+        self.thawed().await;
         let request = request.into_inner();
         self.lead(request.header.as_ref())?;
         let key = request.region_key;
@@ -345,7 +347,7 @@ impl Placement {
         self.members.leader.send_replace(index);
     }
 
-    fn freeze(&self, index: usize) {
+    pub fn freeze(&self, index: usize) {
         self.members.frozen.send_modify(|frozen| {
             frozen.insert(index);
         });

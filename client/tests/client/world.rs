@@ -119,6 +119,15 @@ impl World {
         state.stale = Some(state.regions.clone());
     }
 
+    /// From now on placement does not know the region that begins at this key, and does not learn
+    /// of changes. It answers with the region before the gap.
+    pub fn hide_from_placement(&self, start: &str) {
+        self.freeze_placement();
+        let mut state = self.state.lock();
+        let known = state.stale.as_mut().expect("placement is frozen");
+        known.remove(start.as_bytes()).expect("a region begins there");
+    }
+
     /// The regions as placement knows them.
     pub fn known_regions(&self) -> Vec<Led> {
         let state = self.state.lock();

@@ -4,10 +4,12 @@
 //! When the client hangs up, the connection drops it, and the work with it.
 
 use std::future::ready;
+use std::iter::Zip;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
+use std::vec::IntoIter;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
@@ -18,6 +20,7 @@ use tokio::task::JoinHandle;
 use tonic::Status;
 
 use crate::procedures::{Batched, BatchedReply};
+use crate::proto::tikvpb::batch_commands_request::Request as Command;
 use crate::proto::tikvpb::batch_commands_response::Response;
 use crate::proto::tikvpb::{
     BatchCommandsEmptyRequest, BatchCommandsEmptyResponse, BatchCommandsRequest,
@@ -26,8 +29,8 @@ use crate::proto::tikvpb::{
 use crate::repeat::Repeated;
 use crate::service::{Caller, Request, StoreService, is_refusal};
 
-/// Requests of one stream that may be unfinished. At this limit the stream is not read, so that the
-/// client has to wait.
+/// Requests of one stream that may be under way. At this limit the other requests of the last
+/// message wait, and the stream is not read, so that the client has to wait.
 pub const MAX_IN_FLIGHT_PER_STREAM: usize = 4096;
 
 /// Responses sent in one message.
@@ -42,12 +45,18 @@ const MAX_EMPTY_DELAY: Duration = Duration::from_secs(60);
 /// An error is about the store as a whole, not about this request.
 type Work = BoxFuture<'static, Result<(u64, Response), Status>>;
 
+/// The requests of a message, with their ids.
+type Commands = Zip<IntoIter<Command>, IntoIter<u64>>;
+
 /// The responses to a stream of requests.
 pub(super) struct Responses<S, I> {
     service: Arc<S>,
     incoming: I,
-    /// The incoming half has ended. Requests in flight are still answered.
+    /// The incoming half has ended. Requests that were read are still answered.
     ended: bool,
+    /// What is left of the last message because [`MAX_IN_FLIGHT_PER_STREAM`] requests are in flight.
+    /// The next message is not read before.
+    waiting: Option<Commands>,
     in_flight: FuturesUnordered<Work>,
     /// An error that ends the stream when the responses that are ready have been sent.
     failed: Option<Status>,
@@ -63,6 +72,7 @@ where
             service,
             incoming,
             ended: false,
+            waiting: None,
             in_flight: FuturesUnordered::new(),
             failed: None,
         }
@@ -71,6 +81,7 @@ where
     /// Drops all work, and ends with this error when the responses that are ready have been sent.
     fn fail(&mut self, status: Status) {
         self.ended = true;
+        self.waiting = None;
         self.in_flight.clear();
         self.failed = Some(status);
     }
@@ -86,8 +97,35 @@ where
             return;
         }
         metrics::histogram!("esker_rpc_batch_commands_size").record(batch.requests.len() as f64);
-        for (request, id) in batch.requests.into_iter().zip(batch.request_ids) {
-            self.in_flight.push(self.start(id, request.cmd));
+        self.waiting = Some(batch.requests.into_iter().zip(batch.request_ids));
+    }
+
+    /// The next request to begin. The memory of a message is freed with its last request.
+    fn next_waiting(&mut self) -> Option<(Command, u64)> {
+        let next = self.waiting.as_mut()?.next();
+        if next.is_none() {
+            self.waiting = None;
+        }
+        next
+    }
+
+    /// Reads and begins requests while there is room for them.
+    fn begin(&mut self, context: &mut Context<'_>) {
+        while self.in_flight.len() < MAX_IN_FLIGHT_PER_STREAM {
+            if let Some((request, id)) = self.next_waiting() {
+                self.in_flight.push(self.start(id, request.cmd));
+                continue;
+            }
+            if self.ended {
+                return;
+            }
+            match self.incoming.poll_next_unpin(context) {
+                Poll::Ready(Some(Ok(batch))) => self.accept(batch),
+                // The connection broke or the client gave up, so no one reads the answers.
+                Poll::Ready(Some(Err(status))) => self.fail(status),
+                Poll::Ready(None) => self.ended = true,
+                Poll::Pending => return,
+            }
         }
     }
 
@@ -187,15 +225,7 @@ where
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        while !this.ended && this.in_flight.len() < MAX_IN_FLIGHT_PER_STREAM {
-            match this.incoming.poll_next_unpin(context) {
-                Poll::Ready(Some(Ok(batch))) => this.accept(batch),
-                // The connection broke or the client gave up, so no one reads the answers.
-                Poll::Ready(Some(Err(status))) => this.fail(status),
-                Poll::Ready(None) => this.ended = true,
-                Poll::Pending => break,
-            }
-        }
+        this.begin(context);
         let mut batch = BatchCommandsResponse::default();
         let mut bytes = 0;
         while batch.responses.len() < MAX_RESPONSES_PER_BATCH && bytes < MAX_RESPONSE_BATCH_BYTES {
@@ -212,6 +242,7 @@ where
         if !batch.responses.is_empty() {
             return Poll::Ready(Some(Ok(batch)));
         }
+        // Nothing waits while nothing is in flight, because there was room for it.
         if this.ended && this.in_flight.is_empty() {
             return Poll::Ready(this.failed.take().map(Err));
         }

@@ -213,6 +213,56 @@ async fn a_stream_with_too_much_unfinished_work_is_not_read() {
 }
 
 #[tokio::test]
+async fn a_message_of_more_requests_than_the_bound_is_begun_as_earlier_ones_are_answered() {
+    let store = Gated::new();
+    let (server, mut client) = start(&store).await;
+    let mut working = store.working.subscribe();
+    let mut stream = open(&mut client).await;
+    let bound = MAX_IN_FLIGHT_PER_STREAM;
+    let total = bound * 2 + 1;
+    let all: Vec<_> = (0..total as u64).map(|id| (id, "slow")).collect();
+    stream.0.send(gets(&all)).await.expect("open");
+    // The rest of the message is answered after the client has ended its half, too.
+    let (closed, _) = mpsc::channel(1);
+    drop(std::mem::replace(&mut stream.0, closed));
+    soon("the bound is reached", working.wait_for(|count| *count >= bound)).await.expect("alive");
+    for _ in 0..100 {
+        let request = RawGetRequest { key: "fast".into(), ..Default::default() };
+        soon("another call", client.raw_get(request)).await.expect("answered");
+        assert_eq!(*working.borrow(), bound);
+    }
+    // One answer makes room for one request, and is not held up by those that wait.
+    store.open.add_permits(1);
+    let mut responses = read(&mut stream, 1).await;
+    soon("the room is used", working.wait_for(|count| *count == bound)).await.expect("alive");
+    store.open.add_permits(total - 1);
+    responses.extend(read(&mut stream, total - 1).await);
+    let mut ids: Vec<u64> = responses.into_iter().map(|(id, _)| id).collect();
+    ids.sort_unstable();
+    assert!(ids.into_iter().eq(0..total as u64), "every request is answered once");
+    assert!(soon("the end", stream.1.message()).await.expect("no error").is_none());
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn when_a_stream_ends_with_an_error_the_requests_that_wait_are_not_begun() {
+    let store = Gated::new();
+    let (server, mut client) = start(&store).await;
+    let mut stream = open(&mut client).await;
+    let mut all: Vec<_> = (0..2 * MAX_IN_FLIGHT_PER_STREAM as u64).map(|id| (id, "slow")).collect();
+    all[0].1 = "fast";
+    let mut batch = gets(&all);
+    batch.requests[1].cmd = Some(Command::RawPut(RawPutRequest::default()));
+    stream.0.send(batch).await.expect("open");
+    // The answer that was ready leaves first. The error comes after the next look at the work.
+    assert_eq!(value(&read(&mut stream, 1).await[0].1), b"fast");
+    let status = soon("an error", stream.1.message()).await.expect_err("the store stops");
+    assert_eq!(status.code(), Code::Unavailable);
+    assert_eq!(*store.working.borrow(), 0, "what was unfinished is dropped");
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_command_that_the_store_does_not_serve_is_refused_and_harms_no_other() {
     let store = Gated::new();
     let (server, mut client) = start(&store).await;

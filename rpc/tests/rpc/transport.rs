@@ -11,8 +11,9 @@ use esker_rpc::proto::esker::{
 };
 use esker_rpc::proto::metapb::Peer;
 use esker_rpc::transport::{
-    AddressResolver, MAX_QUEUED_MESSAGES, RaftHandler, RaftTransport, SentSnapshot, SnapshotError,
-    SnapshotOutcome, SnapshotPart, SnapshotSink, SnapshotSource, TransportEvents, TransportService,
+    AddressResolver, MAX_CONCURRENT_SNAPSHOTS, MAX_QUEUED_MESSAGES, MAX_WAITING_SNAPSHOTS,
+    RaftHandler, RaftTransport, SentSnapshot, SnapshotError, SnapshotOutcome, SnapshotPart,
+    SnapshotSink, SnapshotSource, TransportEvents, TransportService,
 };
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
@@ -104,9 +105,10 @@ fn receiver(refuses: bool) -> (Routes, mpsc::UnboundedReceiver<Seen>) {
     (Routes::new(service.into_server()), sees)
 }
 
-/// Knows one address, or none, or never answers.
+/// Knows one address, or none, or never answers, or does so for one store alone.
 enum Resolver {
     At(Mutex<SocketAddr>),
+    Only(u64, SocketAddr),
     Nowhere,
     Silent,
 }
@@ -121,7 +123,10 @@ impl AddressResolver for Resolver {
             Resolver::Nowhere => {
                 Box::pin(std::future::ready(Err(format!("store {store} is not known"))))
             }
-            Resolver::Silent => Box::pin(std::future::pending()),
+            Resolver::Only(known, address) if *known == store => {
+                Box::pin(std::future::ready(Ok(address.to_string())))
+            }
+            Resolver::Only(..) | Resolver::Silent => Box::pin(std::future::pending()),
         }
     }
 }
@@ -356,6 +361,31 @@ async fn many_snapshots_at_once_each_have_one_outcome() {
     }
     delivered.sort_unstable();
     assert!(delivered.into_iter().eq(0..12));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn snapshots_for_a_store_that_cannot_be_sent_to_leave_room_for_those_of_another() {
+    let (routes, _sees) = receiver(false);
+    let server = Server::start(routes).await;
+    let (transport, mut events, _) = sender(Resolver::Only(RECEIVER, server.address), CLUSTER);
+    // More than one store may have, and enough to take every place.
+    for region in 0..(MAX_CONCURRENT_SNAPSHOTS + MAX_WAITING_SNAPSHOTS) as u64 {
+        transport.send_snapshot(3, message(region), Source::new(1, false));
+    }
+    transport.send_snapshot(RECEIVER, message(5), Source::new(3, false));
+    let delivered = async {
+        loop {
+            match events.recv().await {
+                Some(Event::Snapshot(sent, outcome)) if sent.to_store == RECEIVER => {
+                    return outcome;
+                }
+                Some(_) => {}
+                None => panic!("the transport is gone"),
+            }
+        }
+    };
+    assert_eq!(soon("an outcome", delivered).await, SnapshotOutcome::Delivered);
     server.stop().await;
 }
 
