@@ -21,7 +21,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(150);
 /// Where a region is to be split.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SplitAt {
-    /// Each of these keys begins a region afterwards. At least one.
+    /// Each of these keys begins a region afterwards: 1 to 256 keys, in any order.
     Keys(Vec<Bytes>),
     /// As many keys as cut the region into so many parts of about equal size: 2 to 128.
     Parts(u32),
@@ -36,7 +36,9 @@ impl AdminClient {
     /// [`ClientError::KeyOutside`] for a key that leaves nothing on one side,
     /// [`ClientError::NoSuchRegion`], [`ClientError::NoLeader`] after the last attempt,
     /// [`ClientError::RegionRefused`] with the leader's reason, and those of
-    /// [`AdminClient::store`]. After [`ClientError::NoAnswer`] the region may be split.
+    /// [`AdminClient::store`]. After [`ClientError::NoAnswer`] the region may be split or split
+    /// later, and after [`ClientError::RegionRefused`], too, if the reason is that the outcome is
+    /// not known.
     pub async fn split_region(
         &self,
         region: u64,
