@@ -227,8 +227,8 @@ impl PlacementClient {
 
     /// The regions that hold keys of `range`, in key order, and at most `limit` of them. One answer
     /// has at most 16,384, which 0 also stands for. If a leader has not reported its region even
-    /// after a moment, the region is left out. [`AdminClient::regions`](crate::AdminClient::regions)
-    /// asks for all regions, page by page.
+    /// after a moment, the region is left out.
+    /// [`AdminClient::regions`](crate::AdminClient::regions) asks for all regions, page by page.
     pub async fn scan_regions(
         &self,
         range: &KeyRange,
