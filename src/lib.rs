@@ -33,7 +33,6 @@
 
 #![warn(missing_docs)]
 
-/// The command line of the binary `esker`, for `src/main.rs`. No promise is made about it.
 #[cfg(feature = "cli")]
 pub mod cli;
 mod cluster;
@@ -41,7 +40,6 @@ pub mod error;
 pub mod node;
 #[cfg_attr(feature = "simulation", allow(missing_docs, reason = "only the simulator sees it"))]
 mod server;
-/// The benchmark behind `esker ycsb`. No promise is made about it.
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod ycsb;
