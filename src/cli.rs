@@ -1,4 +1,5 @@
-//! The command line: arguments in, a table or JSON and an exit status out.
+//! The command line: arguments in, a table or JSON and an exit status out. It is public for
+//! `src/main.rs` alone, and no promise is made about it.
 //!
 //! [`main`] is the whole of the `esker` binary. Bytes that a person typed become types here
 //! (addresses, keys, labels), so that nothing behind the command line checks them again. Commands

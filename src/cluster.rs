@@ -29,17 +29,24 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 const PORT_FILE: &str = "PORT";
 const LOOK_AGAIN: Duration = Duration::from_millis(25);
 
-/// The size and the settings of a cluster.
+/// The size and the settings of a cluster. By default it has three stores and one placement member,
+/// keeps nothing, and takes free ports.
 #[derive(Clone, Debug)]
 pub struct ClusterOptions {
-    /// 1 to [`MAX_STORES`]. The same as before if the directory holds a cluster.
+    /// Nodes, each with a store: 1 to [`MAX_STORES`]. The same number as before if the directory
+    /// holds a cluster. A region has three replicas, or as many as there are stores.
     pub stores: u32,
-    /// Members of the placement driver: 1, 3 or 5, at most one for each store.
+    /// Members of the placement driver, on the first nodes: 1, 3 or 5, at most one for each store.
+    /// The same number as before if the directory holds a cluster.
     pub placements: u32,
-    /// Where the data is kept. Without a directory, the data is temporary.
+    /// Where the data is kept, a folder for each node. Without a directory, the data is temporary,
+    /// and is deleted when the cluster has stopped.
     pub data_dir: Option<PathBuf>,
-    /// The port of the first placement member. 0 takes any free port.
+    /// The port of the first placement member. 0 takes the one of last time, or any free port. The
+    /// other nodes always do.
     pub port: u16,
+    /// The settings of all nodes. `schedule_interval_ms` is 100 unless it is set, so that a test
+    /// need not wait for replicas.
     pub config: NodeConfig,
 }
 
@@ -74,7 +81,27 @@ impl ClusterOptions {
     }
 }
 
-/// A running cluster. Stop it with [`Cluster::stop`].
+/// A running cluster, whose nodes listen on 127.0.0.1. Stop it with [`Cluster::stop`].
+///
+/// It is what `esker playground` runs: real nodes that speak to each other over sockets, in one
+/// process. What [`Node`] says of programs that embed a node holds here, too.
+///
+/// ```no_run
+/// use esker::{Cluster, ClusterOptions};
+///
+/// # async fn example() -> Result<(), esker::Error> {
+/// let options = ClusterOptions { stores: 3, ..ClusterOptions::default() };
+/// let mut cluster = Cluster::start(options).await?;
+/// let client = cluster.client().await?;
+/// client.put("hello", "world").await?;
+///
+/// // A store stops. The two others have the data.
+/// cluster.take_node(2).stop().await;
+/// assert_eq!(client.get("hello").await?.as_deref(), Some(&b"world"[..]));
+/// cluster.stop().await;
+/// # Ok(())
+/// # }
+/// ```
 pub struct Cluster {
     nodes: Vec<Node>,
     placement: PlacementClient,
@@ -83,10 +110,14 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts all nodes and waits until every region has all its replicas.
+    /// Starts all nodes and waits until every region has all its replicas: see
+    /// [`ready`](Self::ready).
     ///
     /// # Errors
-    /// See [`Error`]. After an error nothing keeps running.
+    /// [`Error::Stores`] or [`Error::Placements`] for a size that cannot be, [`Error::OtherSize`],
+    /// [`Error::SingleNode`] or [`Error::PlaygroundPart`] for a directory with something else in
+    /// it, [`Error::Slow`] if the cluster does not get ready, and those of
+    /// [`NodeBuilder::start`](crate::NodeBuilder::start). After an error nothing keeps running.
     pub async fn start(options: ClusterOptions) -> Result<Cluster, Error> {
         let cluster = Cluster::launch(options).await?;
         cluster.ready().await?;
@@ -176,15 +207,18 @@ impl Cluster {
         Ok(Cluster { nodes, placement, placement_address, _temporary: temporary })
     }
 
-    /// `host:port` of the placement driver.
+    /// `host:port` of the placement driver's first member, which any client of this cluster may be
+    /// given.
     pub fn placement_address(&self) -> &str {
         &self.placement_address
     }
 
+    /// The first node's client of the placement driver. [`Node::placement`] shows what it is for.
     pub fn placement(&self) -> &PlacementClient {
         &self.placement
     }
 
+    /// The nodes that were not taken out. The placement members are on the first ones.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
     }
@@ -198,15 +232,21 @@ impl Cluster {
         Ok(KvClient::new(placement, []))
     }
 
-    /// Takes a node out of the cluster, so that the caller can stop it on its own.
+    /// Takes a node out of the cluster, so that the caller can stop it on its own. It runs on until
+    /// then. `number` is its place in [`nodes`](Self::nodes), from 0, and the nodes after it move
+    /// up by one.
+    ///
+    /// # Panics
+    /// When there is no node of that number.
     pub fn take_node(&mut self, number: usize) -> Node {
         self.nodes.remove(number)
     }
 
-    /// Waits until every region has a leader and all its replicas.
+    /// Waits until every region has a leader and all its replicas: three, or as many as there are
+    /// nodes.
     ///
     /// # Errors
-    /// When that takes too long.
+    /// [`Error::Slow`] when that takes more than 60 s.
     pub async fn ready(&self) -> Result<(), Error> {
         let began = Instant::now();
         let wanted = REPLICAS.min(self.nodes.len());
@@ -247,7 +287,7 @@ impl Cluster {
         Ok(None)
     }
 
-    /// Stops all nodes and waits until their data is on disk.
+    /// Stops all nodes and waits until their data is on disk, or deleted if it was temporary.
     pub async fn stop(self) {
         join_all(self.nodes.into_iter().map(Node::stop)).await;
     }

@@ -1,32 +1,47 @@
 //! Esker: a sharded, replicated key-value storage engine that speaks TiKV's client
 //! protocol, as one binary and as one crate to embed.
 //!
-//! There are three ways to use it:
+//! | to | use |
+//! |---|---|
+//! | run a node in this process, alone or as one of many | [`Node`], with [`NodeConfig`] and [`Roles`] |
+//! | run a whole cluster in this process, for tests and for a first look | [`Cluster`] |
+//! | read and write keys | [`KvClient`], from [`Node::client`] or [`Cluster::client`] |
+//! | look up regions and stores, take ids and timestamps | [`PlacementClient`], from [`Node::placement`] |
+//! | split regions, move their leaders, replace placement members | [`AdminClient`] |
+//! | reach a cluster that runs elsewhere | [`PlacementClient::connect`], and a client made of it |
+//! | know what an error asks for | [`Error`] of a start, [`ClientError`] of a client |
 //!
-//! - [`Cluster`] runs a whole cluster in this process, for tests and for a first look.
-//! - [`Node`] runs one node in this process. Its client's requests to regions that are led here are
-//!   function calls.
-//! - `cli` is the `esker` binary. The module, and what it alone needs, is behind the feature `cli`,
-//!   which is on by default. A program that embeds a node turns it off.
+//! A node's own client makes requests to regions that are led on that node by function calls, not
+//! RPCs. A whole program:
 //!
 //! ```no_run
-//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! let cluster = esker::Cluster::start(esker::ClusterOptions::default()).await?;
-//! let client = cluster.client().await?;
-//! client.put("hello", "world").await?;
-//! assert_eq!(client.get("hello").await?.as_deref(), Some(&b"world"[..]));
-//! cluster.stop().await;
-//! # Ok(())
-//! # }
+//! use esker::Node;
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), esker::Error> {
+//!     let node = Node::builder().data_dir("data").start().await?;
+//!     let client = node.client().await?;
+//!     client.put("hello", "world").await?;
+//!     assert_eq!(client.get("hello").await?.as_deref(), Some(&b"world"[..]));
+//!     node.stop().await;
+//!     Ok(())
+//! }
 //! ```
+//!
+//! The command line, the benchmark, and what they alone need, are behind the feature `cli`, which
+//! is on by default. A program that embeds a node turns it off with `default-features = false`.
+
+#![warn(missing_docs)]
 
 #[cfg(feature = "cli")]
 pub mod cli;
 mod cluster;
-mod error;
+pub mod error;
 pub mod node;
+#[cfg_attr(feature = "simulation", allow(missing_docs, reason = "only the simulator sees it"))]
 mod server;
 #[cfg(feature = "cli")]
+#[doc(hidden)]
 pub mod ycsb;
 
 /// What a node is put together from, for the simulator, which puts it together in another way. No
@@ -48,7 +63,18 @@ pub mod parts {
     pub use crate::server::split_ids::PlacementIds;
 }
 
+/// Keys and values, cheap to clone. `String`, `Vec<u8>` and `&'static str` turn into it.
+pub use bytes::Bytes;
 pub use cluster::{Cluster, ClusterOptions, MAX_STORES};
 pub use error::Error;
-pub use esker_client::{ClientError, KvClient, PlacementClient};
-pub use node::{Node, NodeBuilder};
+/// The clients of a cluster: everything that [`KvClient`], [`PlacementClient`] and [`AdminClient`]
+/// take and return. It is the crate `esker_client`.
+#[doc(inline)]
+pub use esker_client as client;
+#[doc(inline)]
+pub use esker_client::{AdminClient, ClientError, KvClient, PlacementClient};
+/// The types that stores, placement and clients share, such as regions and ids. It is the crate
+/// `esker_model`.
+#[doc(inline)]
+pub use esker_model as model;
+pub use node::{Node, NodeBuilder, NodeConfig, Roles};

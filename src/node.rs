@@ -1,4 +1,8 @@
 //! One node: a store, a placement member, or both, behind one port.
+//!
+//! A [`NodeBuilder`] flows in. A [`Node`] that serves flows out, or one [`Error`], after which
+//! nothing keeps running. The types beside it are what a builder is given, and why it is refused:
+//! [`Roles`], the settings in [`NodeConfig`], and an [`Address`] as it was typed.
 
 pub(crate) mod address;
 mod config;
@@ -31,14 +35,39 @@ pub use config::{ConfigError, NodeConfig, SETTINGS, Setting, SettingError};
 pub(crate) const STORE_FOLDER: &str = "store";
 pub(crate) const PLACEMENT_FOLDER: &str = "placement";
 
-/// Which parts a node runs.
+/// Which parts a node runs. At least one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Roles {
+    /// A member of the placement driver. The node's address must be among those of
+    /// [`NodeBuilder::join`], unless none are given.
     pub placement: bool,
+    /// A store of data. A node without one has a client, too, whose requests all use the network.
     pub store: bool,
 }
 
-/// Starts a node in this process; see [`Node::builder`].
+/// What a node is started with. [`Node::builder`] returns one, and [`start`](Self::start) takes it.
+///
+/// One of three machines that are a cluster together. On the others, only `advertise` and the
+/// labels differ:
+///
+/// ```no_run
+/// use esker::Node;
+///
+/// # async fn example() -> Result<(), esker::Error> {
+/// let node = Node::builder()
+///     .data_dir("/var/lib/example/esker")
+///     .listen("0.0.0.0:2379")
+///     .advertise("db-1:2379")
+///     .join(["db-1:2379", "db-2:2379", "db-3:2379"])
+///     .labels(vec![("zone".into(), "a".into())])
+///     .start()
+///     .await?;
+/// # node.stop().await;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// A node whose address `join` does not list has only a store.
 #[derive(Debug)]
 pub struct NodeBuilder {
     data_dir: Option<PathBuf>,
@@ -55,7 +84,37 @@ pub struct NodeBuilder {
 }
 
 /// A node that runs in this process. Stop it with [`Node::stop`]. A node that is dropped without
-/// that stops, too, but without waiting for the last flush.
+/// that stops, too, but without waiting for the last flush. That loses no write that was
+/// acknowledged, and makes the next start slower.
+///
+/// ```no_run
+/// use esker::{Node, NodeConfig};
+///
+/// # async fn example() -> Result<(), esker::Error> {
+/// // One node, which is a cluster of its own, with more memory for blocks than by default.
+/// let config = NodeConfig { block_cache_mib: Some(1_024), ..NodeConfig::default() };
+/// let node = Node::builder().data_dir("data").config(config).start().await?;
+/// println!("TiKV's clients find it at {}", node.address());
+///
+/// let client = node.client().await?;
+/// client.put("fruit/apple", "red").await?;
+/// node.stop().await;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// What a program that embeds a node should know:
+///
+/// - A node is started and used within a tokio runtime whose time and I/O are enabled. Besides
+///   tasks of that runtime it has threads of its own: see [`NodeConfig`].
+/// - **It may end the process.** A store that cannot write, a placement member that cannot read its
+///   state, and a node without its port or a task of its own must not go on. The node then writes a
+///   line to standard error and aborts. After a restart everything that was acknowledged is there.
+///   A store whose data does not match its checksums is another matter: it stops serving, the node
+///   lives on to report that, and other nodes take over.
+/// - It logs by the crate `tracing` and counts by the crate `metrics`. Both go where the program
+///   sends them. The node's page `/metrics` is empty unless the program is `esker`.
+/// - There is no authentication and no TLS. Whoever reaches the port can read and write everything.
 pub struct Node {
     address: String,
     store_id: Option<u64>,
@@ -74,7 +133,7 @@ pub struct Node {
 
 impl Node {
     /// A node of a cluster of its own on a free port of 127.0.0.1, unless the builder's methods
-    /// change that.
+    /// change that. Only [`NodeBuilder::data_dir`] must be called.
     pub fn builder() -> NodeBuilder {
         NodeBuilder {
             data_dir: None,
@@ -91,28 +150,53 @@ impl Node {
         }
     }
 
-    /// `host:port`, where this node serves everything.
+    /// `host:port`, where this node serves everything: the address that others reach it by, with
+    /// the port that was bound.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// The id of this node's store, if it has one.
+    /// The id of this node's store, if it has one that has started. A store keeps its id as long as
+    /// it keeps its directory.
     pub fn store_id(&self) -> Option<u64> {
         self.store_id
     }
 
-    /// Why this node's store does not run although it should. The node's placement member goes on
-    /// without it.
+    /// Why this node's store did not start although it should. The node's placement member runs
+    /// without it, because its group may need it. A node without a placement member, or with one
+    /// that nobody needs yet, does not start at all then.
     pub fn store_failure(&self) -> Option<&Error> {
         self.store_failure.as_ref()
     }
 
+    /// A client of the placement driver of this node's cluster. With it the clients for other
+    /// purposes are made:
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    ///
+    /// use esker::AdminClient;
+    /// use esker::client::admin::SplitAt;
+    /// # use esker::{ClientError, Node};
+    ///
+    /// # async fn example(node: &Node) -> Result<(), ClientError> {
+    /// let admin = AdminClient::new(node.placement().clone());
+    /// for found in admin.regions().await? {
+    ///     println!("region {} holds {:?}", found.region.id, found.region.range);
+    /// }
+    /// // Region 4 is cut in two, and store 2 is to lead the part that keeps the id.
+    /// admin.split_region(4, &SplitAt::Keys(vec!["m".into()])).await?;
+    /// admin.transfer_leader(4, 2, Duration::from_secs(10)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn placement(&self) -> &PlacementClient {
         &self.placement
     }
 
     /// A client whose requests to regions that are led on this node are function calls. All others
-    /// use the network.
+    /// use the network. Its cache of regions is its own: clone a client rather than making a
+    /// second. After the node has stopped, the client works as long as other nodes serve.
     ///
     /// # Errors
     /// None at present. Later versions may return errors.
@@ -122,7 +206,8 @@ impl Node {
         Ok(KvClient::new(self.placement.clone(), local))
     }
 
-    /// Stops the node and waits until its data is on disk.
+    /// Stops the node and waits until its data is on disk and its directory is free. Calls that are
+    /// under way get half a second to end. Regions that were led here elect other leaders.
     pub async fn stop(mut self) {
         self.begin_stop();
         if let Some(server) = self.server.take() {
@@ -180,14 +265,16 @@ impl Drop for Node {
 }
 
 impl NodeBuilder {
-    /// Where the node keeps its data. The directory is made if it does not exist. Required.
+    /// Where the node keeps its data. The directory is made if it does not exist. Required. It
+    /// belongs to this node for good, and no other process may use it.
     pub fn data_dir(mut self, directory: impl Into<PathBuf>) -> Self {
         self.data_dir = Some(directory.into());
         self
     }
 
-    /// `host:port` to serve on. Others reach this node by it, unless [`advertise`](Self::advertise)
-    /// sets another address. Port 0 takes any free port.
+    /// `host:port` to serve on; `127.0.0.1:0` by default. Others reach this node by it, unless
+    /// [`advertise`](Self::advertise) sets another address. Port 0 takes any free port. All
+    /// addresses of the machine (`0.0.0.0` or `[::]`) need `advertise`.
     pub fn listen(mut self, address: impl Into<String>) -> Self {
         self.listen = address.into();
         self
@@ -201,24 +288,28 @@ impl NodeBuilder {
     }
 
     /// The members of the placement driver: one, three or five `host:port`. A node whose own
-    /// address is among them is a member. Without any, this node is a cluster of its own.
+    /// address is among them is a member. Without any, this node is a cluster of its own. Give the
+    /// same list, in the same spelling, to every node, and keep it: it is fixed at the first start.
     pub fn join<A: Into<String>>(mut self, members: impl IntoIterator<Item = A>) -> Self {
         self.join = members.into_iter().map(Into::into).collect();
         self
     }
 
-    /// Which parts the node runs, if `join` alone does not determine it correctly.
+    /// Which parts the node runs. By default it has a store, and a placement member if
+    /// [`join`](Self::join) lists it or is empty.
     pub fn roles(mut self, roles: Roles) -> Self {
         self.roles = Some(roles);
         self
     }
 
-    /// The location of the node, for placement's rules: `zone=a`, `host=b`.
+    /// The location of the node, as pairs such as `zone` and `a`. At most 64, each part of at most
+    /// 256 bytes. They are kept and shown. Placement does not act on them yet.
     pub fn labels(mut self, labels: Vec<(String, String)>) -> Self {
         self.labels = labels;
         self
     }
 
+    /// The settings; all at their defaults without this.
     pub fn config(mut self, config: NodeConfig) -> Self {
         self.config = config;
         self
@@ -259,8 +350,15 @@ impl NodeBuilder {
 
     /// Starts the node. Returns when its store is open and known to placement.
     ///
+    /// It waits without a limit for others: the first start of a cluster for all placement members,
+    /// later starts for a majority of them. It logs what it waits for. To give up, drop the future,
+    /// which stops what was started.
+    ///
     /// # Errors
-    /// See [`Error`]. After an error nothing keeps running.
+    /// [`Error::NoDataDir`], [`Error::NoRole`], [`Error::NotAMember`], [`Error::Setting`] and
+    /// [`Error::Addresses`] for a builder that cannot be right, before anything is made on disk.
+    /// [`Error::Listen`] if the port is taken. The others are about the directory, or come from
+    /// placement: see [`Error`]. After an error nothing keeps running.
     pub async fn start(self) -> Result<Node, Error> {
         start::start(self).await
     }

@@ -1,4 +1,5 @@
-//! YCSB, the Yahoo! Cloud Serving Benchmark (Cooper et al., SoCC 2010), against any [`Database`].
+//! YCSB, the Yahoo! Cloud Serving Benchmark (Cooper et al., SoCC 2010), against any [`Database`]. It
+//! is what `esker ycsb` runs, and no promise is made to other programs.
 //!
 //! [`Options`] and a database flow in. A [`PhaseReport`] for each phase flows out. The load phase
 //! inserts records `0..records`, and the run phase makes the requests of a [`Workload`] on them.

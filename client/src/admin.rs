@@ -29,8 +29,35 @@ pub use store::StoreAdmin;
 /// Regions asked for in one request.
 const REGION_PAGE: u32 = 1_024;
 
-/// A client of one cluster for its operators. Cheap to clone: clones share the connections to
-/// placement. A connection to a store is made for each call.
+/// A client of one cluster for its operators: it lists regions and members, splits a region, moves
+/// its leader, and replaces a member. Cheap to clone: clones share the connections to placement. A
+/// connection to a store is made for each call.
+///
+/// ```no_run
+/// use std::time::Duration;
+///
+/// use esker_client::admin::SplitAt;
+/// # use esker_client::{AdminClient, ClientError};
+///
+/// # async fn example(admin: AdminClient) -> Result<(), ClientError> {
+/// // The first region is cut at a key. Its last part keeps the id.
+/// let region = admin.regions().await?.remove(0).region.id;
+/// let parts = admin.split_region(region.0, &SplitAt::Keys(vec!["m".into()])).await?;
+/// println!("{} regions", parts.len());
+///
+/// // Another of its replicas is to lead it.
+/// let found = admin.region(region.0).await?;
+/// let leads_on = found.leader.map(|leader| leader.store);
+/// if let Some(other) = found.region.peers.iter().find(|peer| Some(peer.store) != leads_on) {
+///     admin.transfer_leader(region.0, other.store.0, Duration::from_secs(10)).await?;
+/// }
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+///
+/// Besides the errors that a method names, each may fail with those of [`PlacementClient`].
 #[derive(Clone)]
 pub struct AdminClient {
     placement: PlacementClient,
@@ -48,7 +75,8 @@ impl AdminClient {
     }
 
     /// All regions that placement knows, in the order of their keys, each once. They are asked for
-    /// in pages of 1,024. Regions may change between two pages.
+    /// in pages of 1,024. Regions may change between two pages. Soon after placement has changed
+    /// its leader, regions may be missing whose leaders have not reported yet.
     pub async fn regions(&self) -> Result<Vec<RegionInfo>, ClientError> {
         let mut regions: Vec<RegionInfo> = Vec::new();
         loop {

@@ -11,19 +11,31 @@ use tokio::time::Instant;
 /// Why a request did not succeed. Each message is one line that names what to look at.
 ///
 /// A write of keys that ends with any variant but [`OutcomeUnknown`](ClientError::OutcomeUnknown)
-/// has not happened and never will. Keys are shown as text of at most 64 bytes of the key, by
-/// [`esker_rpc::display_key`], unless they are [`Bytes`].
+/// has not happened and never will. So a caller may repeat it whenever it likes. The clients have
+/// repeated by themselves what can be repeated, until the deadline of the call.
+///
+/// | what to do | variants |
+/// |---|---|
+/// | correct the addresses | [`Address`](Self::Address), [`NoEndpoints`](Self::NoEndpoints), [`NoPlacement`](Self::NoPlacement), [`ClusterMismatch`](Self::ClusterMismatch) |
+/// | correct the request | [`Refused`](Self::Refused), [`TooLarge`](Self::TooLarge), [`NoStore`](Self::NoStore), [`NoSuchRegion`](Self::NoSuchRegion), [`NoReplica`](Self::NoReplica), [`KeyOutside`](Self::KeyOutside), and, as the reason in it says, [`RegionRefused`](Self::RegionRefused) and [`PlacementRefused`](Self::PlacementRefused) |
+/// | try again later, and look at the cluster if that does not help | [`PlacementUnreachable`](Self::PlacementUnreachable), [`Deadline`](Self::Deadline), [`NoRegion`](Self::NoRegion), [`NoLeader`](Self::NoLeader) |
+/// | find out what happened, then decide | [`OutcomeUnknown`](Self::OutcomeUnknown), and after a change by an operator [`NoAnswer`](Self::NoAnswer), [`NotTransferred`](Self::NotTransferred), [`NotReplaced`](Self::NotReplaced) |
+/// | report a bug, or look for a server that is not Esker's | [`PlacementAnswer`](Self::PlacementAnswer) |
+///
+/// Keys are shown as text of at most 64 bytes of the key, by [`esker_rpc::display_key`], unless
+/// they are [`Bytes`].
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Something that was given as an address is not one.
+    /// Something that was given as an address is not one. Nothing was asked.
     #[error(transparent)]
     Address(#[from] AddressError),
 
-    /// The list of placement addresses is empty.
+    /// The list of placement addresses is empty. Nothing was asked.
     #[error("no placement address was given; write HOST:PORT[,HOST:PORT...]")]
     NoEndpoints,
 
-    /// No leading member was found, or no leader that was found answered the call in time.
+    /// No leading member was found, or no leader that was found answered the call in time. To be
+    /// expected while a majority of the members is down or cut off.
     #[error("no placement leader found at {endpoints} within {waited:?}: {reason}")]
     PlacementUnreachable {
         /// The addresses that were asked, with commas between them.
@@ -34,7 +46,8 @@ pub enum ClientError {
         reason: String,
     },
 
-    /// There is an answer from every address, and none from a placement member.
+    /// There is an answer from every address, and none from a placement member. Only
+    /// [`PlacementClient::connect`](crate::PlacementClient::connect) and its variants return this.
     #[error(
         "no placement driver at {endpoints}: what answers there is a node that runs no placement \
          member, or another program; give the addresses of the placement members"
@@ -44,10 +57,11 @@ pub enum ClientError {
         endpoints: String,
     },
 
-    /// The placement leader refuses the request, and would refuse it again.
+    /// The placement leader refuses the request, and would refuse it again. The methods of
+    /// [`PlacementClient`](crate::PlacementClient) name the kinds that their callers should expect.
     #[error("placement refused {call}: {message} ({kind:?})")]
     PlacementRefused {
-        /// The call.
+        /// The method of the protocol that was called.
         call: &'static str,
         /// The reason, for programs.
         kind: ErrorType,
@@ -58,43 +72,48 @@ pub enum ClientError {
     /// The placement leader's answer makes no sense.
     #[error("placement answered {call} with {problem}")]
     PlacementAnswer {
-        /// The call.
+        /// The method of the protocol that was called.
         call: &'static str,
         /// What is wrong with the answer.
         problem: String,
     },
 
-    /// A member of another cluster answered. The call was not sent to it.
+    /// The addresses belong to members of different clusters: one member named a leader which
+    /// answers that it belongs to another cluster. A client that is connected never turns to
+    /// another cluster, and reports [`PlacementUnreachable`](Self::PlacementUnreachable) instead.
     #[error(
         "{address} belongs to cluster {actual}, not to {expected}: check the placement addresses"
     )]
     ClusterMismatch {
         /// The member's address.
         address: String,
-        /// The id of the cluster that this client belongs to.
+        /// The id of the cluster of the member that was asked first.
         expected: u64,
         /// The id of the member's cluster.
         actual: u64,
     },
 
-    /// Placement knows no region for a key.
+    /// The cluster has no regions yet, because no store has started in it. Esker's own placement
+    /// driver answers with [`PlacementRefused`](Self::PlacementRefused) and
+    /// [`ErrorType::NotBootstrapped`] instead.
     #[error("no region holds key {key}: the cluster is not bootstrapped yet")]
     NoRegion {
-        /// The key.
+        /// The key that was looked up.
         key: String,
     },
 
-    /// Placement knows no store with this id.
+    /// Placement knows no store with this id. A store that has left the cluster is still known.
     #[error("store {store} is not known to placement")]
     NoStore {
-        /// The id.
+        /// The id that was looked up.
         store: u64,
     },
 
-    /// The deadline of an operation on keys has passed.
+    /// The deadline of an operation on keys has passed, and nothing was written. To be expected
+    /// while a region has no majority, or while the cluster is overloaded.
     #[error("{call} of key {key} gave up after {waited:?}: {reason}")]
     Deadline {
-        /// The operation.
+        /// The operation, such as `put`.
         call: &'static str,
         /// Its first key.
         key: String,
@@ -104,13 +123,19 @@ pub enum ClientError {
         reason: String,
     },
 
-    /// A write may have happened, in part or as a whole, or may happen yet.
+    /// A write may have happened, in part or as a whole, or may happen yet. To be expected when a
+    /// store dies, or stops answering, while it has the request.
+    ///
+    /// A read of the key does not settle it, because the write may come after the read. What
+    /// settles it is a write that is right in either case, or a compare-and-swap between values
+    /// that are written only once:
+    /// [`KvClient::compare_and_swap`](crate::KvClient::compare_and_swap) has an example.
     #[error(
         "{call} of key {key} may or may not have happened ({reason}): read the key before \
          trying again"
     )]
     OutcomeUnknown {
-        /// The operation.
+        /// The operation, such as `put`.
         call: &'static str,
         /// Its first key.
         key: String,
@@ -118,40 +143,43 @@ pub enum ClientError {
         reason: String,
     },
 
-    /// A store refuses the request, and would refuse it again.
+    /// A store refuses the request, and would refuse it again: for an empty key, a key of more than
+    /// 8 KiB, or an answer of more than 48 MiB.
     #[error("store {store} refused {call} of key {key} in region {region}: {message}")]
     Refused {
-        /// The operation.
+        /// The operation, such as `put`.
         call: &'static str,
         /// Its first key.
         key: String,
-        /// The region that the key is in.
+        /// The id of the region that the key is in.
         region: u64,
-        /// The store that leads it.
+        /// The id of the store that was asked.
         store: u64,
         /// The store's reason.
         message: String,
     },
 
-    /// A request is larger than a store takes. A write has to fit in one entry of a log.
+    /// A request is larger than a store takes. A write has to fit in one entry of a log, which has
+    /// room for 8 MiB of keys and values, with 32 bytes for each pair. Send smaller values.
     #[error("{call} is too large for region {region} ({size} bytes): send less at once")]
     TooLarge {
-        /// The operation.
+        /// The operation, such as `put`.
         call: &'static str,
-        /// The region.
+        /// The id of the region that the keys are in.
         region: u64,
         /// The size of the request, or of its entry, in bytes.
         size: u64,
     },
 
-    /// The client's task has ended, because its runtime has ended.
+    /// The client's task has ended, because the runtime in which the client was made has ended.
     #[error("the client has been shut down")]
     Closed,
 
-    /// Placement knows no region with this id.
+    /// Placement knows no region with this id. A region that a split has just made is known when
+    /// its leader has reported it.
     #[error("there is no region {region}")]
     NoSuchRegion {
-        /// The id.
+        /// The id that was looked up.
         region: u64,
     },
 
@@ -161,18 +189,18 @@ pub enum ClientError {
          or start more stores"
     )]
     NoLeader {
-        /// The region.
+        /// The id of the region.
         region: u64,
     },
 
     /// A region cannot be led by a store that has no replica of it.
     #[error("store {store} has no replica of region {region}: choose one of {}", list(.replicas))]
     NoReplica {
-        /// The region.
+        /// The id of the region.
         region: u64,
-        /// The store.
+        /// The id of the store that was to lead.
         store: u64,
-        /// The stores that have replicas.
+        /// The ids of the stores that have replicas, in ascending order.
         replicas: Vec<u64>,
     },
 
@@ -180,9 +208,9 @@ pub enum ClientError {
     /// time. It may still become the leader.
     #[error("leadership of region {region} did not come to store {store} within {waited:?}")]
     NotTransferred {
-        /// The region.
+        /// The id of the region.
         region: u64,
-        /// The store that was to lead it.
+        /// The id of the store that was to lead it.
         store: u64,
         /// For how long the client waited.
         waited: Duration,
@@ -196,9 +224,9 @@ pub enum ClientError {
         display_key(end)
     )]
     KeyOutside {
-        /// The region.
+        /// The id of the region.
         region: u64,
-        /// The key.
+        /// The first of the given keys that does not split the region.
         key: Bytes,
         /// The region's first key.
         start: Bytes,
@@ -206,10 +234,11 @@ pub enum ClientError {
         end: Bytes,
     },
 
-    /// A store could not be reached, or could not be asked.
+    /// A store could not be reached, or did not answer in time. If it was to change something, the
+    /// change may have been made.
     #[error("store {store} at {address} did not answer: {reason}")]
     NoAnswer {
-        /// The store.
+        /// The id of the store.
         store: u64,
         /// Where the store listens, as placement knows it.
         address: String,
@@ -217,13 +246,13 @@ pub enum ClientError {
         reason: String,
     },
 
-    /// The leader of a region refuses the request, and would refuse it again. A leader that is busy
-    /// was asked several times.
+    /// A region's replica refuses the request of an operator. The reason says whether the request
+    /// is impossible, or came at a bad moment. A leader that is busy was asked several times.
     #[error("region {region} refused: {reason}")]
     RegionRefused {
-        /// The region.
+        /// The id of the region.
         region: u64,
-        /// The leader's reason.
+        /// The reason that the store gave.
         reason: String,
     },
 

@@ -41,7 +41,8 @@ pub use batch::{MAX_IN_FLIGHT, MAX_REQUESTS_PER_BATCH};
 pub use cache::MAX_CACHED_REGIONS;
 pub use ops::{KeyTtl, Pair, Swap};
 
-/// How long one operation may take, retries included, unless set otherwise. An operation that goes
+/// How long one operation may take, retries included, unless
+/// [`with_deadline`](KvClient::with_deadline) sets another time. An operation that goes
 /// through regions in turn (a scan, a delete of a range, a split) may take as long for each region.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -58,16 +59,66 @@ const PROMPT_RETRIES: u32 = 2;
 /// Regions that one operation asks at the same time.
 const MAX_CONCURRENT_REGIONS: usize = 16;
 
-/// A client of one cluster. Cheap to clone: clones share the cache and the connections.
+/// A client of one cluster's keys. Cheap to clone: clones share the cache and the connections.
+///
+/// Keys and values are bytes. A key has 1 byte to 8 KiB. Keys are ordered by their bytes. A write
+/// that succeeded is on the disks of a majority of its region's replicas, and every operation that
+/// begins afterwards sees it.
+///
+/// ```no_run
+/// use esker_client::kv::KeyTtl;
+/// # use esker_client::{ClientError, KvClient};
+///
+/// # async fn example(client: KvClient) -> Result<(), ClientError> {
+/// client.put("fruit/apple", "green").await?;
+/// let apple = client.get("fruit/apple").await?;
+/// assert_eq!(apple.as_deref(), Some(&b"green"[..]));
+///
+/// // Only if no other client has changed it since.
+/// let swap = client.compare_and_swap("fruit/apple", apple, "red").await?;
+/// if !swap.swapped {
+///     println!("it is {:?} by now", swap.previous);
+/// }
+///
+/// // Gone after a minute.
+/// client.put_with_ttl("session/7", "alice", 60).await?;
+/// if let KeyTtl::Left(left) = client.get_ttl("session/7").await? {
+///     println!("{} s are left", left.as_secs());
+/// }
+///
+/// // All keys that begin with `fruit/`: `0` is the character after `/`.
+/// for (key, value) in client.scan("fruit/", "fruit0", 100).await? {
+///     println!("{key:?}: {value:?}");
+/// }
+/// client.delete_range("session/", "session0").await?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// A write has three outcomes:
+///
+/// ```no_run
+/// # use esker_client::{ClientError, KvClient};
+/// # async fn example(client: KvClient) {
+/// match client.put("fruit/apple", "red").await {
+///     Ok(()) => println!("written"),
+///     Err(ClientError::OutcomeUnknown { reason, .. }) => println!("perhaps written: {reason}"),
+///     Err(error) => println!("not written, now or later: {error}"),
+/// }
+/// # }
+/// ```
+///
+/// # Errors
 ///
 /// Every operation ends within its deadline ([`DEFAULT_DEADLINE`]). It fails
 ///
 /// - with [`ClientError::Deadline`] if there was no answer until then;
 /// - with [`ClientError::Refused`] or [`ClientError::TooLarge`] if a store refuses it, for an empty
-///   key, say, or for a key of more than 8 KiB;
+///   key, say, or for a key of more than 8 KiB. The request is to be corrected;
 /// - with [`ClientError::TooLarge`] before anything is sent, if one request would have more than 8
 ///   MiB of keys and values. Operations on many keys are cut into smaller requests;
-/// - with [`ClientError::NoRegion`] in a cluster that is not bootstrapped;
+/// - with [`ClientError::NoRegion`], or [`ClientError::PlacementRefused`] with
+///   [`ErrorType::NotBootstrapped`], in a cluster in which no store has started yet;
 /// - with an error of placement's if placement cannot be asked;
 /// - with [`ClientError::OutcomeUnknown`] if a write may have happened. Each other error of a write
 ///   means that the write has not happened and will not.
@@ -89,7 +140,7 @@ struct Shared {
 
 impl KvClient {
     /// A client that finds regions by asking `placement`. Requests to regions led by one of the
-    /// `local` stores are function calls.
+    /// `local` stores are function calls. Without any (`[]`), all requests use the network.
     pub fn new(
         placement: PlacementClient,
         local: impl IntoIterator<Item = Arc<dyn StoreService>>,
@@ -110,14 +161,16 @@ impl KvClient {
         }
     }
 
-    /// The same client with another deadline for each operation.
+    /// The same client with another deadline for each operation: see [`DEFAULT_DEADLINE`]. Clones
+    /// that were made before keep theirs.
     pub fn with_deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
     }
 
-    /// The same client that asks for at most so many pairs at a time in a scan: 1 to 1,024, which
-    /// is the default.
+    /// The same client that asks for at most so many pairs at a time in a scan. The nearest of 1 to
+    /// 1,024 is taken, and 1,024 is the default. Smaller pages suit large values, because an answer
+    /// has at most 48 MiB.
     pub fn with_scan_page(mut self, pairs: u32) -> Self {
         self.scan_page = pairs.clamp(1, ops::MAX_SCAN_PAGE);
         self

@@ -32,10 +32,12 @@
 //!   and never will;
 //! - what it keeps in memory is within the bounds that its modules name.
 //!
-//! Clients are cheap to clone, and must be used within a tokio runtime.
+//! Clients are cheap to clone, and must be made and used within a tokio runtime whose time and I/O
+//! are enabled.
 //!
 //! Regions, reports, orders and timestamps are types of `esker_model`. Other messages in arguments
-//! and results are those of the protocol, `esker_rpc::proto`.
+//! and results are those of the protocol, [`proto`]. A program that embeds a node finds this crate
+//! as `esker::client`, and `esker_model` as `esker::model`.
 
 #![warn(missing_docs)]
 
@@ -46,5 +48,15 @@ pub mod placement;
 
 pub use admin::AdminClient;
 pub use error::ClientError;
+/// What [`ClientError::Address`] says of a text.
+pub use esker_rpc::channel::AddressError;
+/// How a client opens its connections: over TCP by default, and in a simulation in another way.
+pub use esker_rpc::channel::Dialer;
+/// The messages of the protocol, TiKV's and Esker's own, where methods take or return them as they
+/// are.
+pub use esker_rpc::proto;
+/// A store in this process, which [`KvClient::new`] takes to send it requests by function calls.
+/// `esker::Node::client` does that for the node's own store.
+pub use esker_rpc::service::StoreService;
 pub use kv::KvClient;
 pub use placement::{PlacementClient, RegionInfo};

@@ -52,6 +52,25 @@ pub const NOT_LEADER: &str = "not leader";
 
 /// A client of one cluster's placement driver. Cheap to clone: clones share connections.
 ///
+/// It answers where regions and stores are, and hands out ids and timestamps. What is meant for
+/// stores alone says so: the store of a node makes these calls itself.
+///
+/// ```no_run
+/// # use esker_client::{ClientError, PlacementClient};
+/// # async fn example() -> Result<(), ClientError> {
+/// let placement = PlacementClient::connect(vec!["127.0.0.1:2379".into()]).await?;
+/// if let Some(found) = placement.region_by_key("fruit/apple".into()).await? {
+///     println!("{:?} is on {} stores", found.region.range, found.region.peers.len());
+/// }
+/// let id = placement.alloc_id(1).await?.start;
+/// let timestamp = placement.tso(1).await?;
+/// println!("id {id}, {} ms after 1970", timestamp.physical());
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+///
 /// Every call ends within [`CALL_DEADLINE`]. It fails with [`ClientError::PlacementUnreachable`] if
 /// no leading member has answered until then, and with [`ClientError::PlacementRefused`] or
 /// [`ClientError::PlacementAnswer`] if a member answered what a repetition would not change. Other
@@ -68,11 +87,13 @@ struct Shared {
 }
 
 impl PlacementClient {
-    /// Finds the leader by asking `endpoints` (`host:port`), within [`CONNECT_DEADLINE`].
+    /// Finds the leader by asking `endpoints` (`host:port`), within [`CONNECT_DEADLINE`]. One
+    /// address of a member that runs is enough, because it names the others.
     ///
     /// # Errors
     /// [`ClientError::Address`] or [`ClientError::NoEndpoints`] for endpoints that cannot be asked,
-    /// [`ClientError::NoPlacement`] if no address is that of a member, and
+    /// [`ClientError::NoPlacement`] if no address is that of a member,
+    /// [`ClientError::ClusterMismatch`] if the endpoints belong to different clusters, and
     /// [`ClientError::PlacementUnreachable`] if no leader is found in time.
     pub async fn connect(endpoints: Vec<String>) -> Result<Self, ClientError> {
         Self::connect_within(endpoints, CONNECT_DEADLINE).await
@@ -110,7 +131,8 @@ impl PlacementClient {
         self.shared.leader.dialer()
     }
 
-    /// The id of the cluster that the client is connected to. It never changes.
+    /// The id of the cluster that the client is connected to. It never changes. It was drawn when
+    /// the cluster was founded, and distinguishes it from other clusters.
     pub fn cluster_id(&self) -> u64 {
         self.shared.cluster_id
     }

@@ -43,7 +43,9 @@ const MAX_IDENT_BYTES: u64 = 4 << 10;
 /// Which store of which cluster a directory belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ident {
+    /// The cluster, or, for a placement member, its group.
     pub cluster_id: u64,
+    /// The store. A placement member has the top bit set.
     pub store_id: u64,
 }
 
@@ -79,17 +81,42 @@ impl Kind {
     }
 }
 
+/// Why a data directory cannot be used.
 #[derive(Debug, Error)]
 pub enum DirError {
+    /// A part of the directory is missing, new, older than the rest, or another owner's. To be
+    /// expected when a disk is not mounted, or when a part was restored from a backup. Put the
+    /// newest part back; if it is lost for good, do what the message says.
     #[error(
         "{} is not whole: {} {what}; {}", kind.name(*owner), part.display(), kind.remedy(part)
     )]
-    NotWhole { kind: Kind, owner: Ident, part: PathBuf, what: String },
+    NotWhole {
+        /// What the directory is for.
+        kind: Kind,
+        /// The store or member whose directory it is.
+        owner: Ident,
+        /// The part that is at fault.
+        part: PathBuf,
+        /// What is wrong with the part.
+        what: String,
+    },
+    /// The file that names the owner is missing, although there is data. To be dealt with like
+    /// [`NotWhole`](Self::NotWhole).
     #[error(
         "{} is missing, although the directory was used: {} holds data; {}",
         path.display(), part.display(), kind.remedy(path)
     )]
-    NoIdent { kind: Kind, path: PathBuf, part: PathBuf },
+    NoIdent {
+        /// What the directory is for.
+        kind: Kind,
+        /// The file that is missing.
+        path: PathBuf,
+        /// The part that holds data.
+        part: PathBuf,
+    },
+    /// Data in the directory did not match its checksum in an earlier run. Such a directory is
+    /// never used again. Look at the disk, then replace the store or the member as the message
+    /// says.
     #[error(
         "{} was found damaged and must not be used any more: {what}; empty {} and {}",
         kind.name(*owner), path.display(), match kind {
@@ -97,29 +124,81 @@ pub enum DirError {
             Kind::Member => "start, and run `esker placement replace` with this member's name",
         }
     )]
-    Damaged { kind: Kind, owner: Ident, path: PathBuf, what: String },
+    Damaged {
+        /// What the directory is for.
+        kind: Kind,
+        /// The store or member whose directory it is.
+        owner: Ident,
+        /// The directory.
+        path: PathBuf,
+        /// What was found.
+        what: String,
+    },
+    /// An engine in the directory cannot be opened or used.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// The file system refused. The reason is the system's own.
     #[error("cannot use the data directory {}: {what} failed: {source}", path.display())]
-    Io { path: PathBuf, what: &'static str, source: io::Error },
+    Io {
+        /// The directory, or the file in it.
+        path: PathBuf,
+        /// What was tried.
+        what: &'static str,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The path is that of a file.
     #[error("the data directory {} cannot be used: it is not a directory", path.display())]
-    NotADirectory { path: PathBuf },
+    NotADirectory {
+        /// The path as it was given.
+        path: PathBuf,
+    },
+    /// The process has no right to write into the directory, or its file system is read-only.
     #[error("the data directory {} is not writable: {source}", path.display())]
-    NotWritable { path: PathBuf, source: io::Error },
+    NotWritable {
+        /// The directory.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// Another process, or another node in this one, uses the directory. Wait until it has stopped.
     #[error("the data directory {} is in use by another process", path.display())]
-    Locked { path: PathBuf },
+    Locked {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Another version of Esker wrote the directory. Use that version.
     #[error(
         "the data directory {} has format {found}, but this version of Esker reads only format {FORMAT}",
         path.display()
     )]
-    UnknownFormat { path: PathBuf, found: u64 },
+    UnknownFormat {
+        /// The directory.
+        path: PathBuf,
+        /// The version of the layout that the directory has.
+        found: u64,
+    },
+    /// The file that names the owner cannot be read, or makes no sense.
     #[error("{} is damaged: {reason}", path.display())]
-    BadIdent { path: PathBuf, reason: String },
+    BadIdent {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The directory was about to be given to another owner than the one that it has.
     #[error(
         "the data directory {} belongs to store {} of cluster {}, not to store {} of cluster {}",
         path.display(), found.store_id, found.cluster_id, wanted.store_id, wanted.cluster_id
     )]
-    OtherOwner { path: PathBuf, found: Ident, wanted: Ident },
+    OtherOwner {
+        /// The directory.
+        path: PathBuf,
+        /// The owner that it has.
+        found: Ident,
+        /// The owner that it was to get.
+        wanted: Ident,
+    },
 }
 
 /// An open data directory. It is locked until this value is dropped.

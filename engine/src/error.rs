@@ -10,7 +10,9 @@ use crate::damage::Damage;
 /// Which of the two RocksDB instances of a store an error comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EngineName {
+    /// What the log's entries were applied to.
     Kv,
+    /// The Raft log of all regions of a store.
     Log,
 }
 
@@ -23,12 +25,19 @@ impl fmt::Display for EngineName {
     }
 }
 
-/// `reason` is RocksDB's own message; for a failed checksum it names the file
-/// and the offset.
+/// Why an engine does not open, read or write.
 #[derive(Debug, Error)]
 pub enum EngineError {
+    /// RocksDB does not open the files in a directory.
     #[error("cannot open the {engine} in {}: {reason}", dir.display())]
-    Open { engine: EngineName, dir: PathBuf, reason: String },
+    Open {
+        /// Which of the store's engines.
+        engine: EngineName,
+        /// Its directory.
+        dir: PathBuf,
+        /// RocksDB's own message.
+        reason: String,
+    },
     /// Data on disk is not what was written. The store must stop, because further reads could
     /// return wrong data.
     #[error(
@@ -36,15 +45,47 @@ pub enum EngineError {
          take this store out of the cluster and let its replicas be rebuilt",
         dir.display()
     )]
-    Corruption { engine: EngineName, dir: PathBuf, action: &'static str, reason: String },
-    /// The disk or RocksDB refused. After a failed write nothing of its batch
-    /// can be relied on.
+    Corruption {
+        /// Which of the store's engines.
+        engine: EngineName,
+        /// Its directory.
+        dir: PathBuf,
+        /// What the engine was doing when it found the damage.
+        action: &'static str,
+        /// RocksDB's own message. For a failed checksum it names the file and the offset.
+        reason: String,
+    },
+    /// The disk or RocksDB refused, for want of space, say. After a failed write nothing of its
+    /// batch can be relied on.
     #[error("{action} failed in the {engine} in {}: {reason}", dir.display())]
-    Storage { engine: EngineName, dir: PathBuf, action: &'static str, reason: String },
+    Storage {
+        /// Which of the store's engines.
+        engine: EngineName,
+        /// Its directory.
+        dir: PathBuf,
+        /// What the engine was doing.
+        action: &'static str,
+        /// RocksDB's own message.
+        reason: String,
+    },
+    /// An entry was asked for that the log has not got, or no longer.
     #[error("the raft log of group {group} has no entry {index}")]
-    Gap { group: u64, index: u64 },
+    Gap {
+        /// The id of the group, which is that of its region.
+        group: u64,
+        /// The entry's place in the log.
+        index: u64,
+    },
+    /// A file of sorted pairs, of a snapshot that is received, cannot be written or used.
     #[error("cannot {action} the SST file {}: {reason}", path.display())]
-    Sst { action: &'static str, path: PathBuf, reason: String },
+    Sst {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// RocksDB's own message.
+        reason: String,
+    },
 }
 
 impl EngineError {

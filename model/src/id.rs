@@ -1,4 +1,6 @@
 //! Ids above one Raft group. Placement hands them out and never gives one twice.
+//!
+//! The number inside is what tools print and what the protocol carries. 0 is no id.
 
 use std::fmt;
 

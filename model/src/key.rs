@@ -4,8 +4,17 @@ use std::fmt;
 
 use bytes::Bytes;
 
-/// The keys from `start` (included) to `end` (excluded). Without an end, every key from `start` on.
-/// Never empty.
+/// The keys from `start` (included) to `end` (excluded), in the order of their bytes. Without an
+/// end, every key from `start` on. Never empty.
+///
+/// ```
+/// use esker_model::KeyRange;
+///
+/// let range = KeyRange::new("b".into(), Some("m".into()))?;
+/// assert!(range.contains(b"b") && !range.contains(b"m"));
+/// assert!(range.overlaps(&KeyRange::from("k".into())));
+/// # Ok::<(), esker_model::EmptyRange>(())
+/// ```
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct KeyRange {
     start: Bytes,
@@ -24,8 +33,11 @@ impl KeyRange {
         KeyRange { start: Bytes::new(), end: None }
     }
 
+    /// The keys from `start` up to `end`, or all from `start` on where `end` is `None`.
+    ///
     /// # Errors
-    /// [`EmptyRange`] when the end is not above the start.
+    /// [`EmptyRange`] when the end is not above the start. An empty end is such an end, and not "no
+    /// end".
     pub fn new(start: Bytes, end: Option<Bytes>) -> Result<KeyRange, EmptyRange> {
         match &end {
             Some(end) if *end <= start => Err(EmptyRange),
@@ -38,6 +50,7 @@ impl KeyRange {
         KeyRange { start, end: None }
     }
 
+    /// The first key that may be in the range. Empty where the range begins at the lowest key.
     pub fn start(&self) -> &Bytes {
         &self.start
     }
@@ -47,6 +60,7 @@ impl KeyRange {
         self.end.as_ref()
     }
 
+    /// Whether `key` is neither below the start, nor at or above the end.
     pub fn contains(&self, key: &[u8]) -> bool {
         *key >= *self.start && self.is_above(key)
     }

@@ -16,7 +16,9 @@
 //! `esker_rpc::convert` and in no other place.
 //!
 //! This crate does no I/O apart from reading the clock, and depends on nothing of Esker but the
-//! ids of `esker-raft`.
+//! ids of `esker-raft`. A program that embeds a node finds it as `esker::model`.
+
+#![warn(missing_docs)]
 
 pub mod clock;
 pub mod id;

@@ -8,10 +8,12 @@ use esker_raft::PeerId;
 use crate::id::{RegionId, StoreId};
 use crate::region::{Epoch, Peer, Role};
 
-/// A replica's id and its store.
+/// A replica's id and its store. What a [`Peer`] is apart from its role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Seat {
+    /// The replica. A new replica has an id that was never used before.
     pub peer: PeerId,
+    /// The store that holds the replica, or is to hold it.
     pub store: StoreId,
 }
 
@@ -47,10 +49,12 @@ pub enum PeerChange {
     AddVoter(Seat),
     /// Adds a learner, or demotes a voter that is already there.
     AddLearner(Seat),
+    /// Takes a peer out of the region, and deletes its data.
     Remove(Seat),
 }
 
 impl PeerChange {
+    /// The replica that is changed.
     pub fn seat(self) -> Seat {
         match self {
             PeerChange::AddVoter(seat)
@@ -77,8 +81,12 @@ pub enum Action {
 /// state in the next report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Order {
+    /// The region to change.
     pub region: RegionId,
+    /// The epoch that the order is for. A region with another epoch drops the order.
     pub epoch: Epoch,
+    /// The peer that led the region in the last report, to which the order goes.
     pub leader: Peer,
+    /// What the leader is to do.
     pub action: Action,
 }

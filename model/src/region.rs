@@ -8,11 +8,13 @@ use crate::id::{RegionId, StoreId};
 use crate::key::KeyRange;
 use crate::limits::MAX_EPOCH_LEAP;
 
-/// How often a region changed. `version` counts changes of its range, `conf_ver` changes of its
-/// peers.
+/// How often a region changed. A command carries the epoch that it was made for, so a store notices
+/// that the region has changed since. Neither number ever falls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Epoch {
+    /// Counts changes of the region's peers.
     pub conf_ver: u64,
+    /// Counts changes of the region's range.
     pub version: u64,
 }
 
@@ -37,10 +39,14 @@ impl fmt::Display for Epoch {
 /// carry the whole Raft configuration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Role {
+    /// Votes, may lead, and counts for the majority that commits an entry.
     #[default]
     Voter,
+    /// Gets all entries, and has no vote. A replica begins as a learner until it has caught up.
     Learner,
+    /// Becomes a voter when the joint configuration ends.
     IncomingVoter,
+    /// Becomes a learner when the joint configuration ends.
     DemotingVoter,
 }
 
@@ -66,8 +72,9 @@ impl Role {
 pub struct Peer {
     /// Not zero. Never used again after the peer was removed.
     pub id: PeerId,
-    /// Not zero.
+    /// The store that holds the replica. Not zero.
     pub store: StoreId,
+    /// What the peer may do. Only voters lead.
     pub role: Role,
     /// A witness votes and keeps the log, and stores no data.
     pub witness: bool,
@@ -91,11 +98,15 @@ impl fmt::Display for Peer {
     }
 }
 
-/// A region's descriptor.
+/// A region's descriptor: what the region is at one epoch.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Region {
+    /// Stays with the region for good. After a split the right-most part keeps it.
     pub id: RegionId,
+    /// The keys that the region holds.
     pub range: KeyRange,
+    /// Rises with every change of `range` or `peers`, so of two descriptors of one region the later
+    /// is known.
     pub epoch: Epoch,
     /// No two peers have the same id or the same store. Empty where the holder of the descriptor
     /// does not know the peers: see [`Region::uninitialized`].
@@ -114,6 +125,7 @@ impl Region {
         !self.peers.is_empty()
     }
 
+    /// Whether `key` lies in the region's range.
     pub fn contains(&self, key: &[u8]) -> bool {
         self.range.contains(key)
     }
@@ -137,8 +149,9 @@ impl Region {
 /// Ids for a region that a split creates.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct NewRegion {
+    /// Never used before.
     pub id: RegionId,
-    /// In the order of the split region's peers.
+    /// One id for each peer of the split region, in the order of these peers.
     pub peers: Vec<PeerId>,
 }
 

@@ -166,12 +166,29 @@ impl RequestError {
 /// What stops a store, or keeps it from starting.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
+    /// An engine does not read or write.
     #[error(transparent)]
     Engine(#[from] esker_engine::EngineError),
+    /// What is on disk contradicts itself: a record that cannot be read, a log that ends too early,
+    /// regions that overlap. The store must be replaced.
     #[error("{what} is damaged: {why}")]
-    Corrupt { what: String, why: String },
+    Corrupt {
+        /// The record or the region.
+        what: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A newer version of Esker wrote a record. Use that version.
     #[error("{what} has format {found}, this version reads format {known}; use a newer esker")]
-    Format { what: String, found: u32, known: u32 },
+    Format {
+        /// The record.
+        what: String,
+        /// Its format.
+        found: u32,
+        /// The latest format that this version reads.
+        known: u32,
+    },
+    /// The system refuses a thread. Raise the process's limits, or set fewer workers.
     #[error("cannot start a thread: {0}")]
     Thread(#[source] std::io::Error),
 }

@@ -27,6 +27,15 @@ const MAX_LABEL: usize = 63;
 
 /// An address at which a process can be reached, in one spelling. Names are lower case and without
 /// a dot at the end. Numbers are as the standard library prints them. Names are not looked up.
+///
+/// ```
+/// use esker::node::{Address, AddressError};
+///
+/// let address: Address = "DB-1.example:2379".parse()?;
+/// assert_eq!(address.to_string(), "db-1.example:2379");
+/// assert_eq!("db-1.example".parse::<Address>(), Err(AddressError::NoPort));
+/// # Ok::<(), AddressError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Address {
     host: Host,
@@ -42,59 +51,111 @@ enum Host {
 /// Why a text is not an address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
+    /// There is no text.
     #[error("an address is missing: write HOST:PORT, such as 127.0.0.1:2379")]
     Empty,
+    /// The text begins with this scheme and `://`.
     #[error("leave out the scheme `{0}://`: an address is HOST:PORT")]
     Scheme(String),
+    /// There is no colon.
     #[error("the port is missing: an address is HOST:PORT, such as 127.0.0.1:2379")]
     NoPort,
+    /// This is what comes after the last colon. Port 0 is one only to listen on.
     #[error("`{0}` is not a port: it is a number from 1 to 65535")]
     Port(String),
+    /// There is nothing before the colon.
     #[error("the host is missing: an address is HOST:PORT, such as 127.0.0.1:2379")]
     NoHost,
+    /// This is what comes before the last colon.
     #[error("`{0}` is not a host: it is a name, an IPv4 address, or an IPv6 address in brackets")]
     Host(String),
+    /// This host ends in a number, as only an IPv4 address does, and is none.
     #[error("`{0}` is not an IPv4 address: that is four numbers from 0 to 255, such as 10.0.0.1")]
     Ipv4(String),
 }
 
-/// Why a node cannot start with its addresses.
+/// Why a node cannot start with its addresses. `--listen`, `--advertise` and `--join` stand for the
+/// methods of [`NodeBuilder`](crate::NodeBuilder) with these names.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddressesError {
+    /// A text is not an address.
     #[error("{option} {text}: {source}")]
-    Malformed { option: &'static str, text: String, source: AddressError },
+    Malformed {
+        /// The option that it was given for.
+        option: &'static str,
+        /// The text, as it was given.
+        text: String,
+        /// What is wrong with it.
+        source: AddressError,
+    },
+    /// A node that listens at all addresses of its machine was not told which of them others reach.
     #[error(
         "--listen {listen} means every address of this machine, and tells others none of them: \
          add --advertise HOST:PORT, by which nodes and clients reach this node"
     )]
-    Everywhere { listen: Address },
+    Everywhere {
+        /// `0.0.0.0` or `[::]`, with the port.
+        listen: Address,
+    },
+    /// No connection can be made to an address: it means all machines, or a group of them.
     #[error(
         "{option} {address} is not the address of one machine, so that nobody can connect to it: \
          name a host, or one of its own addresses"
     )]
-    Nowhere { option: &'static str, address: Address },
+    Nowhere {
+        /// The option that it was given for.
+        option: &'static str,
+        /// The address.
+        address: Address,
+    },
+    /// There are not 1, 3 or 5 placement members.
     #[error(
         "--join lists {count} placement members, but a group has 1, 3 or 5 of them: \
          an even number bears no more losses than one member fewer"
     )]
-    Count { count: usize },
+    Count {
+        /// How many are listed.
+        count: usize,
+    },
+    /// A placement member is listed twice in one spelling.
     #[error("--join lists {address} twice: list each placement member once")]
-    Twice { address: Address },
+    Twice {
+        /// The address.
+        address: Address,
+    },
+    /// Two names of the list lead to one address, and so to one member.
     #[error(
         "--join lists {first} and {second}, which are the same address: list each placement \
          member once"
     )]
-    Same { first: Address, second: Address },
+    Same {
+        /// The one that is listed first.
+        first: Address,
+        /// The other one.
+        second: Address,
+    },
+    /// The node finds itself in the list under another name than its own. It would wait for itself.
     #[error(
         "{listed} in --join is this node itself, whose {option} is {own}: write the same spelling \
          in both, on every node"
     )]
-    OtherSpelling { listed: Address, option: &'static str, own: Address },
+    OtherSpelling {
+        /// The name in the list.
+        listed: Address,
+        /// The option that gives the node its own name.
+        option: &'static str,
+        /// The node's own name.
+        own: Address,
+    },
+    /// The node is in the list, and its [`Roles`](super::Roles) leave placement out.
     #[error(
         "--join lists this node, {address}, as a placement member, but --roles leaves placement \
          out: correct one of the two"
     )]
-    NotItsRole { address: Address },
+    NotItsRole {
+        /// The node's address.
+        address: Address,
+    },
 }
 
 impl Address {

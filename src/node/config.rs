@@ -13,11 +13,15 @@ use esker_raftstore::StoreConfig;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// One setting: its name in a file, and its range.
+/// One setting: its name in a file, its default, and its range.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
+    /// As in a file, with dashes: `block-cache-mib`. The end names the unit: `-mib` is 2²⁰ bytes,
+    /// `-ms` milliseconds. Without such an end it is a number of things.
     pub name: &'static str,
+    /// What is in effect if the setting is not set.
     pub default: u64,
+    /// The values that are accepted.
     pub range: RangeInclusive<u64>,
     /// For people, in one sentence.
     pub meaning: &'static str,
@@ -25,8 +29,20 @@ pub struct Setting {
 
 macro_rules! settings {
     ($($field:ident, $name:literal = $default:literal in $range:expr, $meaning:literal;)*) => {
-        /// A node's settings. An unset one has its default. In a file they are TOML, with dashes in
-        /// their names. Unknown names are refused.
+        /// A node's settings. `None` stands for the default. The end of a name is its unit: `mib`
+        /// is 2²⁰ bytes, `ms` milliseconds, and the others are numbers of things.
+        ///
+        /// ```
+        /// use esker::NodeConfig;
+        ///
+        /// let config = NodeConfig { block_cache_mib: Some(1_024), ..NodeConfig::default() };
+        /// assert!(config.check().is_ok());
+        /// let config = NodeConfig { workers: Some(0), ..NodeConfig::default() };
+        /// assert!(config.check().is_err(), "a node with this would not start");
+        /// ```
+        ///
+        /// [`read`](Self::read) takes them from a file, where they are TOML, with dashes in their
+        /// names. Unknown names are refused.
         ///
         /// ```toml
         /// block-cache-mib = 1024
@@ -34,7 +50,13 @@ macro_rules! settings {
         /// ```
         #[derive(Clone, Debug, Default, PartialEq, Eq)]
         pub struct NodeConfig {
-            $(#[doc = $meaning] pub $field: Option<u64>,)*
+            $(
+                #[doc = concat!(
+                    "`", $name, "`: ", $meaning, ".\n\nDefault: ", $default, ". Range: `",
+                    stringify!($range), "`."
+                )]
+                pub $field: Option<u64>,
+            )*
         }
 
         /// All settings of a node, in the order in which they are documented.
@@ -93,39 +115,99 @@ settings! {
         "how often the placement driver looks for something to do";
 }
 
-/// Why settings are refused.
+/// Why settings are refused. A node with them is not started, and nothing is made on disk.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SettingError {
+    /// A value is not in the range of its setting, or is no whole number.
     #[error("{name} = {value} is out of range: it is a whole number from {low} to {high}")]
-    OutOfRange { name: &'static str, value: String, low: u64, high: u64 },
+    OutOfRange {
+        /// The setting, as in a file.
+        name: &'static str,
+        /// The value, as it was given.
+        value: String,
+        /// The least value that is accepted.
+        low: u64,
+        /// The greatest value that is accepted.
+        high: u64,
+    },
+    /// `heartbeat_interval_ms` is more than half of `election_timeout_ms`. If only one of them is
+    /// set, the default of the other counts.
     #[error(
         "heartbeat-interval-ms ({heartbeat}) must be at most half of election-timeout-ms \
          ({election}): a follower would campaign between two heartbeats"
     )]
-    HeartbeatTooRare { heartbeat: u64, election: u64 },
+    HeartbeatTooRare {
+        /// `heartbeat_interval_ms` in effect.
+        heartbeat: u64,
+        /// `election_timeout_ms` in effect.
+        election: u64,
+    },
+    /// `log_gc_max_lag` is less than `log_gc_threshold`. If only one of them is set, the default of
+    /// the other counts.
     #[error(
         "log-gc-max-lag ({max_lag}) must be at least log-gc-threshold ({threshold}): no follower \
          would ever be waited for"
     )]
-    LagBelowThreshold { max_lag: u64, threshold: u64 },
+    LagBelowThreshold {
+        /// `log_gc_max_lag` in effect.
+        max_lag: u64,
+        /// `log_gc_threshold` in effect.
+        threshold: u64,
+    },
 }
 
 /// Why a configuration file is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
+    /// The file is not there, may not be read, or is not text.
     #[error("cannot read the configuration {}: {source}", path.display())]
-    Unreadable { path: PathBuf, source: std::io::Error },
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The file is not TOML.
     #[error("cannot read the configuration {}: line {line}: {reason}", path.display())]
-    Malformed { path: PathBuf, line: usize, reason: String },
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// The line of the mistake, from 1.
+        line: usize,
+        /// What is wrong there.
+        reason: String,
+    },
+    /// There is no setting of that name in [`SETTINGS`].
     #[error(
         "cannot read the configuration {}: line {line}: there is no setting `{name}`; there are {}",
         path.display(), names()
     )]
-    Unknown { path: PathBuf, line: usize, name: String },
+    Unknown {
+        /// The file.
+        path: PathBuf,
+        /// The line of the name, from 1.
+        line: usize,
+        /// The name as it is in the file.
+        name: String,
+    },
+    /// A value is out of its range.
     #[error("cannot use the configuration {}: line {line}: {source}", path.display())]
-    Value { path: PathBuf, line: usize, source: SettingError },
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The line of the setting, from 1.
+        line: usize,
+        /// What is wrong with the value.
+        source: SettingError,
+    },
+    /// Two values contradict each other.
     #[error("cannot use the configuration {}: {source}", path.display())]
-    Together { path: PathBuf, source: SettingError },
+    Together {
+        /// The file.
+        path: PathBuf,
+        /// Which two, and why.
+        source: SettingError,
+    },
 }
 
 fn names() -> String {
@@ -144,10 +226,11 @@ impl Setting {
 }
 
 impl NodeConfig {
-    /// Reads a configuration file.
+    /// Reads a configuration file. A setting that it does not name is `None`.
     ///
     /// # Errors
     /// When the file cannot be read, or contains an unknown setting or a value out of its range.
+    /// Each error names the file, and the line where there is one.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let path = path.to_owned();
         match std::fs::read_to_string(&path) {
@@ -183,6 +266,7 @@ impl NodeConfig {
     }
 
     /// Checks that every value is in its range, and that the values fit each other.
+    /// [`NodeBuilder::start`](crate::NodeBuilder::start) does so, too, before anything else.
     ///
     /// # Errors
     /// The first value that does not.

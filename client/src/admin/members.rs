@@ -79,9 +79,10 @@ impl AdminClient {
         Ok(join_all(infos).await)
     }
 
-    /// Lets a placement member that lost its directory join again, under a new id. Its node must
-    /// run, with an empty directory and the same addresses as before. The leader may take as long
-    /// as it needs. When the leader cannot be asked, another one is asked, for up to 10 s.
+    /// Lets the placement member of this name (`placement-1`, as [`members`](Self::members) shows
+    /// it) join again under a new id, after it lost its directory. Its node must run, with an empty
+    /// directory and the same addresses as before. The leader may take as long as it needs. When
+    /// the leader cannot be asked, another one is asked, for up to 10 s.
     ///
     /// # Errors
     /// [`ClientError::NotReplaced`] if the leader refuses, or cannot be asked.

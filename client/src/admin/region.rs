@@ -21,7 +21,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(150);
 /// Where a region is to be split.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SplitAt {
-    /// Each of these keys begins a region afterwards. At least one.
+    /// Each of these keys begins a region afterwards: 1 to 256 keys, in any order.
     Keys(Vec<Bytes>),
     /// As many keys as cut the region into so many parts of about equal size: 2 to 128.
     Parts(u32),
@@ -37,7 +37,7 @@ impl AdminClient {
     /// [`ClientError::NoSuchRegion`], [`ClientError::NoLeader`] after the last attempt,
     /// [`ClientError::RegionRefused`] with the leader's reason, also if it was busy in the last
     /// attempt, and those of [`AdminClient::store`]. After [`ClientError::ChangeUnknown`] and
-    /// [`ClientError::NoAnswer`] the region may be split.
+    /// [`ClientError::NoAnswer`] the region may be split, or may be split later.
     pub async fn split_region(
         &self,
         region: u64,

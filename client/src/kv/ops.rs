@@ -49,7 +49,8 @@ pub enum KeyTtl {
 }
 
 impl KvClient {
-    /// A key's value; `None` if there is none. Sees every write that was acknowledged before.
+    /// A key's value; `None` if there is none. Sees every write that was acknowledged before. A
+    /// value may be empty.
     pub async fn get(&self, key: impl Into<Bytes>) -> Result<Option<Bytes>, ClientError> {
         let key = key.into();
         let request = RawGetRequest { key: key.clone(), ..Default::default() };
@@ -66,7 +67,8 @@ impl KvClient {
         self.put_with_ttl(key, value, 0).await
     }
 
-    /// Writes a value that disappears after so many seconds; 0 means never.
+    /// Writes a value that disappears after `ttl` seconds; 0 means never. The time begins when a
+    /// store takes the request, by that store's clock.
     pub async fn put_with_ttl(
         &self,
         key: impl Into<Bytes>,
@@ -97,8 +99,33 @@ impl KvClient {
         })
     }
 
-    /// Writes `value` if the key's value is `expected` (`None`: if there is none), in one step.
-    /// Fails with [`ClientError::OutcomeUnknown`] when the swap may or may not have happened.
+    /// Writes `value` if the key's value is `expected` (`None`: if there is none), in one step. The
+    /// new value stays, even where the previous one had a time to live.
+    ///
+    /// It is not sent again once it may have been applied, because the repetition could find the
+    /// value that the first attempt wrote. So [`ClientError::OutcomeUnknown`] is to be expected
+    /// more often than from other writes. Where no value is written twice, a second swap settles
+    /// it:
+    ///
+    /// ```no_run
+    /// # use esker_client::{ClientError, KvClient};
+    /// use bytes::Bytes;
+    ///
+    /// /// Whether the key's value became `next`, which no other write of the key ever contains.
+    /// async fn swap(client: &KvClient, now: Bytes, next: Bytes) -> Result<bool, ClientError> {
+    ///     match client.compare_and_swap("counter", Some(now.clone()), next.clone()).await {
+    ///         Ok(swap) => Ok(swap.swapped),
+    ///         Err(ClientError::OutcomeUnknown { .. }) => {
+    ///             // Of the two attempts at most one takes effect, in whatever order they come. An
+    ///             // error here leaves the outcome unknown, whichever error it is.
+    ///             let again = client.compare_and_swap("counter", Some(now), next.clone()).await?;
+    ///             // Otherwise another value came instead of `next`, or after it.
+    ///             Ok(again.swapped || again.previous == Some(next))
+    ///         }
+    ///         Err(error) => Err(error),
+    ///     }
+    /// }
+    /// ```
     pub async fn compare_and_swap(
         &self,
         key: impl Into<Bytes>,
@@ -118,7 +145,8 @@ impl KvClient {
         Ok(Swap { swapped: response.succeed, previous })
     }
 
-    /// The pairs of those keys that exist, in key order.
+    /// The pairs of those keys that exist, in key order. The keys of different regions are read at
+    /// the same time, and not at one moment.
     pub async fn batch_get(&self, keys: Vec<Bytes>) -> Result<Vec<Pair>, ClientError> {
         let answers = self
             .by_region(
@@ -160,7 +188,8 @@ impl KvClient {
         .map(|_| ())
     }
 
-    /// Removes keys, whether they exist or not.
+    /// Removes keys, whether they exist or not. As atomic as [`batch_put`](Self::batch_put), and
+    /// with the same meaning of its errors.
     pub async fn batch_delete(&self, keys: Vec<Bytes>) -> Result<(), ClientError> {
         self.by_region(
             keys,
@@ -172,8 +201,12 @@ impl KvClient {
         .map(|_| ())
     }
 
-    /// Up to `limit` pairs in key order, from `start` up to `end` (exclusive; empty means the
-    /// last key).
+    /// Up to `limit` pairs in key order, from `start` up to `end` (exclusive; empty means the last
+    /// key). An empty `start` means the first key. The answer holds all pairs in memory: to go on
+    /// after `limit` pairs, begin at the last key with a zero byte appended.
+    ///
+    /// The pairs are asked for in pages. Each page shows its region at one moment, and a later page
+    /// a later moment.
     pub async fn scan(
         &self,
         start: impl Into<Bytes>,
@@ -211,8 +244,9 @@ impl KvClient {
         Ok(pairs)
     }
 
-    /// Up to `limit` pairs in descending order, from below `start` (exclusive; empty means the
-    /// last key) down to `end` (inclusive).
+    /// Up to `limit` pairs in descending order, from below `start` (exclusive; empty means the last
+    /// key) down to `end` (inclusive). To go on after `limit` pairs, begin at the last key, which
+    /// is not returned again. Otherwise as [`scan`](Self::scan).
     pub async fn reverse_scan(
         &self,
         start: impl Into<Bytes>,
@@ -253,7 +287,8 @@ impl KvClient {
     }
 
     /// Removes every key from `start` up to `end` (exclusive; empty means the last), one region
-    /// after another. After [`ClientError::OutcomeUnknown`] a part may be gone.
+    /// after another. Each region's part is atomic. After [`ClientError::OutcomeUnknown`] a part
+    /// may be gone. It is safe to repeat as long as no other client writes into the range.
     pub async fn delete_range(
         &self,
         start: impl Into<Bytes>,
@@ -282,7 +317,12 @@ impl KvClient {
     }
 
     /// Splits regions so that each of the keys begins one. Returns the regions that result from the
-    /// splits. Keys that begin a region already add none.
+    /// splits. Keys that begin a region already add none. After [`ClientError::OutcomeUnknown`]
+    /// some of the regions may have been split, and the call may be repeated.
+    ///
+    /// A program may do this before it writes much into a new part of the key space, so that
+    /// several stores take the load.
+    /// [`AdminClient::split_region`](crate::AdminClient::split_region) splits one region by its id.
     pub async fn split_region(&self, keys: Vec<Bytes>) -> Result<Vec<Region>, ClientError> {
         let mut regions = Vec::new();
         let mut left = keys;

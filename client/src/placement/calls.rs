@@ -17,14 +17,15 @@ use esker_rpc::server::MAX_MESSAGE_BYTES;
 use super::{Answered, PlacementClient};
 use crate::error::ClientError;
 
-/// A region, and the peer that leads it as far as placement knows.
+/// A region as its leader reported it last. A leader reports at once when the region changes, and
+/// otherwise every 10 seconds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RegionInfo {
     /// Its range, epoch and peers.
     pub region: Region,
     /// The peer that leads, where placement knows it.
     pub leader: Option<Peer>,
-    /// The peers that the leader has not heard from.
+    /// The peers that the leader has not heard from for more than 10 seconds.
     pub down: Vec<DownPeer>,
     /// The peers that still have to catch up with the leader's log.
     pub pending: Vec<PeerId>,
@@ -80,7 +81,8 @@ macro_rules! call {
 // Where a call sets every field of its request, the update syntax is superfluous.
 #[allow(clippy::needless_update)]
 impl PlacementClient {
-    /// All members and the one that leads.
+    /// All members and the one that leads. [`AdminClient::members`](crate::AdminClient::members)
+    /// also asks each for its state.
     pub async fn get_members(&self) -> Result<GetMembersResponse, ClientError> {
         call!(self, PdClient::get_members, GetMembersRequest {}).await
     }
@@ -91,8 +93,9 @@ impl PlacementClient {
         Ok(answer.bootstrapped)
     }
 
-    /// Makes the cluster: its first store, and the region that covers everything. Refused with
-    /// `AlreadyBootstrapped` if another store, or an earlier attempt of this one, was first.
+    /// For stores. Makes the cluster: its first store, and the region that covers everything.
+    /// Refused with `AlreadyBootstrapped` if another store, or an earlier attempt of this one, was
+    /// first.
     pub async fn bootstrap(&self, store: Store, region: &Region) -> Result<(), ClientError> {
         let (store, region) = (Some(store), Some(metapb::Region::from(region)));
         call!(self, PdClient::bootstrap, BootstrapRequest { store: store, region: region }).await?;
@@ -100,7 +103,8 @@ impl PlacementClient {
     }
 
     /// Consecutive ids that no other caller gets: `count` of them, at least one. Refused above
-    /// 65,536.
+    /// 65,536. Regions, stores and peers have ids of the same sequence. A program may take ids for
+    /// its own use, too. A call that is repeated inside may leave ids unused.
     pub async fn alloc_id(&self, count: u32) -> Result<Range<u64>, ClientError> {
         let count = count.max(1);
         let answer = call!(self, PdClient::alloc_id, AllocIdRequest { count: count }).await?;
@@ -127,15 +131,18 @@ impl PlacementClient {
         Timestamp::try_from(timestamp).map_err(|error| wrong("get_min_ts", error))
     }
 
-    /// Adds a store or updates what is known of it.
+    /// For stores. Adds a store or updates what is known of it: its address, labels and version.
+    /// Refused with `StoreTombstone` for a store that has left the cluster, with `DuplicatedEntry`
+    /// for the address of another store, and with `InvalidValue` for an older copy of a store.
     pub async fn put_store(&self, store: Store) -> Result<(), ClientError> {
         let store = Some(store);
         call!(self, PdClient::put_store, PutStoreRequest { store: store }).await?;
         Ok(())
     }
 
-    /// Adds a store in the place of the store that had its address and lost its memory for good.
-    /// Refused while the old store is heard of.
+    /// For stores. Adds a store in the place of the store that had its address and lost its memory
+    /// for good. Refused with `DuplicatedEntry` until the old store has been silent for 10 seconds,
+    /// and with `InvalidValue` for the only store of a cluster.
     pub async fn replace_store(&self, store: Store) -> Result<(), ClientError> {
         let store = Some(store);
         let request =
@@ -155,7 +162,8 @@ impl PlacementClient {
         Ok((store, answer.stats.unwrap_or_default()))
     }
 
-    /// All stores in any state, or only those that have not left the cluster for good.
+    /// All stores in any state, or, with `exclude_tombstones`, only those that have not left the
+    /// cluster for good. [`store_states`](Self::store_states) also says which of them are alive.
     pub async fn get_stores(&self, exclude_tombstones: bool) -> Result<Vec<Store>, ClientError> {
         let answer = call!(
             self,
@@ -166,13 +174,14 @@ impl PlacementClient {
         Ok(answer.stores)
     }
 
-    /// Every store, and whether placement has heard from it; tombstones, too.
+    /// Every store, whether placement has heard from it, and whether its data is damaged;
+    /// tombstones, too. Only Esker's placement driver answers this.
     pub async fn store_states(&self) -> Result<Vec<StoreState>, ClientError> {
         let answer = call!(self, PlacementAdminClient::store_states, StoreStatesRequest {}).await?;
         Ok(answer.stores)
     }
 
-    /// Reports the state of a store: that it is alive, and how full it is.
+    /// For stores. Reports the state of a store: that it is alive, and how full it is.
     pub async fn store_heartbeat(
         &self,
         stats: StoreStats,
@@ -181,7 +190,13 @@ impl PlacementClient {
         call!(self, PdClient::store_heartbeat, StoreHeartbeatRequest { stats: stats }).await
     }
 
-    /// The region that holds a key; `None` in a cluster that has no regions yet.
+    /// The region that holds a key. Waits for a moment if the region's leader has not reported it
+    /// to this leader of placement yet.
+    ///
+    /// # Errors
+    /// [`ClientError::PlacementRefused`] with [`ErrorType::RegionNotFound`] if the wait was in vain
+    /// (ask again), and with [`ErrorType::NotBootstrapped`] in a cluster that has no regions yet.
+    /// Other placement drivers answer the latter with `None`.
     pub async fn region_by_key(&self, key: Bytes) -> Result<Option<RegionInfo>, ClientError> {
         let answer =
             call!(self, PdClient::get_region, GetRegionRequest { region_key: key }).await?;
@@ -189,13 +204,16 @@ impl PlacementClient {
     }
 
     /// The region before the one that holds a key; `None` for the first.
+    ///
+    /// # Errors
+    /// Those of [`region_by_key`](Self::region_by_key).
     pub async fn previous_region(&self, key: Bytes) -> Result<Option<RegionInfo>, ClientError> {
         let answer =
             call!(self, PdClient::get_prev_region, GetRegionRequest { region_key: key }).await?;
         RegionInfo::from_response("get_prev_region", answer)
     }
 
-    /// The region with an id; `None` if its leader has not reported one.
+    /// The region with an id; `None` if no leader has reported one.
     pub async fn region_by_id(&self, id: u64) -> Result<Option<RegionInfo>, ClientError> {
         let answer =
             call!(self, PdClient::get_region_by_id, GetRegionByIdRequest { region_id: id }).await;
@@ -207,8 +225,10 @@ impl PlacementClient {
         }
     }
 
-    /// The regions that hold keys of `range`, in key order, and at most `limit` of them (0 means
-    /// all).
+    /// The regions that hold keys of `range`, in key order, and at most `limit` of them. One answer
+    /// has at most 16,384, which 0 also stands for. If a leader has not reported its region even
+    /// after a moment, the region is left out.
+    /// [`AdminClient::regions`](crate::AdminClient::regions) asks for all regions, page by page.
     pub async fn scan_regions(
         &self,
         range: &KeyRange,
@@ -230,7 +250,8 @@ impl PlacementClient {
         found.collect()
     }
 
-    /// Ids for a split of a region into `count` more.
+    /// For stores. Ids for a split that adds `count` regions to the one that is split: 1 to 1,024.
+    /// `region` is the region as its leader has it. An older epoch than the known one is refused.
     pub async fn ask_batch_split(
         &self,
         region: &Region,
@@ -252,7 +273,7 @@ impl PlacementClient {
         ids.collect::<Result<_, _>>().map_err(|error| wrong("ask_batch_split", error))
     }
 
-    /// Reports the result of a split.
+    /// For stores. Reports the regions that a split has left and made, in the order of their keys.
     pub async fn report_batch_split(&self, regions: &[Region]) -> Result<(), ClientError> {
         let regions: Vec<metapb::Region> = regions.iter().map(Into::into).collect();
         call!(self, PdClient::report_batch_split, ReportBatchSplitRequest { regions: regions })
@@ -260,7 +281,9 @@ impl PlacementClient {
         Ok(())
     }
 
-    /// Spreads regions over the stores. Returns the regions that could not be spread.
+    /// Begins to spread the leaders of regions over the stores, and returns the ids of the regions
+    /// with which it did not begin. If that is all of them, the call is refused with the reason. At
+    /// most 16,384 regions.
     pub async fn scatter_regions(&self, regions: Vec<u64>) -> Result<Vec<u64>, ClientError> {
         let answer =
             call!(self, PdClient::scatter_region, ScatterRegionRequest { regions_id: regions })
@@ -268,7 +291,8 @@ impl PlacementClient {
         Ok(answer.failed_regions_id)
     }
 
-    /// The operator that placement is carrying out on a region.
+    /// The operator (a plan of steps) that placement is carrying out on a region, or the last one
+    /// that ended. Refused with `RegionNotFound` if there is none.
     pub async fn get_operator(&self, region: u64) -> Result<GetOperatorResponse, ClientError> {
         call!(self, PdClient::get_operator, GetOperatorRequest { region_id: region }).await
     }
@@ -279,7 +303,8 @@ impl PlacementClient {
         Ok(answer.safe_point)
     }
 
-    /// Moves the safe point forward. Returns its position after that.
+    /// Moves the safe point forward. Returns its position after that, which is further ahead if it
+    /// was so already. Refused for a point more than a day ahead of the clock.
     pub async fn update_gc_safe_point(&self, safe_point: u64) -> Result<u64, ClientError> {
         let answer = call!(
             self,
@@ -290,8 +315,13 @@ impl PlacementClient {
         Ok(answer.new_safe_point)
     }
 
-    /// A key space of API version 2; `None` if there is none of that name. The first call for a key
-    /// space makes it ready.
+    /// A key space of API version 2. There is one, `DEFAULT`. The first call makes it ready, which
+    /// may take a moment, because regions are split at its bounds. Esker's own clients need no key
+    /// space.
+    ///
+    /// # Errors
+    /// [`ClientError::PlacementRefused`] with [`ErrorType::EntryNotFound`] if there is no key space
+    /// of that name. Other placement drivers answer that with `None`.
     pub async fn load_keyspace(&self, name: &str) -> Result<Option<KeyspaceMeta>, ClientError> {
         let name = name.to_string();
         let answer =

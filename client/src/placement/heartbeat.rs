@@ -39,12 +39,12 @@ const MAX_WAITING_STEPS: usize = 1024;
 const HEARTBEATS_AHEAD: usize = 64;
 
 impl PlacementClient {
-    /// Sends every heartbeat to the current leader, and returns the orders that come back. Headers
-    /// are filled in here. While no leader is reachable, heartbeats wait in the caller's channel. A
-    /// heartbeat that was on its way when a connection broke is lost, because the next one contains
-    /// more. `opened` is called for each new stream. The leader at its other end may know nothing,
-    /// so every region led here is to be reported. A stream whose leader falls silent is left as
-    /// soon as another member leads. Ends when either channel is closed.
+    /// For stores. Sends every heartbeat to the current leader, and returns the orders that come
+    /// back. Headers are filled in here. While no leader is reachable, heartbeats wait in the
+    /// caller's channel. A heartbeat that was on its way when a connection broke is lost, because
+    /// the next one contains more. `opened` is called for each new stream. The leader at its other
+    /// end may know nothing, so every region led here is to be reported. A stream whose leader
+    /// falls silent is left as soon as another member leads. Ends when either channel is closed.
     pub fn region_heartbeats(
         &self,
         outgoing: mpsc::Receiver<RegionReport>,
