@@ -223,6 +223,8 @@ mod switch {
         SuccessorVotesFirst,
         /// Broken: an older report of a region takes the place of a newer one.
         NewerEpochWins,
+        /// Broken: an operator goes on when somebody else has changed the region's members.
+        OperatorKnowsItsMembers,
         /// Broken: an order that was lost is not sent again.
         OrderIsSentAgain,
         /// Broken: a store starts with an older copy of its directory.

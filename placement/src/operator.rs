@@ -4,7 +4,8 @@
 //! stores have room. From then on every heartbeat of the region is compared with the current step:
 //! the step is done, is to be sent, is to be waited for, or is no longer possible. Nothing is
 //! remembered of what was sent. Only what leaders report counts, so a lost order is sent again, and
-//! a step that was already taken in another way is not taken twice.
+//! a step that was already taken in another way is not taken twice. If anybody else changed the
+//! region's members, the operator ends: it was planned for the members that it saw.
 //!
 //! Flows in: operators, reports, the time. Flows out: orders for regions' leaders, and how
 //! operators ended.
@@ -15,9 +16,11 @@ mod step;
 pub use set::{Admission, Finished, OperatorLimits, OperatorSet};
 pub use step::{Progress, Step};
 
+use std::collections::BTreeMap;
 use std::fmt;
 
-use esker_model::{RegionId, RegionReport, StoreId, Time};
+use esker_model::{PeerId, Region, RegionId, RegionReport, Role, StoreId, Time};
+use esker_mutants::broken;
 
 /// Why an operator exists, as far as limits and timeouts are concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +76,20 @@ pub struct Operator {
     pub created: Time,
     steps: Vec<Step>,
     current: usize,
+    /// The members that the region has if nothing but the steps that are done has changed them.
+    members: Members,
+}
+
+/// The role of each member, as it is when a joint configuration was left.
+type Members = BTreeMap<PeerId, Role>;
+
+fn members(region: &Region) -> Members {
+    let settled = |role| match role {
+        Role::IncomingVoter => Role::Voter,
+        Role::DemotingVoter => Role::Learner,
+        Role::Voter | Role::Learner => role,
+    };
+    region.peers.iter().map(|peer| (peer.id, settled(peer.role))).collect()
 }
 
 impl Operator {
@@ -96,6 +113,7 @@ impl Operator {
             created: now,
             steps,
             current: 0,
+            members: members(&report.region),
         }
     }
 
@@ -145,10 +163,21 @@ impl Operator {
         }
         while let Some(step) = self.steps.get(self.current) {
             match step.progress(report) {
-                Progress::Done => self.current += 1,
+                Progress::Done => {
+                    step.take_effect(&mut self.members);
+                    self.current += 1;
+                }
                 Progress::Impossible(why) => return Advance::Ended(Status::Cancelled(why)),
                 _ if self.is_late(now) => return Advance::Ended(Status::Timeout),
                 Progress::Wait => return Advance::Wait,
+                // The learner that nobody needed may be a voter now.
+                Progress::Send
+                    if members(&report.region) != self.members
+                        && !broken!(OperatorKnowsItsMembers) =>
+                {
+                    let why = "somebody else changed its members".to_owned();
+                    return Advance::Ended(Status::Cancelled(why));
+                }
                 Progress::Send => return Advance::Send(step.clone()),
             }
         }

@@ -122,7 +122,7 @@ impl Work {
         let host = self.host;
         let mut client = Client { work: &self, host, client, rng: &mut rng, drawn: 0 };
         while !*self.stopped.borrow() {
-            let pause = client.rng.random_range(0..120);
+            let pause = client.rng.random_range(0..150);
             tokio::time::sleep(Duration::from_millis(pause)).await;
             client.act().await;
         }

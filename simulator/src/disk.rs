@@ -253,10 +253,9 @@ fn sync(descriptor: RawFd) -> Sync {
     if IS_COUNTED.get()
         && disk.syncs_left.load(Ordering::SeqCst) >= 0
         && disk.syncs_left.fetch_sub(1, Ordering::SeqCst) == 0
+        && let Err(error) = disk.go_dark(root)
     {
-        if let Err(error) = disk.go_dark(root) {
-            panic!("what a loss of power leaves cannot be copied: {error}");
-        }
+        panic!("what a loss of power leaves cannot be copied: {error}");
     }
     if disk.is_dark.load(Ordering::SeqCst) {
         return Sync::Done;

@@ -119,7 +119,7 @@ fn options() -> EngineOptions {
         log_write_buffer_bytes: 16 << 20,
         log_preallocation_bytes: 64 << 10,
         max_background_jobs: 2,
-        max_open_files: 64,
+        max_open_files: 4_096,
         lose_memtables_on_close: true,
         compacts: false,
         ..EngineOptions::default()

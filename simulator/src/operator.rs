@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use esker_client::{AdminClient, KvClient, PlacementClient};
-use esker_model::{PeerChange, PeerId, RegionId, Seat, StoreId};
-use esker_raftstore::{Admin, StoreHandle};
+use esker_model::{PeerChange, PeerId, RegionId, Role, Seat, StoreId};
+use esker_raft::ProgressState;
+use esker_raftstore::{Admin, PeerProgress, StoreHandle};
 use esker_rpc::channel::Dialer;
 use tokio::sync::watch;
 
@@ -15,6 +16,8 @@ use crate::world::Surroundings;
 /// Where operators sit.
 const HOST: Host = Host(crate::network::CLIENTS + 90);
 const PATIENCE: Duration = Duration::from_secs(4);
+/// Between two attempts.
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// A client of the placement driver, as soon as there is one.
 pub async fn connect(around: &Surroundings, host: Host) -> PlacementClient {
@@ -99,8 +102,8 @@ impl Operator {
         });
     }
 
-    /// Puts one peer of a region in the place of another, step by step, as placement does it, but
-    /// without asking whether that is wise.
+    /// Puts one peer of a region in the place of another, step by step, as placement does it: the
+    /// new one votes when it has caught up.
     pub fn swap(&self, region: RegionId, joining: Seat, leaving: Seat) {
         let Some(placement) = self.placement() else { return };
         let around = self.around.clone();
@@ -112,6 +115,13 @@ impl Operator {
                 return;
             }
             let exchange = [PeerChange::AddVoter(joining), PeerChange::AddLearner(leaving)];
+            let until = tokio::time::Instant::now() + PATIENCE;
+            while !is_caught_up(&around, region, joining).await {
+                if tokio::time::Instant::now() >= until {
+                    return;
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
             if insist(&around, region, &exchange).await {
                 around.journal.count("replicas exchanged");
                 insist(&around, region, &[PeerChange::Remove(leaving)]).await;
@@ -136,18 +146,33 @@ async fn insist(around: &Surroundings, region: RegionId, changes: &[PeerChange])
         if ask(around, region, changes.to_vec()).await {
             return true;
         }
-        tokio::time::sleep(Duration::from_millis(150)).await;
+        tokio::time::sleep(AGAIN).await;
     }
     false
 }
 
+/// The store that leads a region.
+fn leader_of(around: &Surroundings, region: RegionId) -> Option<StoreHandle> {
+    let leader = around.leaders.lock().of(region).first().copied()?;
+    let door = around.doors.lock().get(&leader).cloned()?;
+    Some(door.get()?.store().clone())
+}
+
+/// Whether three voters would be left if this peer replaced one of them, by what the leader knows.
+async fn is_caught_up(around: &Surroundings, region: RegionId, joining: Seat) -> bool {
+    let Some(store) = leader_of(around, region) else { return false };
+    let asked = tokio::time::timeout(Duration::from_secs(1), store.status(region)).await;
+    let Ok(Ok(status)) = asked else { return false };
+    let voters = status.region.peers.iter().filter(|peer| peer.role == Role::Voter).count();
+    let replicates = |of: &PeerProgress| {
+        of.peer == joining.peer && of.state == ProgressState::Replicate && of.recently_active
+    };
+    voters >= 3 && status.progress.iter().any(replicates)
+}
+
 /// Asks the leader of a region for changes of its members, and returns whether they were made.
 async fn ask(around: &Surroundings, region: RegionId, changes: Vec<PeerChange>) -> bool {
-    let leader = around.leaders.lock().of(region).first().copied();
-    let door = leader.and_then(|leader| around.doors.lock().get(&leader).cloned());
-    let Some(storage) = door.and_then(|door| door.get()) else { return false };
-    let store: StoreHandle = storage.store().clone();
-    drop(storage);
+    let Some(store) = leader_of(around, region) else { return false };
     let Some(known) = store.delegates().get(region).map(|replica| replica.descriptor()) else {
         return false;
     };

@@ -157,7 +157,7 @@ impl Kind {
 /// The farthest that a wall clock is set, in milliseconds.
 pub const MAX_STEP_MS: i64 = 2_000;
 /// How long the cluster is under faults.
-const LENGTH_MS: u64 = 22_000;
+const LENGTH_MS: u64 = 20_000;
 /// The first moment of a fault: the cluster comes up in peace.
 const PEACE_MS: u64 = 3_000;
 /// A store that is added while the simulation runs comes after these.
@@ -194,6 +194,11 @@ impl Plan {
         let is_set = |(_, fault): &(u64, Fault)| matches!(fault, Fault::StepClock { .. });
         let step = if self.faults.iter().any(is_set) { MAX_STEP_MS.unsigned_abs() } else { 0 };
         Duration::from_millis(2 * step + DRIFT_MS)
+    }
+
+    /// Whether a disk may be lost, so that no region may do with two voters.
+    pub fn loses_disks(&self) -> bool {
+        self.faults.iter().any(|(_, fault)| matches!(fault, Fault::LoseDisk { .. }))
     }
 
     pub fn of(seed: u64) -> Plan {
@@ -297,7 +302,14 @@ impl Plan {
                     false => Fault::Crash { host, crash, down_ms },
                 })
             }
-            Kind::Blackouts => now(Fault::Blackout { down_ms: rng.random_range(50..1_000) }),
+            // Each costs a start of every machine.
+            Kind::Blackouts => match rng.random_bool(0.3) {
+                true => now(Fault::Blackout { down_ms: rng.random_range(50..1_000) }),
+                false => {
+                    let down_ms = rng.random_range(50..8_000);
+                    now(Fault::Crash { host: self.host(rng), crash: Crash::Power, down_ms })
+                }
+            },
             Kind::Cuts => {
                 let healed = rng.random_range(200..4_000);
                 let fault = match rng.random_range(0..4) {

@@ -25,7 +25,6 @@ use crate::{disk, entropy};
 const REST_WITHIN: Duration = Duration::from_secs(60);
 /// How often it is looked whether it has.
 const LOOK: Duration = Duration::from_millis(500);
-
 /// How often it is looked whether what was removed has gone.
 const CLEANED: Duration = Duration::from_secs(5);
 

@@ -179,6 +179,7 @@ impl Outbox for SimulatedOutbox {
     fn send_snapshot(&self, message: Envelope, source: RegionSnapshotSource) {
         let (to, region) = (message.address.to.store, message.address.region);
         self.journal.note(self.host, format_args!("sends {to} a snapshot of region {region}"));
+        self.journal.count("snapshots sent");
         // One that is lost is reported by whoever waits for it: see the machine's deliveries.
         let (from, life, sender) = (self.host, self.life, self.store);
         let there = self.hosts.lock().get(&to).copied();

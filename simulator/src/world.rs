@@ -51,8 +51,12 @@ pub struct World {
     pub around: Surroundings,
     pub machines: BTreeMap<Host, Machine>,
     rng: ChaCha8Rng,
+    /// When the clocks began, also those of machines that come later.
+    began: Instant,
     stores: u32,
     remembered_writes: usize,
+    /// How many voters a region has at least when an operator removes one.
+    least_voters: usize,
     /// What is done to the cluster from outside.
     operator: crate::operator::Operator,
 }
@@ -60,6 +64,7 @@ pub struct World {
 impl World {
     pub fn new(plan: &Plan, root: &Path, journal: Journal) -> std::io::Result<World> {
         let mut rng = ChaCha8Rng::seed_from_u64(plan.seed ^ 0x5eed);
+        let began = Instant::now();
         let members: Vec<String> =
             (1..=plan.members).map(|number| format!("member{number}:2379")).collect();
         let around = Surroundings {
@@ -81,13 +86,24 @@ impl World {
             around.network.watch_power(host, disk.power());
             let role = Role::Member(u64::from(number) + 1);
             let address = around.members[number as usize].clone();
-            let clock = clock(&mut rng);
+            let clock = clock(began, &mut rng);
             let machine = Machine::new(host, address, role, disk, clock, plan.remembered_writes);
             machines.insert(host, machine);
         }
         let operator = crate::operator::Operator::new(&around);
         let remembered_writes = plan.remembered_writes;
-        let mut world = World { around, machines, rng, stores: 0, remembered_writes, operator };
+        // A disk that is lost while a region comes down to two voters may take data with it.
+        let least_voters = if plan.loses_disks() { 4 } else { 3 };
+        let mut world = World {
+            around,
+            machines,
+            rng,
+            began,
+            stores: 0,
+            remembered_writes,
+            least_voters,
+            operator,
+        };
         for _ in 0..plan.stores {
             world.add_store()?;
         }
@@ -100,7 +116,7 @@ impl World {
         let disk = Disk::new(self.around.root.join(host.to_string()))?;
         let address = format!("{host}:20160");
         self.around.network.watch_power(host, disk.power());
-        let clock = clock(&mut self.rng);
+        let clock = clock(self.began, &mut self.rng);
         let machine = Machine::new(host, address, Role::Store, disk, clock, self.remembered_writes);
         self.machines.insert(host, machine);
         Ok(())
@@ -274,11 +290,11 @@ impl World {
                     }
                 }
             }),
-            Fault::RemoveReplica { place, choice } => self.change(place, |_, region| {
+            Fault::RemoveReplica { place, choice } => self.change(place, |world, region| {
                 let peer = region.peers[choice % region.peers.len()];
                 let voters =
                     region.peers.iter().filter(|peer| peer.role == PeerRole::Voter).count();
-                (peer.role == PeerRole::Learner || voters >= 3)
+                (peer.role == PeerRole::Learner || voters >= world.least_voters)
                     .then(|| vec![PeerChange::Remove(peer.into())])
             }),
             Fault::SwapReplicas { place, choice } => {
@@ -436,6 +452,6 @@ impl World {
 }
 
 /// A clock that is a little too fast or too slow.
-fn clock(rng: &mut ChaCha8Rng) -> MachineClock {
-    MachineClock::new(Instant::now(), rng.random_range(-20_000..=20_000))
+fn clock(began: Instant, rng: &mut ChaCha8Rng) -> MachineClock {
+    MachineClock::new(began, rng.random_range(-20_000..=20_000))
 }

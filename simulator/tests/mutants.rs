@@ -134,6 +134,7 @@ fn table(bug: Bug) -> Found {
         Bug::SuccessorVotesFirst => Hand(placement::a_voter_is_removed_before_its_successor_votes),
         // The newer report comes again within seconds, and clients ask again until then.
         Bug::NewerEpochWins => Hand(placement::an_older_report_wins),
+        Bug::OperatorKnowsItsMembers => Within(200),
         Bug::OrderIsSentAgain => Within(200),
         // No plan puts an older copy of a directory back.
         Bug::OlderCopyIsRefused => Hand(cluster::a_store_starts_with_an_older_copy),

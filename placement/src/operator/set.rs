@@ -308,6 +308,33 @@ mod tests {
     }
 
     #[test]
+    fn an_operator_ends_when_somebody_else_changes_the_members() {
+        let mut set = set();
+        let before = report(1, "", "").voters(&[1, 2, 3]).with(4, Role::Learner).build();
+        let remove = |set: &mut OperatorSet| {
+            set.admit(Operator::plan(
+                &before,
+                OperatorKind::Replica,
+                "a learner that nobody needs".to_owned(),
+                vec![Step::Remove(seat(1, 4))],
+                Time::from_millis(0),
+            ))
+            .unwrap();
+        };
+        remove(&mut set);
+        // The learner has become a voter in the place of another.
+        let changed = report(1, "", "").voters(&[1, 2, 4]).with(3, Role::Learner);
+        assert_eq!(set.on_report(&changed.build(), Time::from_millis(1)), None);
+        assert!(matches!(set.last_finished(RegionId(1)).unwrap().status, Status::Cancelled(_)));
+        // What the operator itself does is no such change.
+        remove(&mut set);
+        assert!(set.on_report(&before, Time::from_millis(2)).is_some());
+        let done = report(1, "", "").voters(&[1, 2, 3]).build();
+        assert_eq!(set.on_report(&done, Time::from_millis(3)), None);
+        assert_eq!(set.last_finished(RegionId(1)).unwrap().status, Status::Success);
+    }
+
+    #[test]
     fn an_operator_without_progress_ends_at_its_timeout() {
         let mut set = set();
         set.admit(add_replica(1, 2)).unwrap();

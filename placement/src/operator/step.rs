@@ -1,9 +1,10 @@
 //! One step of an operator: the order for a region's leader, and how a later report shows that it
 //! was carried out.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
-use esker_model::{Action, PeerChange, RegionReport, Role, Seat, StoreId};
+use esker_model::{Action, PeerChange, PeerId, RegionReport, Role, Seat, StoreId};
 
 /// One change that a region's leader is to make.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +69,20 @@ impl Step {
             Self::Swap { promote, .. } => Some(promote.store),
             Self::TransferLeader { to, .. } => Some(to.store),
             Self::LeaveJoint | Self::Remove(_) => None,
+        }
+    }
+
+    /// Changes the members of a region as the step does.
+    pub(super) fn take_effect(&self, members: &mut BTreeMap<PeerId, Role>) {
+        match self {
+            Self::AddLearner(seat) => drop(members.insert(seat.peer, Role::Learner)),
+            Self::Promote(seat) => drop(members.insert(seat.peer, Role::Voter)),
+            Self::Swap { promote, demote } => {
+                members.insert(promote.peer, Role::Voter);
+                members.insert(demote.peer, Role::Learner);
+            }
+            Self::Remove(seat) => drop(members.remove(&seat.peer)),
+            Self::LeaveJoint | Self::TransferLeader { .. } => {}
         }
     }
 
