@@ -11,6 +11,7 @@ pub use esker_raftstore::StoreError;
 
 use crate::cluster::MAX_STORES;
 pub use crate::node::{AddressError, AddressesError, ConfigError, SettingError};
+use esker_model::StoreId;
 
 /// Why a node or a cluster did not start.
 ///
@@ -98,7 +99,7 @@ pub enum Error {
         /// The store's directory.
         path: PathBuf,
         /// The id of the store.
-        store: u64,
+        store: StoreId,
     },
     /// The directory is empty, and the cluster has a store at this node's address.
     /// [`NodeBuilder::replace`](crate::NodeBuilder::replace) gives the store up for a new one.
@@ -113,7 +114,7 @@ pub enum Error {
         /// This node's address.
         address: String,
         /// The id of the store that has the address.
-        store: u64,
+        store: StoreId,
     },
     /// The lone placement member of a cluster has lost its directory. The node's store shows that
     /// there was one.

@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use esker_client::{KvClient, PlacementClient};
+use esker_model::StoreId;
 use esker_placement::{MemberId, MemberInfo};
 use esker_rpc::service::StoreService;
 use tokio::net::TcpListener;
@@ -117,7 +118,7 @@ pub struct NodeBuilder {
 /// - There is no authentication and no TLS. Whoever reaches the port can read and write everything.
 pub struct Node {
     address: String,
-    store_id: Option<u64>,
+    store_id: Option<StoreId>,
     placement: PlacementClient,
     store_service: Arc<LateStore>,
     health: Health,
@@ -158,7 +159,7 @@ impl Node {
 
     /// The id of this node's store, if it has one that has started. A store keeps its id as long as
     /// it keeps its directory.
-    pub fn store_id(&self) -> Option<u64> {
+    pub fn store_id(&self) -> Option<StoreId> {
         self.store_id
     }
 
@@ -177,6 +178,7 @@ impl Node {
     ///
     /// use esker::AdminClient;
     /// use esker::client::admin::SplitAt;
+    /// use esker::model::{RegionId, StoreId};
     /// # use esker::{ClientError, Node};
     ///
     /// # async fn example(node: &Node) -> Result<(), ClientError> {
@@ -185,8 +187,8 @@ impl Node {
     ///     println!("region {} holds {:?}", found.region.id, found.region.range);
     /// }
     /// // Region 4 is cut in two, and store 2 is to lead the part that keeps the id.
-    /// admin.split_region(4, &SplitAt::Keys(vec!["m".into()])).await?;
-    /// admin.transfer_leader(4, 2, Duration::from_secs(10)).await?;
+    /// admin.split_region(RegionId(4), &SplitAt::Keys(vec!["m".into()])).await?;
+    /// admin.transfer_leader(RegionId(4), StoreId(2), Duration::from_secs(10)).await?;
     /// # Ok(())
     /// # }
     /// ```

@@ -234,7 +234,7 @@ async fn a_silent_store_is_disconnected_and_its_silence_is_told() {
     last.stop().await;
     eventually("the store counts as disconnected", PATIENCE, async || {
         let stores = shell.json(&["store", "list"]).await;
-        let store = list(&stores).iter().find(|store| store["id"] == id).expect("it is listed");
+        let store = list(&stores).iter().find(|store| store["id"] == id.0).expect("it is listed");
         match (store["state"].as_str(), store["heartbeat_age_ms"].as_u64()) {
             (Some("disconnected"), Some(20_000..)) => Ok(()),
             (Some("up"), Some(0..20_000)) => Err(store.to_string()),

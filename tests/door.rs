@@ -631,7 +631,7 @@ async fn whatever_reaches_a_service_the_node_lives_and_starts_again_with_its_dat
         let found = found.map_err(|error| error.to_string())?;
         let mut reached = Some(Bytes::new());
         for info in &found {
-            let led_here = info.leader.is_some_and(|leader| leader.store.0 == store);
+            let led_here = info.leader.is_some_and(|leader| leader.store == store);
             if reached.as_ref() != Some(info.region.range.start()) || !led_here {
                 return Err(format!("{reached:?}, then {info:?}"));
             }

@@ -71,7 +71,7 @@ async fn a_replica_that_missed_more_than_the_log_keeps_comes_back_by_snapshot() 
         let region = found.map_err(|error| error.to_string())?.ok_or("no region")?;
         let leader = region.leader.ok_or("no leader")?;
         let detail = operator.replica(region.region.id.0, leader.store.0, false).await?;
-        let behind = detail.progress.iter().find(|p| p.peer.is_some_and(|p| p.store_id == store));
+        let behind = detail.progress.iter().find(|p| p.peer.is_some_and(|p| p.store_id == store.0));
         match behind {
             Some(progress) if progress.match_index + 1 < detail.first_index => Ok(()),
             other => Err(format!("the log begins at {}, {other:?}", detail.first_index)),

@@ -15,7 +15,7 @@ mod region;
 mod store;
 
 use bytes::Bytes;
-use esker_model::KeyRange;
+use esker_model::{KeyRange, RegionId, StoreId};
 use esker_rpc::proto::esker as wire;
 use esker_rpc::proto::pdpb::ErrorType;
 
@@ -42,14 +42,14 @@ const REGION_PAGE: u32 = 1_024;
 /// # async fn example(admin: AdminClient) -> Result<(), ClientError> {
 /// // The first region is cut at a key. Its last part keeps the id.
 /// let region = admin.regions().await?.remove(0).region.id;
-/// let parts = admin.split_region(region.0, &SplitAt::Keys(vec!["m".into()])).await?;
+/// let parts = admin.split_region(region, &SplitAt::Keys(vec!["m".into()])).await?;
 /// println!("{} regions", parts.len());
 ///
 /// // Another of its replicas is to lead it.
-/// let found = admin.region(region.0).await?;
+/// let found = admin.region(region).await?;
 /// let leads_on = found.leader.map(|leader| leader.store);
 /// if let Some(other) = found.region.peers.iter().find(|peer| Some(peer.store) != leads_on) {
-///     admin.transfer_leader(region.0, other.store.0, Duration::from_secs(10)).await?;
+///     admin.transfer_leader(region, other.store, Duration::from_secs(10)).await?;
 /// }
 /// # Ok(())
 /// # }
@@ -107,7 +107,7 @@ impl AdminClient {
     ///
     /// # Errors
     /// [`ClientError::NoSuchRegion`] if placement knows no region with this id.
-    pub async fn region(&self, region: u64) -> Result<RegionInfo, ClientError> {
+    pub async fn region(&self, region: RegionId) -> Result<RegionInfo, ClientError> {
         let found = self.placement.region_by_id(region).await?;
         found.ok_or(ClientError::NoSuchRegion { region })
     }
@@ -116,7 +116,7 @@ impl AdminClient {
     ///
     /// # Errors
     /// [`ClientError::NoStore`] if placement knows no store with this id.
-    pub async fn address(&self, store: u64) -> Result<String, ClientError> {
+    pub async fn address(&self, store: StoreId) -> Result<String, ClientError> {
         match self.placement.get_store(store).await {
             Ok((known, _)) => Ok(known.address),
             Err(ClientError::PlacementRefused { kind: ErrorType::EntryNotFound, .. }) => {
@@ -131,7 +131,7 @@ impl AdminClient {
     /// # Errors
     /// [`ClientError::NoStore`] if placement knows no store with this id, [`ClientError::NoAnswer`]
     /// if no connection is made within 3 s.
-    pub async fn store(&self, store: u64) -> Result<StoreAdmin, ClientError> {
+    pub async fn store(&self, store: StoreId) -> Result<StoreAdmin, ClientError> {
         StoreAdmin::connect(self.placement.dialer(), store, self.address(store).await?).await
     }
 
@@ -143,11 +143,11 @@ impl AdminClient {
     /// 10 s, and [`ClientError::RegionRefused`] if the store has no such replica.
     pub async fn replica(
         &self,
-        region: u64,
-        store: u64,
+        region: RegionId,
+        store: StoreId,
         with_checksum: bool,
     ) -> Result<wire::RegionDetailResponse, ClientError> {
-        let request = wire::RegionDetailRequest { region_id: region, with_checksum };
+        let request = wire::RegionDetailRequest { region_id: region.0, with_checksum };
         let answer = self.store(store).await?.region_detail(request).await?;
         match answer.region_error {
             None => Ok(answer),

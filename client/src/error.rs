@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use esker_model::{RegionId, StoreId};
 use esker_rpc::channel::AddressError;
 use esker_rpc::display_key;
 use esker_rpc::proto::pdpb::ErrorType;
@@ -106,7 +107,7 @@ pub enum ClientError {
     #[error("store {store} is not known to placement")]
     NoStore {
         /// The id that was looked up.
-        store: u64,
+        store: StoreId,
     },
 
     /// The deadline of an operation on keys has passed, and nothing was written. To be expected
@@ -152,9 +153,9 @@ pub enum ClientError {
         /// Its first key.
         key: String,
         /// The id of the region that the key is in.
-        region: u64,
+        region: RegionId,
         /// The id of the store that was asked.
-        store: u64,
+        store: StoreId,
         /// The store's reason.
         message: String,
     },
@@ -166,7 +167,7 @@ pub enum ClientError {
         /// The operation, such as `put`.
         call: &'static str,
         /// The id of the region that the keys are in.
-        region: u64,
+        region: RegionId,
         /// The size of the request, or of its entry, in bytes.
         size: u64,
     },
@@ -180,7 +181,7 @@ pub enum ClientError {
     #[error("there is no region {region}")]
     NoSuchRegion {
         /// The id that was looked up.
-        region: u64,
+        region: RegionId,
     },
 
     /// Placement never named a leader of a region that took a change, in all attempts.
@@ -190,18 +191,18 @@ pub enum ClientError {
     )]
     NoLeader {
         /// The id of the region.
-        region: u64,
+        region: RegionId,
     },
 
     /// A region cannot be led by a store that has no replica of it.
     #[error("store {store} has no replica of region {region}: choose one of {}", list(.replicas))]
     NoReplica {
         /// The id of the region.
-        region: u64,
+        region: RegionId,
         /// The id of the store that was to lead.
-        store: u64,
+        store: StoreId,
         /// The ids of the stores that have replicas, in ascending order.
-        replicas: Vec<u64>,
+        replicas: Vec<StoreId>,
     },
 
     /// A leader agreed to hand over, or could not be asked, and the other replica did not lead in
@@ -209,11 +210,18 @@ pub enum ClientError {
     #[error("leadership of region {region} did not come to store {store} within {waited:?}")]
     NotTransferred {
         /// The id of the region.
-        region: u64,
+        region: RegionId,
         /// The id of the store that was to lead it.
-        store: u64,
+        store: StoreId,
         /// For how long the client waited.
         waited: Duration,
+    },
+
+    /// The region above all keys is not split.
+    #[error("region {region} lies above all keys and stays empty: it cannot be split")]
+    TopRegion {
+        /// The id of the region.
+        region: RegionId,
     },
 
     /// A region is not split by a key at or before its start, or at or behind its end.
@@ -225,7 +233,7 @@ pub enum ClientError {
     )]
     KeyOutside {
         /// The id of the region.
-        region: u64,
+        region: RegionId,
         /// The first of the given keys that does not split the region.
         key: Bytes,
         /// The region's first key.
@@ -239,7 +247,7 @@ pub enum ClientError {
     #[error("store {store} at {address} did not answer: {reason}")]
     NoAnswer {
         /// The id of the store.
-        store: u64,
+        store: StoreId,
         /// Where the store listens, as placement knows it.
         address: String,
         /// What happened instead of an answer.
@@ -251,7 +259,7 @@ pub enum ClientError {
     #[error("region {region} refused: {reason}")]
     RegionRefused {
         /// The id of the region.
-        region: u64,
+        region: RegionId,
         /// The reason that the store gave.
         reason: String,
     },
@@ -265,7 +273,7 @@ pub enum ClientError {
         /// The change: "the split" or "the transfer of leadership".
         change: &'static str,
         /// The region, as it was called before the change.
-        region: u64,
+        region: RegionId,
         /// Why the outcome is not known.
         reason: String,
     },
@@ -280,8 +288,8 @@ pub enum ClientError {
 }
 
 /// Ids in a list for people.
-fn list(ids: &[u64]) -> String {
-    let names: Vec<_> = ids.iter().map(u64::to_string).collect();
+fn list(ids: &[StoreId]) -> String {
+    let names: Vec<_> = ids.iter().map(StoreId::to_string).collect();
     names.join(", ")
 }
 

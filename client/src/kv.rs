@@ -28,6 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use esker_model::StoreId;
 use esker_rpc::backoff::Backoff;
 use esker_rpc::display_key;
 use esker_rpc::proto::pdpb::ErrorType;
@@ -134,7 +135,7 @@ struct Shared {
     cache: cache::RegionCache,
     tags: fence::Tags,
     /// Stores in this process, by id.
-    local: HashMap<u64, Arc<dyn StoreService>>,
+    local: HashMap<StoreId, Arc<dyn StoreService>>,
     remote: stores::Stores,
 }
 

@@ -5,6 +5,7 @@
 //! returned future may be dropped at any time. Dropping it abandons the reply, but not a write that
 //! has already been proposed.
 
+use esker_model::StoreId;
 use futures_util::future::BoxFuture;
 use tonic::{Code, Status};
 
@@ -49,7 +50,7 @@ pub enum ScanHabit {
 /// has not been applied and never will be. Clients rely on that when they repeat the write.
 pub trait StoreService: Send + Sync + 'static {
     /// The id of the store that answers.
-    fn store_id(&self) -> u64;
+    fn store_id(&self) -> StoreId;
 
     /// Whether the store's regions remember tagged writes (`kvrpcpb.WriteTag`), so that a write
     /// which is sent twice takes effect once. Clients in the same process call this, others send

@@ -77,7 +77,7 @@ impl Operator {
         let journal = self.around.journal.clone();
         tokio::spawn(async move {
             let client = AdminClient::new(placement);
-            let moved = client.transfer_leader(region.0, to.0, PATIENCE).await;
+            let moved = client.transfer_leader(region, to, PATIENCE).await;
             if moved.is_ok() {
                 journal.count("transfers");
             }

@@ -3,6 +3,7 @@
 use std::io;
 
 use esker_client::ClientError;
+use esker_model::{RegionId, StoreId};
 
 use super::key::Text;
 
@@ -29,14 +30,12 @@ pub enum CliError {
     #[error("no region covers the key `{0}`: the cluster has not been bootstrapped; start a store")]
     NoRegionFor(Text),
     #[error("there is no store {0}: `esker store list` shows those that exist")]
-    NoSuchStore(u64),
+    NoSuchStore(StoreId),
     #[error(
         "the key `{key}` does not split region {region}: a split key lies after the region's start {}{}",
         bound(.start), before(.end)
     )]
-    KeyOutside { region: u64, key: Text, start: Text, end: Text },
-    #[error("region {0} lies above all keys and stays empty: it cannot be split")]
-    TopRegion(u64),
+    KeyOutside { region: RegionId, key: Text, start: Text, end: Text },
     #[error("the key `{0}` is given twice")]
     KeyTwice(Text),
     #[error("no key lies from `{from}` up to `{to}`: a range begins with its smaller key")]
@@ -119,25 +118,29 @@ mod tests {
 
     #[test]
     fn what_does_not_exist_is_named() {
-        let text = shown(ClientError::NoSuchRegion { region: 9 });
+        let text = shown(ClientError::NoSuchRegion { region: RegionId(9) });
         assert!(text.starts_with("there is no region 9: "), "{text}");
-        let text = shown(ClientError::NoStore { store: 9 });
+        let text = shown(ClientError::NoStore { store: StoreId(9) });
         assert!(text.starts_with("there is no store 9: "), "{text}");
-        let text = shown(ClientError::NoReplica { region: 2, store: 4, replicas: vec![1, 2, 3] });
+        let text = shown(ClientError::NoReplica {
+            region: RegionId(2),
+            store: StoreId(4),
+            replicas: [1, 2, 3].map(StoreId).to_vec(),
+        });
         assert!(text.ends_with("choose one of 1, 2, 3"), "{text}");
     }
 
     #[test]
     fn a_split_key_outside_the_region_is_refused_with_its_range() {
         let (key, start, end) = (Bytes::from("a"), Bytes::from("g"), Bytes::new());
-        let text = shown(ClientError::KeyOutside { region: 2, key, start, end });
+        let text = shown(ClientError::KeyOutside { region: RegionId(2), key, start, end });
         assert!(text.contains("region 2") && text.ends_with("start `g`"), "{text}");
     }
 
     #[test]
     fn a_refusal_says_where_to_look() {
         let reason = "no room".to_owned();
-        let text = shown(ClientError::RegionRefused { region: 2, reason });
+        let text = shown(ClientError::RegionRefused { region: RegionId(2), reason });
         assert_eq!(text, "region 2 refused: no room; look at `esker region show 2` and try again");
     }
 }

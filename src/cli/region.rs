@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use esker_client::AdminClient;
 use esker_client::admin::SplitAt;
-use esker_model::limits::KEYS_TOP;
+use esker_model::{RegionId, StoreId};
 
 use super::cluster::ClusterArguments;
 use super::error::CliError;
@@ -41,8 +41,8 @@ enum RegionCommand {
     #[command(after_help = "Example:\n  esker region show 2")]
     Show {
         /// The region
-        #[arg(value_name = "ID", allow_negative_numbers = true, value_parser = id)]
-        id: u64,
+        #[arg(value_name = "ID", allow_negative_numbers = true, value_parser = region)]
+        id: RegionId,
     },
     /// Shows the region that covers a key
     #[command(after_help = "Example:\n  esker region key 'user42\\x00'")]
@@ -57,8 +57,8 @@ enum RegionCommand {
     )]
     Split {
         /// The region
-        #[arg(value_name = "ID", allow_negative_numbers = true, value_parser = id)]
-        id: u64,
+        #[arg(value_name = "ID", allow_negative_numbers = true, value_parser = region)]
+        id: RegionId,
         /// Where a new region starts; may be given more than once
         #[arg(long = "key", value_name = "KEY", allow_hyphen_values = true)]
         keys: Vec<Text>,
@@ -71,12 +71,20 @@ enum RegionCommand {
     #[command(after_help = "Example:\n  esker region transfer-leader 2 --to 3")]
     TransferLeader {
         /// The region
-        #[arg(value_name = "ID", allow_negative_numbers = true, value_parser = id)]
-        id: u64,
+        #[arg(value_name = "ID", allow_negative_numbers = true, value_parser = region)]
+        id: RegionId,
         /// The store whose replica is to lead
-        #[arg(long, value_name = "STORE", allow_negative_numbers = true, value_parser = id)]
-        to: u64,
+        #[arg(long, value_name = "STORE", allow_negative_numbers = true, value_parser = store)]
+        to: StoreId,
     },
+}
+
+fn region(typed: &str) -> Result<RegionId, String> {
+    id(typed).map(RegionId)
+}
+
+fn store(typed: &str) -> Result<StoreId, String> {
+    id(typed).map(StoreId)
 }
 
 /// The id of a region or a store.
@@ -118,30 +126,20 @@ fn print_regions(regions: &[RegionView], json: bool) -> Result<(), CliError> {
 
 async fn split(
     admin: &AdminClient,
-    id: u64,
+    id: RegionId,
     keys: Vec<Text>,
     parts: u32,
 ) -> Result<Vec<RegionView>, CliError> {
-    check_split_keys(&admin.region(id).await?.into(), &keys)?;
+    let is_twice = |(at, key): &(usize, &Text)| keys[..*at].contains(key);
+    if let Some((_, key)) = keys.iter().enumerate().find(is_twice) {
+        return Err(CliError::KeyTwice(key.clone()));
+    }
     let at = match keys.is_empty() {
         true => SplitAt::Parts(parts),
         false => SplitAt::Keys(keys.into_iter().map(|key| key.0).collect()),
     };
     let regions = admin.split_region(id, &at).await?;
     Ok(regions.into_iter().map(|region| RegionView::new(region, None)).collect())
-}
-
-/// Refuses a split that cannot succeed, before the region's leader is asked. The client checks that
-/// the keys lie inside the region.
-fn check_split_keys(region: &RegionView, keys: &[Text]) -> Result<(), CliError> {
-    if region.start_key.0 >= KEYS_TOP[..] {
-        return Err(CliError::TopRegion(region.id));
-    }
-    let is_twice = |(at, key): &(usize, &Text)| keys[..*at].contains(key);
-    match keys.iter().enumerate().find(is_twice) {
-        None => Ok(()),
-        Some((_, key)) => Err(CliError::KeyTwice(key.clone())),
-    }
 }
 
 /// The region that covers a key.

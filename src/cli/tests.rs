@@ -1,4 +1,5 @@
 use clap::{Command as Clap, CommandFactory, error::ErrorKind};
+use esker_model::RegionId;
 
 use super::*;
 
@@ -189,6 +190,6 @@ fn a_malformed_escape_says_which() {
 #[test]
 fn errors_are_one_line() {
     let reason = "its log\n  is full".to_owned();
-    let error = esker_client::ClientError::RegionRefused { region: 2, reason };
+    let error = esker_client::ClientError::RegionRefused { region: RegionId(2), reason };
     assert!(one_line(CliError::from(error)).starts_with("region 2 refused: its log is full; "));
 }

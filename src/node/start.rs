@@ -411,7 +411,7 @@ async fn open_store(
     let heartbeats = heartbeats::run(handle.clone(), placement, waiting_reports, space, memory);
     node.tasks.push(vital::spawn("reporting to placement", heartbeats));
     node.health.set(Part::Store, true);
-    node.store_id = Some(ident.store_id);
+    node.store_id = Some(StoreId(ident.store_id));
     *node.store.lock() = Some(store);
     let (slot, traffic, service) =
         (node.store.clone(), node.traffic.clone(), node.store_service.clone());

@@ -143,7 +143,7 @@ async fn identify(
         && !replace
     {
         let (path, address) = (data.path().to_owned(), address.to_owned());
-        return Err(Error::AddressTaken { path, address, store });
+        return Err(Error::AddressTaken { path, address, store: StoreId(store) });
     }
     let store_id = placement.alloc_id(1).await?.start;
     let ident = Ident { cluster_id, store_id };
@@ -191,7 +191,9 @@ async fn check_memory(
         && known.log_sequence <= log.sequence();
     match is_whole || broken!(OlderCopyIsRefused) {
         true => Ok(()),
-        false => Err(Error::OlderCopy { path: data.path().to_owned(), store: ident.store_id }),
+        false => {
+            Err(Error::OlderCopy { path: data.path().to_owned(), store: StoreId(ident.store_id) })
+        }
     }
 }
 

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
-use esker_model::RegionId;
+use esker_model::{RegionId, StoreId};
 use esker_raftstore::RequestError;
 use esker_rpc::proto::kvrpcpb::RawScanResponse;
 use esker_rpc::service::{Answer, Caller, Reply, Request, ScanHabit, StoreService};
@@ -42,8 +42,8 @@ pub fn not_open() -> Status {
 }
 
 impl StoreService for LateStore {
-    fn store_id(&self) -> u64 {
-        self.service.load().as_ref().map_or(0, |service| service.store_id())
+    fn store_id(&self) -> StoreId {
+        self.service.load().as_ref().map_or(StoreId(0), |service| service.store_id())
     }
 
     fn remembers_writes(&self) -> bool {

@@ -161,7 +161,8 @@ pub struct PlacementAddresses(pub esker_client::PlacementClient);
 impl esker_rpc::transport::AddressResolver for PlacementAddresses {
     fn address(&self, store: u64) -> BoxFuture<'_, Result<String, String>> {
         Box::pin(async move {
-            let (store, _) = self.0.get_store(store).await.map_err(|error| error.to_string())?;
+            let (store, _) =
+                self.0.get_store(StoreId(store)).await.map_err(|error| error.to_string())?;
             Ok(store.address)
         })
     }

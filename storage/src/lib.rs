@@ -22,7 +22,7 @@ pub mod target;
 
 use std::sync::Arc;
 
-use esker_model::RegionId;
+use esker_model::{RegionId, StoreId};
 use esker_raftstore::{RequestError, StoreHandle};
 use esker_rpc::service::{Answer, Caller, Reply, Request, StoreService, unimplemented};
 use tokio::sync::Semaphore;
@@ -126,8 +126,8 @@ impl Storage {
 }
 
 impl StoreService for Storage {
-    fn store_id(&self) -> u64 {
-        self.store.store_id().0
+    fn store_id(&self) -> StoreId {
+        self.store.store_id()
     }
 
     fn remembers_writes(&self) -> bool {

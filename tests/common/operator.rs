@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use esker_client::{KvClient, PlacementClient, RegionInfo};
-use esker_model::{KeyRange, Peer, Role};
+use esker_model::{KeyRange, Peer, Role, StoreId};
 use esker_rpc::proto::esker as wire;
 use esker_rpc::proto::esker::admin_client::AdminClient;
 use parking_lot::Mutex;
@@ -58,7 +58,7 @@ impl Operator {
 
     pub async fn address(&self, store: u64) -> Result<String, String> {
         let (store, _) =
-            self.placement.get_store(store).await.map_err(|error| error.to_string())?;
+            self.placement.get_store(StoreId(store)).await.map_err(|error| error.to_string())?;
         Ok(store.address)
     }
 

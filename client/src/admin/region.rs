@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use esker_model::{Region, StoreId};
+use esker_model::limits::KEYS_TOP;
+use esker_model::{Region, RegionId, StoreId};
 use esker_rpc::convert::end_key;
 use esker_rpc::proto::{errorpb, esker as wire};
 use tokio::time::{Instant, sleep};
@@ -34,13 +35,13 @@ impl AdminClient {
     ///
     /// # Errors
     /// [`ClientError::KeyOutside`] for a key that leaves nothing on one side,
-    /// [`ClientError::NoSuchRegion`], [`ClientError::NoLeader`] after the last attempt,
+    /// [`ClientError::TopRegion`], [`ClientError::NoSuchRegion`], [`ClientError::NoLeader`] after the last attempt,
     /// [`ClientError::RegionRefused`] with the leader's reason, also if it was busy in the last
     /// attempt, and those of [`AdminClient::store`]. After [`ClientError::ChangeUnknown`] and
     /// [`ClientError::NoAnswer`] the region may be split, or may be split later.
     pub async fn split_region(
         &self,
-        region: u64,
+        region: RegionId,
         at: &SplitAt,
     ) -> Result<Vec<Region>, ClientError> {
         let (keys, parts) = match at {
@@ -50,6 +51,9 @@ impl AdminClient {
         let mut busy = None;
         for _ in 0..CHANGE_ATTEMPTS {
             let found = self.region(region).await?;
+            if *found.region.range.start() >= KEYS_TOP[..] {
+                return Err(ClientError::TopRegion { region });
+            }
             check_split_keys(&found.region, keys)?;
             let Some(leader) = found.leader else {
                 busy = None;
@@ -57,12 +61,12 @@ impl AdminClient {
                 continue;
             };
             let request = wire::SplitRegionRequest {
-                region_id: region,
+                region_id: region.0,
                 region_epoch: Some(found.region.epoch.into()),
                 parts,
                 keys: keys.to_vec(),
             };
-            let answer = self.store(leader.store.0).await?.split_region(request).await?;
+            let answer = self.store(leader.store).await?.split_region(request).await?;
             match answer.region_error {
                 // A part that cannot be read is treated as one that the answer leaves out.
                 None => {
@@ -89,8 +93,8 @@ impl AdminClient {
     /// [`ClientError::NoAnswer`] the replica may become the leader.
     pub async fn transfer_leader(
         &self,
-        region: u64,
-        to: u64,
+        region: RegionId,
+        to: StoreId,
         patience: Duration,
     ) -> Result<(), ClientError> {
         let deadline = Instant::now() + patience;
@@ -101,15 +105,15 @@ impl AdminClient {
                 sleep(LOOK_AGAIN).await;
                 continue;
             };
-            if leader.store == StoreId(to) {
+            if leader.store == to {
                 return Ok(());
             }
             let request = wire::TransferLeaderRequest {
-                region_id: region,
+                region_id: region.0,
                 region_epoch: Some(found.region.epoch.into()),
-                to_store: to,
+                to_store: to.0,
             };
-            let answer = self.store(leader.store.0).await?.transfer_leader(request).await?;
+            let answer = self.store(leader.store).await?.transfer_leader(request).await?;
             match answer.region_error {
                 None => sleep(LOOK_AGAIN).await,
                 Some(error) => {
@@ -120,14 +124,14 @@ impl AdminClient {
         Err(ClientError::NotTransferred { region, store: to, waited: patience })
     }
 
-    async fn check_replica(&self, region: &Region, store: u64) -> Result<(), ClientError> {
-        let mut replicas: Vec<_> = region.peers.iter().map(|peer| peer.store.0).collect();
+    async fn check_replica(&self, region: &Region, store: StoreId) -> Result<(), ClientError> {
+        let mut replicas: Vec<_> = region.peers.iter().map(|peer| peer.store).collect();
         if replicas.contains(&store) {
             return Ok(());
         }
         self.address(store).await?;
         replicas.sort_unstable();
-        Err(ClientError::NoReplica { region: region.id.0, store, replicas })
+        Err(ClientError::NoReplica { region: region.id, store, replicas })
     }
 }
 
@@ -136,7 +140,7 @@ fn check_split_keys(region: &Region, keys: &[Bytes]) -> Result<(), ClientError> 
     match keys.iter().find(|key| !is_split_by(region, key)) {
         None => Ok(()),
         Some(key) => Err(ClientError::KeyOutside {
-            region: region.id.0,
+            region: region.id,
             key: key.clone(),
             start: region.range.start().clone(),
             end: end_key(&region.range),
@@ -154,7 +158,7 @@ fn is_split_by(region: &Region, key: &Bytes) -> bool {
 /// change was made as [`ClientError::ChangeUnknown`].
 async fn look_again_or_fail(
     change: &'static str,
-    region: u64,
+    region: RegionId,
     error: errorpb::Error,
 ) -> Result<Option<String>, ClientError> {
     // Asked first, because such an error promises nothing, whatever else is in it.

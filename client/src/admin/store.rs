@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use esker_model::StoreId;
 use esker_rpc::channel::Dialer;
 use esker_rpc::proto::esker as wire;
 use esker_rpc::proto::esker::admin_client::AdminClient;
@@ -28,7 +29,7 @@ pub(super) async fn connect(
 /// answer. If the store does not answer in time, or answers with a status, the call fails with
 /// [`ClientError::NoAnswer`].
 pub struct StoreAdmin {
-    store: u64,
+    store: StoreId,
     address: String,
     client: AdminClient<Channel>,
 }
@@ -36,7 +37,7 @@ pub struct StoreAdmin {
 impl StoreAdmin {
     pub(super) async fn connect(
         dialer: &Dialer,
-        store: u64,
+        store: StoreId,
         address: String,
     ) -> Result<Self, ClientError> {
         match connect(dialer, &address, |endpoint| endpoint.timeout(ANSWER_TIMEOUT)).await {

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use esker_model::Region;
 use esker_model::limits::MAX_COMMAND_BYTES;
+use esker_model::{Region, StoreId};
 use esker_mutants::broken;
 use esker_rpc::convert::optional_peer;
 use esker_rpc::display_key;
@@ -127,7 +127,7 @@ impl KvClient {
         fence: &mut Fence,
     ) -> Result<R::Response, Failure> {
         let until = Instant::now() + timeout;
-        let (region, store) = (route.region.id.0, route.leader.store.0);
+        let (region, store) = (route.region.id, route.leader.store);
         check_size(R::CALL, route, request.encoded_len())?;
         if timeout.is_zero() {
             let reason = format!("there was no time left to ask store {store}");
@@ -162,7 +162,7 @@ impl KvClient {
             }
         }
         let context = Context {
-            region_id: region,
+            region_id: region.0,
             region_epoch: Some(route.region.epoch.into()),
             peer: Some(route.leader.into()),
             api_version: ApiVersion::V1.into(),
@@ -240,7 +240,7 @@ impl KvClient {
     }
 
     /// The way to a store, in this process or in another one.
-    async fn door(&self, store: u64) -> Result<Door<'_>, SendError> {
+    async fn door(&self, store: StoreId) -> Result<Door<'_>, SendError> {
         match self.shared.local.get(&store) {
             Some(service) => Ok(Door::Local(store, service)),
             None => self.shared.remote.connection(store).await.map(Door::Remote),
@@ -250,7 +250,7 @@ impl KvClient {
     /// Corrects the cached view of a region, and returns how to go on.
     fn judge(&self, call: &'static str, route: &Arc<Route>, error: errorpb::Error) -> Failure {
         let cache = &self.shared.cache;
-        let region = route.region.id.0;
+        let region = route.region.id;
         metrics::counter!("esker_client_region_errors_total").increment(1);
         let again = |wait, reason: String| {
             let reason = format!("region {region}: {reason}");
@@ -331,7 +331,7 @@ pub(super) enum At {
 
 /// The way to one store.
 enum Door<'a> {
-    Local(u64, &'a Arc<dyn StoreService>),
+    Local(StoreId, &'a Arc<dyn StoreService>),
     Remote(Connection),
 }
 
@@ -364,7 +364,7 @@ pub(super) fn check_size(call: &'static str, route: &Route, size: usize) -> Resu
     if size <= MAX_COMMAND_BYTES {
         return Ok(());
     }
-    let (region, size) = (route.region.id.0, size as u64);
+    let (region, size) = (route.region.id, size as u64);
     Err(Failure::Final(ClientError::TooLarge { call, region, size }))
 }
 

@@ -21,6 +21,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use esker_model::RegionId;
 use esker_mutants::broken;
 use esker_rpc::display_key;
 use esker_rpc::proto::kvrpcpb::WriteTag;
@@ -35,7 +36,7 @@ pub(super) struct Tags {
     next: AtomicU64,
     /// For each region, an index that its log has applied. A region's log goes on through its
     /// splits, and its id is never given to another region.
-    horizons: RwLock<HashMap<u64, AtomicU64>>,
+    horizons: RwLock<HashMap<RegionId, AtomicU64>>,
 }
 
 impl Default for Tags {
@@ -45,12 +46,12 @@ impl Default for Tags {
 }
 
 impl Tags {
-    fn horizon(&self, region: u64) -> u64 {
+    fn horizon(&self, region: RegionId) -> u64 {
         self.horizons.read().get(&region).map_or(0, |known| known.load(Ordering::Relaxed))
     }
 
     /// Notes an answer of the region that its log has been applied up to this index.
-    pub(super) fn learn(&self, region: u64, index: u64) {
+    pub(super) fn learn(&self, region: RegionId, index: u64) {
         if index == 0 {
             return;
         }
@@ -73,7 +74,7 @@ pub(super) struct Fence {
     /// Drawn when the write is sent first, because reads need none.
     sequence: Option<u64>,
     /// The region that the write was sent to, and the horizon that went with it.
-    first: Option<(u64, u64)>,
+    first: Option<(RegionId, u64)>,
     /// Why the outcome of an attempt is not known.
     unknown: Option<String>,
 }
@@ -81,7 +82,7 @@ pub(super) struct Fence {
 impl Fence {
     /// The tag for the next attempt; `None` where the attempt would not be recognised as the same
     /// write.
-    pub(super) fn tag(&mut self, tags: &Tags, region: u64) -> Option<WriteTag> {
+    pub(super) fn tag(&mut self, tags: &Tags, region: RegionId) -> Option<WriteTag> {
         let (_, horizon) = match self.first {
             Some(first) if first.0 == region => first,
             Some(_) if self.unknown.is_some() => return None,
@@ -145,15 +146,15 @@ mod tests {
     #[test]
     fn a_repetition_keeps_its_tag_and_its_horizon_whatever_was_learnt_meanwhile() {
         let tags = Tags::default();
-        tags.learn(7, 40);
+        tags.learn(RegionId(7), 40);
         let mut fence = Fence::default();
-        let first = fence.tag(&tags, 7).expect("a tag");
+        let first = fence.tag(&tags, RegionId(7)).expect("a tag");
         assert_eq!(first.horizon, 40);
-        tags.learn(7, 90);
-        tags.learn(7, 60);
+        tags.learn(RegionId(7), 90);
+        tags.learn(RegionId(7), 60);
         fence.lost_sight("cut off".into());
-        assert_eq!(fence.tag(&tags, 7), Some(first));
-        let next = Fence::default().tag(&tags, 7).expect("a tag");
+        assert_eq!(fence.tag(&tags, RegionId(7)), Some(first));
+        let next = Fence::default().tag(&tags, RegionId(7)).expect("a tag");
         assert_eq!((next.client, next.horizon), (first.client, 90), "horizons only grow");
         assert_ne!(next.sequence, first.sequence);
     }
@@ -161,13 +162,17 @@ mod tests {
     #[test]
     fn a_horizon_is_never_used_for_another_region() {
         let tags = Tags::default();
-        tags.learn(7, 40);
+        tags.learn(RegionId(7), 40);
         let mut fence = Fence::default();
-        assert_eq!(fence.tag(&tags, 7).map(|tag| tag.horizon), Some(40));
-        assert_eq!(fence.tag(&tags, 8).map(|tag| tag.horizon), Some(0), "nothing is known of it");
+        assert_eq!(fence.tag(&tags, RegionId(7)).map(|tag| tag.horizon), Some(40));
+        assert_eq!(
+            fence.tag(&tags, RegionId(8)).map(|tag| tag.horizon),
+            Some(0),
+            "nothing is known of it"
+        );
         fence.lost_sight("cut off".into());
-        assert_eq!(fence.tag(&tags, 7), None, "region 8 may have applied it");
-        assert!(fence.tag(&tags, 8).is_some());
+        assert_eq!(fence.tag(&tags, RegionId(7)), None, "region 8 may have applied it");
+        assert!(fence.tag(&tags, RegionId(8)).is_some());
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use esker_model::StoreId;
 use esker_rpc::channel;
 use esker_rpc::procedures::{Batched, BatchedReply};
 use esker_rpc::proto::metapb::StoreState;
@@ -86,9 +87,9 @@ impl Connection {
 /// The connections, opened when first needed and again when they break.
 pub(super) struct Stores {
     placement: PlacementClient,
-    connections: RwLock<HashMap<u64, Connection>>,
+    connections: RwLock<HashMap<StoreId, Connection>>,
     /// Held by the task that connects, so that a hundred requests make one connection to a store.
-    connecting: tokio::sync::Mutex<HashMap<u64, Arc<tokio::sync::Mutex<()>>>>,
+    connecting: tokio::sync::Mutex<HashMap<StoreId, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl Stores {
@@ -97,7 +98,7 @@ impl Stores {
     }
 
     /// The connection to a store.
-    pub(super) async fn connection(&self, store: u64) -> Result<Connection, SendError> {
+    pub(super) async fn connection(&self, store: StoreId) -> Result<Connection, SendError> {
         if let Some(connection) = self.open(store) {
             return Ok(connection);
         }
@@ -131,7 +132,7 @@ impl Stores {
         Ok(connection)
     }
 
-    fn open(&self, store: u64) -> Option<Connection> {
+    fn open(&self, store: StoreId) -> Option<Connection> {
         // The stream ends when the connection does, so its end stands for both.
         self.connections.read().get(&store).filter(|known| !known.batch.has_ended()).cloned()
     }

@@ -3,7 +3,9 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use esker_model::{DownPeer, KeyRange, NewRegion, Peer, PeerId, Region, Timestamp};
+use esker_model::{
+    DownPeer, KeyRange, NewRegion, Peer, PeerId, Region, RegionId, StoreId, Timestamp,
+};
 use esker_rpc::convert::{down_peers, end_key, optional_peer};
 use esker_rpc::proto::esker::placement_admin_client::PlacementAdminClient;
 use esker_rpc::proto::esker::{StoreState, StoreStatesRequest, StoreStatesResponse};
@@ -156,8 +158,8 @@ impl PlacementClient {
     /// # Errors
     /// For a store that does not exist, [`ClientError::PlacementRefused`] with `EntryNotFound` from
     /// Esker's placement driver, and [`ClientError::NoStore`] where the answer has no store in it.
-    pub async fn get_store(&self, id: u64) -> Result<(Store, StoreStats), ClientError> {
-        let answer = call!(self, PdClient::get_store, GetStoreRequest { store_id: id }).await?;
+    pub async fn get_store(&self, id: StoreId) -> Result<(Store, StoreStats), ClientError> {
+        let answer = call!(self, PdClient::get_store, GetStoreRequest { store_id: id.0 }).await?;
         let store = answer.store.ok_or(ClientError::NoStore { store: id })?;
         Ok((store, answer.stats.unwrap_or_default()))
     }
@@ -214,9 +216,9 @@ impl PlacementClient {
     }
 
     /// The region with an id; `None` if no leader has reported one.
-    pub async fn region_by_id(&self, id: u64) -> Result<Option<RegionInfo>, ClientError> {
+    pub async fn region_by_id(&self, id: RegionId) -> Result<Option<RegionInfo>, ClientError> {
         let answer =
-            call!(self, PdClient::get_region_by_id, GetRegionByIdRequest { region_id: id }).await;
+            call!(self, PdClient::get_region_by_id, GetRegionByIdRequest { region_id: id.0 }).await;
         match answer {
             Ok(answer) => RegionInfo::from_response("get_region_by_id", answer),
             // No leader has reported a region with this id.
@@ -284,17 +286,21 @@ impl PlacementClient {
     /// Begins to spread the leaders of regions over the stores, and returns the ids of the regions
     /// with which it did not begin. If that is all of them, the call is refused with the reason. At
     /// most 16,384 regions.
-    pub async fn scatter_regions(&self, regions: Vec<u64>) -> Result<Vec<u64>, ClientError> {
+    pub async fn scatter_regions(
+        &self,
+        regions: Vec<RegionId>,
+    ) -> Result<Vec<RegionId>, ClientError> {
+        let regions_id: Vec<u64> = regions.into_iter().map(|region| region.0).collect();
         let answer =
-            call!(self, PdClient::scatter_region, ScatterRegionRequest { regions_id: regions })
+            call!(self, PdClient::scatter_region, ScatterRegionRequest { regions_id: regions_id })
                 .await?;
-        Ok(answer.failed_regions_id)
+        Ok(answer.failed_regions_id.into_iter().map(RegionId).collect())
     }
 
     /// The operator (a plan of steps) that placement is carrying out on a region, or the last one
     /// that ended. Refused with `RegionNotFound` if there is none.
-    pub async fn get_operator(&self, region: u64) -> Result<GetOperatorResponse, ClientError> {
-        call!(self, PdClient::get_operator, GetOperatorRequest { region_id: region }).await
+    pub async fn get_operator(&self, region: RegionId) -> Result<GetOperatorResponse, ClientError> {
+        call!(self, PdClient::get_operator, GetOperatorRequest { region_id: region.0 }).await
     }
 
     /// The timestamp before which old versions may be removed; 0 at first.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use esker_client::ClientError;
 use esker_client::admin::{CHANGE_ATTEMPTS, MemberState, SplitAt};
+use esker_model::{RegionId, StoreId};
 use esker_rpc::proto::{errorpb, esker as wire};
 use fake::{Script, peer, region, serve};
 
@@ -47,7 +48,8 @@ async fn more_regions_than_one_page_are_listed_once_and_in_order() {
 #[tokio::test]
 async fn a_split_at_keys_answers_the_regions_that_came_of_it() {
     let (admin, _) = serve(one_region()).await;
-    let parts = admin.split_region(2, &keys(&["m", "t"])).await.expect("the leader agrees");
+    let parts =
+        admin.split_region(RegionId(2), &keys(&["m", "t"])).await.expect("the leader agrees");
     let starts: Vec<_> = parts.into_iter().map(|region| region.range.start().clone()).collect();
     assert_eq!(starts, ["g", "m", "t"]);
 }
@@ -56,12 +58,12 @@ async fn a_split_at_keys_answers_the_regions_that_came_of_it() {
 async fn a_split_is_sent_again_when_the_leader_has_moved_and_not_when_it_is_refused() {
     let script = Script { refusals: [not_leader(), not_leader()].into(), ..one_region() };
     let (admin, script) = serve(script).await;
-    admin.split_region(2, &keys(&["m"])).await.expect("the third leader agrees");
+    admin.split_region(RegionId(2), &keys(&["m"])).await.expect("the third leader agrees");
     assert_eq!(script.lock().changes, 3);
 
     let full = errorpb::Error { message: "no room".to_owned(), ..Default::default() };
     script.lock().refusals = [full].into();
-    let error = admin.split_region(2, &keys(&["m"])).await.expect_err("there is no room");
+    let error = admin.split_region(RegionId(2), &keys(&["m"])).await.expect_err("there is no room");
     assert_eq!(error.to_string(), "region 2 refused: no room");
     assert_eq!(script.lock().changes, 4);
 }
@@ -78,14 +80,17 @@ fn busy() -> errorpb::Error {
 async fn a_busy_leader_is_asked_again_and_named_as_busy_in_the_end() {
     let script = Script { refusals: [busy(), busy()].into(), ..one_region() };
     let (admin, script) = serve(script).await;
-    admin.split_region(2, &keys(&["m"])).await.expect("the leader has room at last");
+    admin.split_region(RegionId(2), &keys(&["m"])).await.expect("the leader has room at last");
     assert_eq!(script.lock().changes, 3);
     script.lock().refusals = [busy()].into();
-    admin.transfer_leader(2, 3, PATIENCE).await.expect("the leader has room at last");
+    admin
+        .transfer_leader(RegionId(2), StoreId(3), PATIENCE)
+        .await
+        .expect("the leader has room at last");
     assert_eq!(script.lock().changes, 5);
 
     script.lock().refusals = std::iter::repeat_with(busy).take(CHANGE_ATTEMPTS).collect();
-    let error = admin.split_region(2, &keys(&["m"])).await.expect_err("it stays busy");
+    let error = admin.split_region(RegionId(2), &keys(&["m"])).await.expect_err("it stays busy");
     assert_eq!(error.to_string(), "region 2 refused: too many requests wait");
     assert_eq!(script.lock().changes, 5 + CHANGE_ATTEMPTS);
 }
@@ -99,14 +104,15 @@ async fn a_change_that_may_have_been_made_is_not_reported_as_refused_and_not_sen
     };
     let script = Script { refusals: [lost("deposed"), lost("")].into(), ..one_region() };
     let (admin, script) = serve(script).await;
-    let error = admin.split_region(2, &keys(&["m"])).await.expect_err("unknown");
+    let error = admin.split_region(RegionId(2), &keys(&["m"])).await.expect_err("unknown");
     assert_eq!(
         error.to_string(),
         "the split of region 2 may or may not have happened (deposed): look at the region before \
          trying again"
     );
-    let error = admin.transfer_leader(2, 3, PATIENCE).await.expect_err("unknown");
-    assert!(matches!(error, ClientError::ChangeUnknown { region: 2, .. }), "{error}");
+    let error =
+        admin.transfer_leader(RegionId(2), StoreId(3), PATIENCE).await.expect_err("unknown");
+    assert!(matches!(error, ClientError::ChangeUnknown { region: RegionId(2), .. }), "{error}");
     assert!(error.to_string().contains("(lost track)"), "{error}");
     assert_eq!(script.lock().changes, 2);
 }
@@ -115,7 +121,8 @@ async fn a_change_that_may_have_been_made_is_not_reported_as_refused_and_not_sen
 async fn a_split_key_outside_the_region_is_refused_with_its_range_before_anything_is_sent() {
     let (admin, script) = serve(one_region()).await;
     for outside in ["a", "g"] {
-        let error = admin.split_region(2, &keys(&[outside])).await.expect_err("not after g");
+        let error =
+            admin.split_region(RegionId(2), &keys(&[outside])).await.expect_err("not after g");
         let text = error.to_string();
         assert!(text.contains("region 2") && text.contains("from g to"), "{text}");
     }
@@ -125,11 +132,20 @@ async fn a_split_key_outside_the_region_is_refused_with_its_range_before_anythin
 #[tokio::test]
 async fn what_does_not_exist_is_named() {
     let (admin, _) = serve(one_region()).await;
-    let error = admin.split_region(9, &SplitAt::Parts(2)).await.expect_err("there is no region 9");
+    let error = admin
+        .split_region(RegionId(9), &SplitAt::Parts(2))
+        .await
+        .expect_err("there is no region 9");
     assert_eq!(error.to_string(), "there is no region 9");
-    let error = admin.transfer_leader(2, 9, PATIENCE).await.expect_err("there is no store 9");
-    assert!(matches!(error, ClientError::NoStore { store: 9 }), "{error}");
-    let error = admin.transfer_leader(2, 4, PATIENCE).await.expect_err("store 4 has no replica");
+    let error = admin
+        .transfer_leader(RegionId(2), StoreId(9), PATIENCE)
+        .await
+        .expect_err("there is no store 9");
+    assert!(matches!(error, ClientError::NoStore { store: StoreId(9) }), "{error}");
+    let error = admin
+        .transfer_leader(RegionId(2), StoreId(4), PATIENCE)
+        .await
+        .expect_err("store 4 has no replica");
     assert!(error.to_string().ends_with("choose one of 1, 2, 3"), "{error}");
 }
 
@@ -137,10 +153,10 @@ async fn what_does_not_exist_is_named() {
 async fn a_transfer_ends_when_the_new_leader_is_known() {
     let script = Script { refusals: [not_leader()].into(), ..one_region() };
     let (admin, script) = serve(script).await;
-    admin.transfer_leader(2, 3, PATIENCE).await.expect("store 3 has a replica");
+    admin.transfer_leader(RegionId(2), StoreId(3), PATIENCE).await.expect("store 3 has a replica");
     assert_eq!(script.lock().regions[0].leader, Some(peer(3)));
     let changes = script.lock().changes;
-    admin.transfer_leader(2, 3, PATIENCE).await.expect("it leads already");
+    admin.transfer_leader(RegionId(2), StoreId(3), PATIENCE).await.expect("it leads already");
     assert_eq!(script.lock().changes, changes, "nothing is asked for twice");
 }
 
@@ -148,7 +164,8 @@ async fn a_transfer_ends_when_the_new_leader_is_known() {
 async fn a_transfer_that_does_not_happen_is_not_reported_as_done() {
     let (admin, script) = serve(Script { transfers_fail: true, ..one_region() }).await;
     let patience = Duration::from_millis(450);
-    let error = admin.transfer_leader(2, 3, patience).await.expect_err("nothing moves");
+    let error =
+        admin.transfer_leader(RegionId(2), StoreId(3), patience).await.expect_err("nothing moves");
     assert!(error.to_string().contains("did not come to store 3 within"), "{error}");
     assert!(script.lock().changes > 1, "it was asked for again");
 }
@@ -157,13 +174,20 @@ async fn a_transfer_that_does_not_happen_is_not_reported_as_done() {
 async fn a_region_is_shown_with_the_answers_of_its_stores_and_the_silence_of_others() {
     let (admin, _) = serve(Script { stores: vec![1, 2], ..one_region() }).await;
     for store in [1, 2] {
-        let answer = admin.replica(2, store, false).await.expect("it answers");
+        let answer = admin.replica(RegionId(2), StoreId(store), false).await.expect("it answers");
         assert_eq!((answer.term, answer.role), (5, wire::Role::Leader as i32));
-        let refused = admin.replica(9, store, false).await.expect_err("it has no such replica");
-        assert!(matches!(refused, ClientError::RegionRefused { region: 9, .. }), "{refused}");
+        let refused = admin
+            .replica(RegionId(9), StoreId(store), false)
+            .await
+            .expect_err("it has no such replica");
+        assert!(
+            matches!(refused, ClientError::RegionRefused { region: RegionId(9), .. }),
+            "{refused}"
+        );
     }
-    let silent = admin.replica(2, 3, false).await.expect_err("there is no store 3");
-    assert!(matches!(silent, ClientError::NoStore { store: 3 }), "{silent}");
+    let silent =
+        admin.replica(RegionId(2), StoreId(3), false).await.expect_err("there is no store 3");
+    assert!(matches!(silent, ClientError::NoStore { store: StoreId(3) }), "{silent}");
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use esker_client::kv::{KeyTtl, Pair, Swap};
 use esker_client::{ClientError, KvClient, PlacementClient};
+use esker_model::RegionId;
 use esker_model::limits::MAX_COMMAND_BYTES;
 use esker_rpc::proto::errorpb::{
     self, NotLeader, RaftEntryTooLarge, ServerIsBusy, UndeterminedResult,
@@ -273,7 +274,10 @@ async fn an_operation_that_cannot_succeed_ends_with_one_line_that_says_why() {
     let raft_entry_too_large = Some(RaftEntryTooLarge { region_id: 1, entry_size: 9_000_000 });
     cluster.world.fail_next(errorpb::Error { raft_entry_too_large, ..Default::default() });
     let error = cluster.client.put("a", "1").await.expect_err("too large");
-    assert!(matches!(error, ClientError::TooLarge { region: 1, size: 9_000_000, .. }), "{error}");
+    assert!(
+        matches!(error, ClientError::TooLarge { region: RegionId(1), size: 9_000_000, .. }),
+        "{error}"
+    );
 
     let hasty = cluster.client.clone().with_deadline(Duration::from_millis(300));
     let address = cluster.stores.remove(1).stop().await.to_string();
@@ -307,7 +311,10 @@ async fn a_request_that_no_store_takes_is_refused_before_it_is_sent() {
         ];
         for (name, call) in calls {
             let error = soon(name, call).await.expect_err("too large");
-            assert!(matches!(error, ClientError::TooLarge { region: 1, .. }), "{name}: {error}");
+            assert!(
+                matches!(error, ClientError::TooLarge { region: RegionId(1), .. }),
+                "{name}: {error}"
+            );
             assert!(error.to_string().starts_with(name), "{error}");
         }
     }

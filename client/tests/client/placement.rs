@@ -478,8 +478,8 @@ async fn regions_are_found_by_key_by_what_is_before_and_in_order() {
     let starts: Vec<Bytes> =
         all.into_iter().map(|info| info.region.range.start().clone()).collect();
     assert_eq!(starts, ["", "g", "p"]);
-    let missing = client.get_store(9).await.expect_err("no such store");
-    assert!(matches!(missing, ClientError::NoStore { store: 9 }), "{missing}");
+    let missing = client.get_store(StoreId(9)).await.expect_err("no such store");
+    assert!(matches!(missing, ClientError::NoStore { store: StoreId(9) }), "{missing}");
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use esker_model::StoreId;
 use esker_rpc::proto::errorpb::{
     self, EpochNotMatch, Forgotten, KeyNotInRegion, NotLeader, RegionNotFound,
 };
@@ -313,8 +314,8 @@ impl FakeStore {
 }
 
 impl StoreService for FakeStore {
-    fn store_id(&self) -> u64 {
-        self.id
+    fn store_id(&self) -> StoreId {
+        StoreId(self.id)
     }
 
     fn remembers_writes(&self) -> bool {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use esker_model::StoreId;
 use esker_rpc::procedures::{Batched as Command, BatchedReply};
 use esker_rpc::proto::kvrpcpb::{
     GetRequest, RawChecksumRequest, RawGetRequest, RawGetResponse, RawPutRequest, RawScanRequest,
@@ -52,8 +53,8 @@ impl Drop for Working {
 }
 
 impl StoreService for Gated {
-    fn store_id(&self) -> u64 {
-        1
+    fn store_id(&self) -> StoreId {
+        StoreId(1)
     }
 
     fn handle(&self, request: service::Request, _: Caller) -> Answer {

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use esker_model::StoreId;
 use esker_rpc::proto::kvrpcpb::RawGetResponse;
 use esker_rpc::server::{ConnectionLimits, ServeError, TikvService, serve};
 use esker_rpc::service::{Answer, Caller, Reply, Request, StoreService, unimplemented};
@@ -78,8 +79,8 @@ impl Server {
 struct Echo;
 
 impl StoreService for Echo {
-    fn store_id(&self) -> u64 {
-        1
+    fn store_id(&self) -> StoreId {
+        StoreId(1)
     }
 
     fn handle(&self, request: Request, _: Caller) -> Answer {

@@ -2,6 +2,7 @@
 //! each.
 
 use esker_client::{AdminClient, RegionInfo};
+use esker_model::{RegionId, StoreId};
 use esker_rpc::proto::esker as wire;
 use serde::Serialize;
 
@@ -57,10 +58,9 @@ struct Progress {
 /// Asks all replicas at once. A replica that does not answer is shown as such.
 pub async fn detail(admin: &AdminClient, region: RegionInfo) -> RegionDetail {
     let region = RegionView::from(region);
-    let questions = region
-        .peers
-        .iter()
-        .map(|peer| async { Ok(admin.replica(region.id, peer.store, false).await?) });
+    let questions = region.peers.iter().map(|peer| async {
+        Ok(admin.replica(RegionId(region.id), StoreId(peer.store), false).await?)
+    });
     let answers = futures_util::future::join_all(questions).await;
     RegionDetail::new(region, answers)
 }
@@ -228,7 +228,7 @@ mod tests {
 
     fn silent() -> Result<wire::RegionDetailResponse, CliError> {
         let (address, reason) = ("a:1".to_owned(), "refused".to_owned());
-        Err(ClientError::NoAnswer { store: 3, address, reason }.into())
+        Err(ClientError::NoAnswer { store: StoreId(3), address, reason }.into())
     }
 
     #[test]
@@ -275,7 +275,8 @@ mod tests {
 
     #[test]
     fn a_replica_on_a_store_that_does_not_exist_says_so() {
-        let answers = vec![silent(), silent(), Err(ClientError::NoStore { store: 3 }.into())];
+        let answers =
+            vec![silent(), silent(), Err(ClientError::NoStore { store: StoreId(3) }.into())];
         let text = RegionDetail::new(region(), answers).text();
         assert!(text.contains("(there is no store 3: "), "{text}");
     }
