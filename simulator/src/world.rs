@@ -188,6 +188,14 @@ impl World {
         Some((*region).clone())
     }
 
+    /// A machine ends, and starts again after a while.
+    pub fn crash(&mut self, host: Host, crash: Crash, down: Duration) {
+        if let Some(machine) = self.machines.get_mut(&host) {
+            self.around.journal.count("crashes");
+            machine.crash(&self.around, &mut self.rng, crash, down);
+        }
+    }
+
     /// All machines lose power.
     pub fn black_out(&mut self, down: Duration) {
         for machine in self.machines.values_mut() {
@@ -202,10 +210,7 @@ impl World {
         let until = |ms| now + Duration::from_millis(ms);
         match fault {
             Fault::Crash { host, crash, down_ms } => {
-                if let Some(machine) = self.machines.get_mut(&host) {
-                    around.journal.count("crashes");
-                    machine.crash(&around, &mut self.rng, crash, Duration::from_millis(down_ms));
-                }
+                self.crash(host, crash, Duration::from_millis(down_ms));
             }
             Fault::Blackout { down_ms } => {
                 around.journal.count("blackouts");

@@ -58,12 +58,6 @@ async fn placement(world: &mut World, place: u32) -> PlacementClient {
     world.drive(connect(&around, Host(CLIENTS + 50 + place))).await
 }
 
-fn crash(world: &mut World, host: Host, crash: Crash) {
-    let around = world.around.clone();
-    let machine = world.machines.get_mut(&host).expect("it is there");
-    machine.crash(&around, crash, DOWN);
-}
-
 /// From now on what is written there does not become durable.
 fn stall(world: &mut World, host: Host) {
     const FOR_EVER: Duration = Duration::from_secs(3_600);
@@ -109,7 +103,7 @@ pub fn ids_come_again_after_a_crash() -> bool {
         for _ in 0..3 {
             drawn.extend(ids(world, &before).await);
         }
-        crash(world, member, Crash::Power);
+        world.crash(member, Crash::Power, DOWN);
         let after = placement(world, 1).await;
         let again = ids(world, &after).await.expect("the member serves again");
         drawn.iter().any(|range| range.start < again.end && again.start < range.end)
@@ -131,7 +125,7 @@ pub fn timestamps_go_back_after_a_crash() -> bool {
         // Longer than what was durable, and shorter than the window after it.
         world.drive(sleep(Duration::from_secs(4))).await;
         let earlier = timestamp(world, &before).await;
-        crash(world, member, Crash::Power);
+        world.crash(member, Crash::Power, DOWN);
         world.machines[&member].clock.set_ahead_ms(-60_000);
         let after = placement(world, 1).await;
         let later = timestamp(world, &after).await.expect("the member serves again");
@@ -149,11 +143,11 @@ pub fn a_store_starts_with_an_older_copy() -> bool {
         let host = Host::store(1);
         let aside = world.around.root.join("aside");
         assert!(world.machines[&host].on().is_some(), "it has started");
-        crash(world, host, Crash::Process);
+        world.crash(host, Crash::Process, DOWN);
         copy(&disk(world, host), &aside).expect("it is copied");
         world.drive(sleep(START)).await;
         assert!(world.machines[&host].on().is_some(), "it has started again");
-        crash(world, host, Crash::Process);
+        world.crash(host, Crash::Process, DOWN);
         let directory = disk(world, host);
         fs::remove_dir_all(&directory).expect("it is removed");
         copy(&aside, &directory).expect("it is put back");
