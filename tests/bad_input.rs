@@ -730,15 +730,22 @@ async fn a_follower_names_the_leader() {
     let cluster = Cluster::start(ClusterOptions::default()).await.expect("the cluster starts");
     let operator = Operator::connect(&[cluster.placement_address().to_owned()]).await;
     operator.whole(3, PATIENCE).await;
-    let mut raw = Raw::connect(&operator).await;
-    let leader = raw.region.leader.expect("a whole region has a leader");
-    let follower = *raw.region.region.peers.iter().find(|peer| **peer != leader).expect("three");
-    let address = operator.address(follower.store.0).await.expect("placement answers");
-    raw.client = TikvClient::connect(format!("http://{address}")).await.expect("it listens");
-    let context = Context { peer: Some(follower.into()), ..raw.context() };
-    let error = raw.put(context, "a".into(), "v".into()).await.region_error;
-    let not_leader = error.and_then(|error| error.not_leader).expect("a follower takes no writes");
-    assert_eq!(not_leader.region_id, raw.region.region.id.0);
+    // Placement may move the leader at any time, so that who was a follower takes the write.
+    let (follower, region, error) = eventually("a follower is asked", PATIENCE, async || {
+        let mut raw = Raw::connect(&operator).await;
+        let RegionInfo { region, leader, .. } = raw.region.clone();
+        let leader = leader.expect("a whole region has a leader");
+        let follower = *region.peers.iter().find(|peer| **peer != leader).expect("three");
+        let address = operator.address(follower.store.0).await.expect("placement answers");
+        raw.client = TikvClient::connect(format!("http://{address}")).await.expect("it listens");
+        let context = Context { peer: Some(follower.into()), ..raw.context() };
+        let error = raw.put(context, "a".into(), "v".into()).await.region_error;
+        let error = error.ok_or_else(|| format!("peer {} leads by now", follower.id))?;
+        Ok((follower, region, error))
+    })
+    .await;
+    let not_leader = error.not_leader.expect("a follower takes no writes");
+    assert_eq!(not_leader.region_id, region.id.0);
     if let Some(named) = not_leader.leader {
         assert_ne!(named.id, follower.id.0, "a follower sends nobody back to itself");
     }
