@@ -48,7 +48,7 @@ clusters: prerequisites ## runs simulated clusters under faults; ARGS='--seeds 2
 	"$$($(CARGO) metadata --no-deps --offline --format-version 1 \
 	    | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/debug/esker-simulator" $(if $(ARGS),$(ARGS),--seeds 500)
 
-mutants: prerequisites ## looks for every deliberate bug with simulated clusters; takes hours
+mutants: prerequisites ## plants every deliberate bug in turn, and demands that it is found
 	$(CARGO) test --features esker-simulator/mutants --test mutants -- --nocapture
 
 # Uses the profile of everything else: cargo's profile for benchmarks would compile

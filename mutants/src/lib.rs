@@ -4,7 +4,8 @@
 //! `broken!(Rule)` in the code of the engine, the stores, their requests, placement and the client
 //! marks for the reader a rule that a promise rests on. It is the constant `false`, and the code
 //! around it keeps the rule. With the feature `switch`, which nothing but the simulator turns on,
-//! it is true on a thread that has called `break_with` for this rule.
+//! it is true on a thread that has called `break_with` for this rule, and on every thread of a
+//! process that was started with `ESKER_BROKEN_RULE` set to the rule's name.
 //!
 //! `simulator/tests/mutants.rs` names for each bug how it is found. The rules of the core itself
 //! are in `raft/src/rules.rs`.
@@ -17,7 +18,7 @@
 //! ```
 
 #[cfg(feature = "switch")]
-pub use switch::{Bug, break_with, is_broken};
+pub use switch::{Bug, VARIABLE, break_with, is_broken};
 
 /// `true` if this thread has this bug, which no product build can.
 #[cfg(not(feature = "switch"))]
@@ -40,6 +41,7 @@ macro_rules! broken {
 #[cfg(feature = "switch")]
 mod switch {
     use std::cell::Cell;
+    use std::sync::OnceLock;
 
     macro_rules! bugs {
         ($($(#[$doc:meta])+ $bug:ident,)+) => {
@@ -160,8 +162,6 @@ mod switch {
         LeaseEndsWithTransfer,
         /// Broken: a leader goes on to read under its lease after it has proposed a split.
         LeaseEndsWithSplit,
-        /// Broken: a new leader reads under its lease before an entry of its term is applied.
-        LeaseNeedsOwnTerm,
         /// Broken: a follower's view is taken to be as far as the follower was told that it is.
         ViewTellsHowFarItIs,
         /// Broken: a read is answered before the index that was confirmed for it is applied.
@@ -239,8 +239,20 @@ mod switch {
         }
     }
 
+    /// In the environment: the rule that is broken on every thread, until the thread chooses.
+    pub const VARIABLE: &str = "ESKER_BROKEN_RULE";
+
     thread_local! {
-        static BROKEN: Cell<Option<Bug>> = const { Cell::new(None) };
+        static BROKEN: Cell<Option<Bug>> = Cell::new(of_process());
+    }
+
+    /// The bug that the whole process was started with.
+    fn of_process() -> Option<Bug> {
+        static BUG: OnceLock<Option<Bug>> = OnceLock::new();
+        *BUG.get_or_init(|| {
+            let name = std::env::var(VARIABLE).ok()?;
+            Some(Bug::named(&name).unwrap_or_else(|| panic!("there is no rule {name}")))
+        })
     }
 
     /// Gives everything on this thread the bug, or none.

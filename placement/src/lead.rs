@@ -303,3 +303,91 @@ impl Lead {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use esker_model::{MemberId, SystemClock};
+    use futures_util::future::BoxFuture;
+
+    use super::*;
+    use crate::map::StoreMap;
+    use crate::operator::OperatorLimits;
+    use crate::schedule::ScheduleConfig;
+    use crate::state::{Leadership, MemberInfo, Pairs, StateWrite};
+
+    const TERM: u64 = 5;
+
+    /// A member of a group, as it is when its lease is looked at.
+    struct Member {
+        lease: Mutex<Option<u64>>,
+    }
+
+    impl ReplicatedState for Member {
+        fn write(&self, _: Vec<StateWrite>, _: u64) -> BoxFuture<'static, Result<(), StateError>> {
+            unreachable!("everything is at hand")
+        }
+
+        fn scan(&self, _: Vec<u8>) -> BoxFuture<'static, Result<Pairs, StateError>> {
+            unreachable!("everything is at hand")
+        }
+
+        fn scan_stale(&self, _: Vec<u8>) -> BoxFuture<'static, Result<Pairs, StateError>> {
+            unreachable!("everything is at hand")
+        }
+
+        fn leadership(&self) -> watch::Receiver<Leadership> {
+            unreachable!("nobody follows the elections")
+        }
+
+        fn me(&self) -> MemberId {
+            MemberId(1)
+        }
+
+        fn members(&self) -> Vec<MemberInfo> {
+            Vec::new()
+        }
+
+        fn lease(&self) -> Option<u64> {
+            *self.lease.lock()
+        }
+    }
+
+    /// A term of office with windows that are durable.
+    fn lead(state: Arc<Member>) -> Lead {
+        let clock = Arc::new(SystemClock::new());
+        let mut timestamps = TimestampOracle::resume(None);
+        timestamps.bound_is_durable(timestamps.wanted_bound(clock.wall_ms()).expect("the first"));
+        let mut ids = IdAllocator::resume(None);
+        ids.bound_is_durable(ids.wanted_bound().expect("the first"));
+        let (config, limits) = (ScheduleConfig::default(), OperatorLimits::default());
+        Lead {
+            term: TERM,
+            cluster_id: 7,
+            state,
+            clock,
+            counters: Mutex::new(Counters { timestamps, ids }),
+            windows: watch::Sender::new(0),
+            window_wanted: Notify::new(),
+            cluster: RwLock::new(Cluster::new(StoreMap::default(), config, limits)),
+            heard: watch::Sender::new(0),
+            bootstrapped: AtomicBool::new(true),
+            facts: tokio::sync::Mutex::default(),
+            cutting: tokio::sync::Mutex::default(),
+            streams: Mutex::default(),
+            ended: watch::Sender::new(false),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_handed_out_without_the_lease_of_this_term() {
+        let state = Arc::new(Member { lease: Mutex::new(Some(TERM)) });
+        let lead = lead(state.clone());
+        assert!(lead.ids(1).await.is_ok() && lead.timestamps(1).await.is_ok());
+        for lease in [None, Some(TERM + 2)] {
+            *state.lease.lock() = lease;
+            let deposed = LeadError::Deposed { term: TERM };
+            assert_eq!(lead.ids(1).await, Err(deposed.clone()), "{lease:?}");
+            assert_eq!(lead.timestamps(1).await, Err(deposed), "{lease:?}");
+        }
+    }
+}

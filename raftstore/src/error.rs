@@ -192,3 +192,17 @@ pub enum StoreError {
     #[error("cannot start a thread: {0}")]
     Thread(#[source] std::io::Error),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_is_told_whether_a_write_had_no_effect_or_may_have_had_one() {
+        let unknown = RequestError::Undetermined(RegionId(7)).to_proto();
+        assert!(unknown.undetermined_result.is_some() && unknown.stale_command.is_none());
+        let without_effect = RequestError::StaleCommand(RegionId(7)).to_proto();
+        assert!(without_effect.stale_command.is_some());
+        assert!(without_effect.undetermined_result.is_none());
+    }
+}

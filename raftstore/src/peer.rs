@@ -227,7 +227,7 @@ impl Peer {
         let is_splitting = self.writes.is_splitting() && !broken!(LeaseEndsWithSplit);
         // Until an entry of this term is applied, what earlier leaders committed may not be
         // visible here.
-        let sees_commits = self.applied.term == self.group.term() || broken!(LeaseNeedsOwnTerm);
+        let sees_commits = self.applied.term == self.group.term();
         match lease {
             Some(until)
                 if !is_splitting

@@ -149,6 +149,8 @@ async fn live(plan: &Plan, root: &std::path::Path, journal: &Journal) -> (usize,
     if regions.is_some() {
         journal.note("settle", format_args!("at rest after {rested_after:?}"));
         serve(&mut world, journal).await;
+        // Before it restarts the stores, which empties the directory of snapshots.
+        no_files_stay(&mut world, journal).await;
         // Whatever was acknowledged is on the disks.
         world.around.journal.note("settle", "all lose power once more");
         world.black_out(Duration::from_millis(100));
@@ -228,6 +230,18 @@ async fn rest(world: &mut World, journal: &Journal) -> Option<settle::Regions> {
     let what = format!("{reason}\n{}", world.describe().await);
     journal.violated("the cluster comes to rest", what);
     None
+}
+
+/// The files of snapshots go when these are installed or not wanted.
+async fn no_files_stay(world: &mut World, journal: &Journal) {
+    let until = Instant::now() + REST_WITHIN;
+    while let Err(what) = settle::has_no_files_of_snapshots(world) {
+        if Instant::now() >= until {
+            journal.violated("nothing is left over", what);
+            return;
+        }
+        world.drive(tokio::time::sleep(CLEANED)).await;
+    }
 }
 
 /// Every key can be written and read.

@@ -21,10 +21,11 @@ mod store;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::{fs, io};
 
-use esker_mutants::{Bug, break_with};
+use esker_mutants::{Bug, VARIABLE, break_with};
 use esker_simulator::fleet::Job;
 use parking_lot::Mutex;
 
@@ -34,14 +35,18 @@ enum Found {
     Within(u64),
     /// A test that was made for it. Returns whether a promise was broken.
     Hand(fn() -> bool),
+    /// A test of the library that has the rule, by its name.
+    Unit(&'static str),
+    /// A test of `raftstore/tests/stores`, by its name.
+    Stores(&'static str),
+    /// A test of `client/tests/client`, by its name.
+    Client(&'static str),
 }
 
-use Found::{Hand, Within};
+use Found::{Client, Hand, Stores, Unit, Within};
 
-/// Seeds for the bugs that were found: at least twice as many as the slowest took.
+/// At least twice as many seeds as the slowest bug took that seeds find.
 const SEEN: u64 = 25;
-/// Seeds for the bugs that [`SEEN`] seeds do not find. None of them has been found yet.
-const UNSEEN: u64 = 200;
 
 /// What finds each bug; and, where no seed can, why.
 fn table(bug: Bug) -> Found {
@@ -53,15 +58,25 @@ fn table(bug: Bug) -> Found {
         Bug::VoteIsStoredAlone => Within(SEEN),
         Bug::FailedWriteStopsStore => Within(SEEN),
         Bug::LogIsCutBehindDurableData => Within(SEEN),
-        Bug::RetiredLogIsRemoved => Within(UNSEEN),
+        Bug::RetiredLogIsRemoved => {
+            Stores("memory::a_voter_that_nobody_has_filled_yet_keeps_its_vote_over_a_restart")
+        }
         // Both need two candidates, and a restart between them, within one election timeout.
         Bug::EmptyPeerKeepsItsVote => Hand(store::an_empty_peer_votes_twice),
         Bug::PromiseOutlivesRestart => Hand(store::a_promise_to_a_leader_is_forgotten),
 
-        Bug::SkippedProposalIsUnknown => Within(UNSEEN),
-        Bug::RemovedPeersProposalIsUnknown => Within(UNSEEN),
-        Bug::UnknownIsToldAsUnknown => Within(UNSEEN),
-        Bug::ProposalIsAnsweredByItsEntry => Within(UNSEEN),
+        Bug::SkippedProposalIsUnknown => Unit(
+            "peer::writes::tests::nobody_knows_what_became_of_a_proposal_that_a_snapshot_covers",
+        ),
+        Bug::RemovedPeersProposalIsUnknown => Unit(
+            "peer::writes::tests::nobody_knows_what_became_of_a_proposal_that_a_snapshot_covers",
+        ),
+        Bug::UnknownIsToldAsUnknown => {
+            Unit("error::tests::a_client_is_told_whether_a_write_had_no_effect_or_may_have_had_one")
+        }
+        Bug::ProposalIsAnsweredByItsEntry => Stores(
+            "life::a_deposed_leaders_write_is_never_acknowledged_and_its_caller_learns_that_it_is_gone",
+        ),
 
         Bug::SwapIsAlone => Within(SEEN),
         // What is wrong lasts until the batch is written, within one turn of the apply worker.
@@ -69,39 +84,58 @@ fn table(bug: Bug) -> Found {
         Bug::SwapCountsWithItsEffect => Hand(store::a_swap_that_stops_the_store_counts_as_applied),
         // The keys that expire have a client each, which does not swap.
         Bug::SwapSeesNoExpiredValue => Hand(store::a_swap_finds_an_expired_value),
-        Bug::EpochIsCheckedAtApply => Within(UNSEEN),
+        Bug::EpochIsCheckedAtApply => Stores(
+            "life::a_write_that_is_proposed_before_a_split_and_applied_after_it_is_refused_on_every_replica",
+        ),
         Bug::RangeEndsAtItsEnd => Within(SEEN),
-        Bug::DuplicateChangesNothing => Within(UNSEEN),
+        Bug::DuplicateChangesNothing => Stores(
+            "fence::a_first_attempt_that_arrives_late_does_not_overwrite_what_came_after_the_second",
+        ),
         Bug::TagsOutliveRestart => Within(SEEN),
         Bug::TagsTravelInSnapshots => Within(SEEN),
-        Bug::TagsOutliveSplit => Within(UNSEEN),
-        Bug::SnapshotHasWhatItSays => Within(UNSEEN),
+        Bug::TagsOutliveSplit => Stores(
+            "fence::after_a_split_the_part_that_keeps_the_log_knows_and_the_other_refuses_what_was_meant_for_both",
+        ),
+        Bug::SnapshotHasWhatItSays => Stores(
+            "life::a_snapshot_has_the_entries_that_are_applied_in_the_same_turn_as_it_is_taken",
+        ),
 
         Bug::ShapeIsDurable => Within(SEEN),
         Bug::PartsOfSplitAreDisjoint => Within(SEEN),
         Bug::StaleRequestIsRefused => Within(SEEN),
-        Bug::TombstoneIsHeeded => Within(UNSEEN),
+        Bug::TombstoneIsHeeded => {
+            Stores("moves::a_message_that_was_long_under_way_brings_no_removed_replica_back")
+        }
         // It breaks no promise, and costs an election timeout.
         Bug::EarlyMessagesAreKept => Hand(store::an_early_message_is_lost),
         Bug::RemovedDataIsDeleted => Within(SEEN),
         Bug::RemovedPeerIsTold => Within(SEEN),
         // Nothing comes between the steps of a reader: there is one thread.
         Bug::RemovedPeerIsUnseen => Hand(store::a_removed_peer_is_still_seen),
-        Bug::RefusedSplitIsOver => Within(UNSEEN),
+        Bug::RefusedSplitIsOver => Stores(
+            "reads::a_leader_whose_split_is_refused_when_it_is_applied_reads_under_its_lease_again",
+        ),
 
         Bug::InstallReplacesOldData => Within(SEEN),
-        Bug::InstalledFilesAreRemoved => Within(UNSEEN),
-        Bug::InstallationIsRecorded => Within(UNSEEN),
+        Bug::InstalledFilesAreRemoved => Within(SEEN),
+        Bug::InstallationIsRecorded => Stores(
+            "life::a_store_that_crashes_when_a_snapshot_is_installed_and_the_log_does_not_know_starts_again",
+        ),
         Bug::SnapshotNeedsFreeRange => Within(SEEN),
         // It breaks no promise, and costs a snapshot with every heartbeat.
         Bug::DeliveredSnapshotIsAwaited => Hand(store::a_snapshot_that_arrived_is_sent_again),
 
-        Bug::LeaseEndsWithTransfer => Within(UNSEEN),
-        Bug::LeaseEndsWithSplit => Within(UNSEEN),
-        Bug::LeaseNeedsOwnTerm => Within(UNSEEN),
-        Bug::ViewTellsHowFarItIs => Within(UNSEEN),
+        Bug::LeaseEndsWithTransfer => Stores("reads::a_lease_does_not_outlive_a_transfer"),
+        Bug::LeaseEndsWithSplit => Stores(
+            "reads::a_leader_that_has_not_applied_a_split_serves_no_lease_reads_of_what_it_gave_away",
+        ),
+        Bug::ViewTellsHowFarItIs => Unit(
+            "peer::reads::tests::a_followers_read_waits_for_the_leader_when_its_view_is_further_than_its_peer_was_told",
+        ),
         Bug::ConfirmedReadWaits => Within(SEEN),
-        Bug::FollowerReadsNoFurtherThanLeader => Within(UNSEEN),
+        Bug::FollowerReadsNoFurtherThanLeader => {
+            Stores("reads::a_follower_shows_nothing_that_its_leader_would_not_show_under_its_lease")
+        }
         // As above: one thread.
         Bug::LeaseReadLooksTwice => Hand(store::a_lease_read_misses_a_split),
 
@@ -113,8 +147,12 @@ fn table(bug: Bug) -> Found {
         Bug::DeleteRangeGoesOnAtTheBound => Within(SEEN),
         Bug::PagesLeaveNoGap => Within(SEEN),
         Bug::PartOfBatchIsUnknown => Within(SEEN),
-        Bug::PartOfRangeIsUnknown => Within(UNSEEN),
-        Bug::AttemptsShareOneTag => Within(UNSEEN),
+        Bug::PartOfRangeIsUnknown => {
+            Client("kv::a_range_of_which_a_part_is_gone_does_not_end_as_if_nothing_was")
+        }
+        Bug::AttemptsShareOneTag => Unit(
+            "kv::fence::tests::a_repetition_keeps_its_tag_and_its_horizon_whatever_was_learnt_meanwhile",
+        ),
         Bug::UnknownWriteEndsAsUnknown => Within(SEEN),
         Bug::SwapIsSentOnce => Within(SEEN),
         Bug::LateAnswerIsUnknown => Within(SEEN),
@@ -128,7 +166,9 @@ fn table(bug: Bug) -> Found {
         Bug::TimestampsAfterTheirWindow => Hand(cluster::timestamps_go_back_after_a_crash),
         Bug::IdsGoOnBehindTheWindow => Within(SEEN),
         Bug::TimestampsGoForward => Within(SEEN),
-        Bug::HandedOutUnderLease => Within(UNSEEN),
+        Bug::HandedOutUnderLease => {
+            Unit("lead::tests::nothing_is_handed_out_without_the_lease_of_this_term")
+        }
         // The leader of another term loads the state anew, and a write is in the log before the
         // elections that come after it: nothing is left that could be written in a wrong term.
         Bug::StateIsWrittenInItsTerm => Hand(store::state_is_written_in_another_term),
@@ -139,8 +179,12 @@ fn table(bug: Bug) -> Found {
         Bug::SuccessorVotesFirst => Hand(placement::a_voter_is_removed_before_its_successor_votes),
         // The newer report comes again within seconds, and clients ask again until then.
         Bug::NewerEpochWins => Hand(placement::an_older_report_wins),
-        Bug::OperatorKnowsItsMembers => Within(UNSEEN),
-        Bug::OrderIsSentAgain => Within(UNSEEN),
+        Bug::OperatorKnowsItsMembers => {
+            Unit("operator::set::tests::an_operator_ends_when_somebody_else_changes_the_members")
+        }
+        Bug::OrderIsSentAgain => Unit(
+            "operator::set::tests::an_operator_goes_from_step_to_step_as_reports_show_them_done",
+        ),
         // No plan puts an older copy of a directory back.
         Bug::OlderCopyIsRefused => Hand(cluster::a_store_starts_with_an_older_copy),
     }
@@ -157,6 +201,39 @@ fn broken_promise(seed: u64, bug: Option<Bug>) -> Option<String> {
         let said: String = said.chars().take(CHARACTERS).collect();
         format!("{promise}: {said}")
     })
+}
+
+/// What comes of a test that is compiled with the bugs.
+fn outcome(target: &[&str], test: &str, bug: Option<Bug>) -> Result<bool, String> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
+    // The same features as this test has, so that nothing is compiled again.
+    command.args(["test", "--features", "esker-simulator/mutants"]).args(target);
+    command.args(["--no-fail-fast", "--", "--exact", test]);
+    command.env_remove(VARIABLE);
+    if let Some(bug) = bug {
+        command.env(VARIABLE, bug.name());
+    }
+    let output = command.output().map_err(|error| format!("cargo does not start: {error}"))?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    let ends = |end: &str| said.lines().any(|line| line == format!("test {test} ... {end}"));
+    match (ends("ok"), ends("FAILED")) {
+        (true, false) => Ok(true),
+        (false, true) => Ok(false),
+        _ => Err(format!("{test} was not run: {}", String::from_utf8_lossy(&output.stderr))),
+    }
+}
+
+/// Whether a test passes as long as the rule is kept, and only so.
+fn try_test(target: &[&str], test: &str, bug: Bug) -> Result<String, String> {
+    if !outcome(target, test, None)? {
+        return Err(format!("{test} fails although the rule is kept"));
+    }
+    if outcome(target, test, Some(bug))? {
+        return Err(format!("{test} passes although the rule is broken"));
+    }
+    Ok(format!("by {test}"))
 }
 
 /// Seeds, and whether they break a promise without any bug.
@@ -177,6 +254,9 @@ fn look_for(bug: Bug, sick: &Sick) -> Result<String, String> {
             }
             Err(format!("not found within {seeds} seeds"))
         }
+        Unit(test) => try_test(&["--lib"], test, bug),
+        Stores(test) => try_test(&["--test", "stores"], test, bug),
+        Client(test) => try_test(&["--test", "client"], test, bug),
         Hand(breaks) => {
             let with = |bug| {
                 let testing = thread::spawn(move || {

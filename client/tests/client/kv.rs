@@ -599,6 +599,27 @@ async fn a_batch_of_which_a_part_was_written_does_not_end_as_if_nothing_was() {
 }
 
 #[tokio::test]
+async fn a_range_of_which_a_part_is_gone_does_not_end_as_if_nothing_was() {
+    let cluster = Cluster::start().await;
+    cluster.client.batch_put(six()).await.expect("written");
+    let refused = || {
+        let raft_entry_too_large = Some(RaftEntryTooLarge { region_id: 1, entry_size: 9_000_000 });
+        errorpb::Error { raft_entry_too_large, ..Default::default() }
+    };
+    // The first region does its part, the second refuses.
+    cluster.world.serve_next();
+    cluster.world.fail_next(refused());
+    let error = cluster.client.delete_range("", "").await.expect_err("a part was refused");
+    assert!(matches!(error, ClientError::OutcomeUnknown { .. }), "{error}");
+    assert_eq!(cluster.world.value("a"), None);
+    assert!(cluster.world.value("z").is_some());
+    // If the first region refuses, the call fails with the refusal itself.
+    cluster.world.fail_next(refused());
+    let error = cluster.client.delete_range("", "").await.expect_err("refused");
+    assert!(matches!(error, ClientError::TooLarge { .. }), "{error}");
+}
+
+#[tokio::test]
 async fn a_part_that_may_have_been_written_outweighs_one_that_was_refused() {
     for refused_first in [true, false] {
         let cluster = Cluster::start().await;

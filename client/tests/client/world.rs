@@ -46,7 +46,7 @@ struct State {
     data: BTreeMap<Bytes, (Bytes, u64)>,
     next_region: u64,
     /// Errors for the next requests, of any kind.
-    errors: VecDeque<errorpb::Error>,
+    errors: VecDeque<Option<errorpb::Error>>,
     calls: Vec<(u64, &'static str)>,
     /// Entries of the log that all regions share.
     index: u64,
@@ -136,7 +136,12 @@ impl World {
     }
 
     pub fn fail_next(&self, error: errorpb::Error) {
-        self.state.lock().errors.push_back(error);
+        self.state.lock().errors.push_back(Some(error));
+    }
+
+    /// A request is served before the next one fails.
+    pub fn serve_next(&self) {
+        self.state.lock().errors.push_back(None);
     }
 
     /// The next requests are served again.
@@ -217,7 +222,7 @@ impl State {
         keys: &[&Bytes],
     ) -> Result<Region, Box<errorpb::Error>> {
         self.calls.push((store, call));
-        if let Some(error) = self.errors.pop_front() {
+        if let Some(error) = self.errors.pop_front().flatten() {
             return Err(Box::new(error));
         }
         let context = context.cloned().unwrap_or_default();

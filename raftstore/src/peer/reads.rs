@@ -169,3 +169,47 @@ impl Reads {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use esker_engine::{EngineOptions, KvBatch, MemoryEnv};
+    use esker_model::{Epoch, KeyRange, PeerId, Term};
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::message::RequestContext;
+    use crate::state::put_applied;
+
+    const REGION: RegionId = RegionId(7);
+
+    #[test]
+    fn a_followers_read_waits_for_the_leader_when_its_view_is_further_than_its_peer_was_told() {
+        let options = EngineOptions::in_memory(MemoryEnv::new());
+        let kv = KvEngine::open(Path::new("/kv"), &options).unwrap();
+        let at = |index| Applied { index: LogIndex(index), term: Term(5) };
+        // The apply worker is at 9, and has told the peer of 8.
+        let mut batch = KvBatch::new();
+        put_applied(&mut batch, REGION, at(9));
+        kv.write(&batch).unwrap();
+        let epoch = Epoch::FIRST;
+        let region = Region { id: REGION, range: KeyRange::all(), epoch, peers: Vec::new() };
+        let region = Arc::new(region);
+        let delegate = Arc::new(ReadDelegate::new(region.clone(), PeerId(1)));
+        let mut reads = Reads::new();
+        let (reply, mut answer) = oneshot::channel();
+        let context = RequestContext { epoch, ..RequestContext::default() };
+        reads.push(ReadRequest { region: REGION, context, reply });
+        let (number, round) = reads.next_round().unwrap();
+        reads.await_confirmation(number, round);
+        reads.confirmed(number, LogIndex(8));
+        reads.take_views(&kv, REGION, at(8)).unwrap();
+        reads.leader_is_at(LogIndex(8));
+        reads.answer(false, &region, &delegate);
+        assert!(answer.try_recv().is_err(), "the leader may not show this yet");
+        reads.leader_is_at(LogIndex(9));
+        reads.answer(false, &region, &delegate);
+        assert!(answer.try_recv().unwrap().is_ok());
+    }
+}

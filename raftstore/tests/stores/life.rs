@@ -125,6 +125,54 @@ fn a_replica_whose_log_was_truncated_while_it_was_away_comes_back_by_snapshot() 
     cluster.await_agreement(&[1, 2, 3]);
 }
 
+/// Store 1 leads, and does not have any more what store 3 needs, which is cut off.
+fn with_a_replica_behind_the_log() -> Cluster {
+    let mut cluster = Cluster::replicated();
+    cluster.transfer(1, 1);
+    cluster.await_agreement(&[1, 2, 3]);
+    cluster.isolate(3);
+    for n in 0..200 {
+        cluster.put(&format!("new-{n}"), "y");
+    }
+    cluster.run_until("the leader has forgotten what store 3 needs", |cluster| {
+        let behind = cluster.status(3, 1).unwrap().last;
+        cluster.status(1, 1).is_some_and(|leader| leader.first > behind.next())
+    });
+    cluster
+}
+
+#[test]
+fn a_snapshot_has_the_entries_that_are_applied_in_the_same_turn_as_it_is_taken() {
+    let mut cluster = with_a_replica_behind_the_log();
+    cluster.machines.get_mut(&StoreId(1)).unwrap().stuck_apply = true;
+    let region = cluster.region_of(b"a");
+    let mut answer = cluster.start_put(1, &region, "last", "z").unwrap();
+    cluster.run(TICK * 5);
+    assert!(answer.try_recv().is_err(), "it is committed, and waits to be applied");
+    cluster.heal();
+    cluster.run(Duration::from_secs(1));
+    assert_eq!(cluster.leader(1), Some(1));
+    let carried = cluster.snapshots_carried;
+    cluster.machines.get_mut(&StoreId(1)).unwrap().stuck_apply = false;
+    cluster.settle();
+    assert!(answer.try_recv().unwrap().is_ok());
+    cluster.await_agreement(&[1, 2, 3]);
+    assert!(cluster.snapshots_carried > carried, "it came back without a snapshot");
+}
+
+#[test]
+fn a_store_that_crashes_when_a_snapshot_is_installed_and_the_log_does_not_know_starts_again() {
+    let mut cluster = with_a_replica_behind_the_log();
+    let expected = cluster.contents(1);
+    cluster.machines.get_mut(&StoreId(3)).unwrap().stuck_disk = true;
+    cluster.heal();
+    cluster.run_until("store 3 has the data", |cluster| cluster.contents(3) == expected);
+    cluster.crash(3);
+    cluster.start(StoreId(3));
+    cluster.put("last", "z");
+    cluster.await_agreement(&[1, 2, 3]);
+}
+
 #[test]
 fn a_write_to_a_region_that_was_split_meanwhile_is_refused_with_the_new_regions() {
     let mut cluster = Cluster::replicated();

@@ -52,6 +52,32 @@ fn a_replica_that_was_removed_while_it_was_away_does_not_disturb_and_goes() {
 }
 
 #[test]
+fn a_message_that_was_long_under_way_brings_no_removed_replica_back() {
+    let mut cluster = Cluster::new(3);
+    cluster.await_leader(1);
+    cluster.add_replica(1, 2);
+    cluster.carried = Some(Vec::new());
+    cluster.add_replica(1, 3);
+    cluster.await_agreement(&[1, 2, 3]);
+    let carried = cluster.carried.take().unwrap();
+    remove(&mut cluster, 1, 3);
+    cluster.run_until("store 3 holds nothing", |cluster| cluster.region_on(3, 1).is_none());
+    cluster.run(Duration::from_secs(1));
+    cluster.isolate(3);
+    let mut arrived = 0;
+    for message in carried.into_iter().filter(|message| message.address.to.store == StoreId(3)) {
+        cluster.store(3).handle.raft_message(message.into_wire());
+        arrived += 1;
+    }
+    assert!(arrived > 0);
+    cluster.run(Duration::from_secs(1));
+    cluster.crash(3);
+    let (kv, log) = cluster.engines(StoreId(3));
+    assert_eq!(raft_state(&log, RegionId(1)).unwrap(), None, "there is a peer again");
+    kv.close_like_a_crash();
+}
+
+#[test]
 fn a_learner_that_was_removed_while_it_was_away_goes_too_although_it_never_campaigns() {
     let mut cluster = Cluster::replicated();
     cluster.transfer(1, 1);

@@ -221,6 +221,38 @@ fn a_leader_that_has_not_applied_a_split_serves_no_lease_reads_of_what_it_gave_a
 }
 
 #[test]
+fn a_leader_whose_split_is_refused_when_it_is_applied_reads_under_its_lease_again() {
+    let mut cluster = Cluster::replicated();
+    cluster.transfer(1, 1);
+    cluster.put("a", "1");
+    cluster.await_agreement(&[1, 2, 3]);
+    let region = cluster.region_of(b"a");
+    let split = |child: u64| {
+        let peers = [1, 2, 3].map(|n| PeerId(child + n)).to_vec();
+        let regions = vec![NewRegion { id: RegionId(child), peers }];
+        Admin::Split { keys: vec![bytes("m")], regions }
+    };
+    let ask = |cluster: &Cluster, store, child| {
+        let handle = cluster.store(store).handle.clone();
+        handle.admin(RegionId(1), region.epoch, split(child)).start().unwrap()
+    };
+    // Store 2 has the split in its log, leads, and has not applied it: it takes another one.
+    cluster.machines.get_mut(&StoreId(2)).unwrap().stuck_apply = true;
+    let mut first = ask(&cluster, 1, 50);
+    cluster.run(Duration::from_millis(200));
+    assert!(first.try_recv().unwrap().is_ok());
+    cluster.transfer(1, 2);
+    let mut second = ask(&cluster, 2, 60);
+    cluster.run(Duration::from_millis(200));
+    assert!(second.try_recv().is_err(), "it waits to be applied");
+    cluster.machines.get_mut(&StoreId(2)).unwrap().stuck_apply = false;
+    cluster.run(Duration::from_millis(200));
+    assert!(second.try_recv().unwrap().is_err(), "the region has changed");
+    assert_eq!(cluster.leader(1), Some(2));
+    assert!(cluster.store(2).handle.holds_lease(RegionId(1)));
+}
+
+#[test]
 fn a_follower_answers_a_replica_read_after_asking_the_leader() {
     let mut cluster = Cluster::replicated();
     cluster.transfer(1, 1);
