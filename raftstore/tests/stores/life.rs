@@ -100,18 +100,10 @@ fn a_replica_whose_log_was_truncated_while_it_was_away_comes_back_by_snapshot() 
     for n in 0..20 {
         cluster.put(&format!("old-{n}"), "x");
     }
-    cluster.await_agreement(&[1, 2, 3]);
-    cluster.isolate(3);
+    leave_store_3_behind_the_log(&mut cluster);
     for n in 0..20 {
         cluster.delete(&format!("old-{n}"));
     }
-    for n in 0..200 {
-        cluster.put(&format!("new-{n}"), "y");
-    }
-    cluster.run_until("the leader has forgotten what store 3 needs", |cluster| {
-        let behind = cluster.status(3, 1).unwrap().last;
-        cluster.status(1, 1).is_some_and(|leader| leader.first > behind.next())
-    });
     let carried = cluster.snapshots_carried;
     cluster.heal();
     cluster.await_agreement(&[1, 2, 3]);
@@ -125,10 +117,8 @@ fn a_replica_whose_log_was_truncated_while_it_was_away_comes_back_by_snapshot() 
     cluster.await_agreement(&[1, 2, 3]);
 }
 
-/// Store 1 leads, and does not have any more what store 3 needs, which is cut off.
-fn with_a_replica_behind_the_log() -> Cluster {
-    let mut cluster = Cluster::replicated();
-    cluster.transfer(1, 1);
+/// Cuts store 3 off, until store 1, which leads, does not have any more what store 3 needs.
+fn leave_store_3_behind_the_log(cluster: &mut Cluster) {
     cluster.await_agreement(&[1, 2, 3]);
     cluster.isolate(3);
     for n in 0..200 {
@@ -138,12 +128,13 @@ fn with_a_replica_behind_the_log() -> Cluster {
         let behind = cluster.status(3, 1).unwrap().last;
         cluster.status(1, 1).is_some_and(|leader| leader.first > behind.next())
     });
-    cluster
 }
 
 #[test]
 fn a_snapshot_has_the_entries_that_are_applied_in_the_same_turn_as_it_is_taken() {
-    let mut cluster = with_a_replica_behind_the_log();
+    let mut cluster = Cluster::replicated();
+    cluster.transfer(1, 1);
+    leave_store_3_behind_the_log(&mut cluster);
     cluster.machines.get_mut(&StoreId(1)).unwrap().stuck_apply = true;
     let region = cluster.region_of(b"a");
     let mut answer = cluster.start_put(1, &region, "last", "z").unwrap();
@@ -162,7 +153,9 @@ fn a_snapshot_has_the_entries_that_are_applied_in_the_same_turn_as_it_is_taken()
 
 #[test]
 fn a_store_that_crashes_when_a_snapshot_is_installed_and_the_log_does_not_know_starts_again() {
-    let mut cluster = with_a_replica_behind_the_log();
+    let mut cluster = Cluster::replicated();
+    cluster.transfer(1, 1);
+    leave_store_3_behind_the_log(&mut cluster);
     let expected = cluster.contents(1);
     cluster.machines.get_mut(&StoreId(3)).unwrap().stuck_disk = true;
     cluster.heal();
