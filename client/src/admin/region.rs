@@ -7,7 +7,7 @@ use esker_model::limits::KEYS_TOP;
 use esker_model::{Region, RegionId, StoreId};
 use esker_rpc::convert::end_key;
 use esker_rpc::proto::{errorpb, esker as wire};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::AdminClient;
 use crate::error::ClientError;
@@ -18,6 +18,9 @@ pub const CHANGE_ATTEMPTS: usize = 20;
 
 /// The time between two looks at something that is about to change.
 const LOOK_AGAIN: Duration = Duration::from_millis(150);
+
+/// How long a split that is done waits for placement to know its parts.
+const KNOWN_WITHIN: Duration = Duration::from_secs(5);
 
 /// Where a region is to be split.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +34,8 @@ pub enum SplitAt {
 impl AdminClient {
     /// Splits one region, and returns the parts in the order of their keys. The last part keeps the
     /// region's id. The leader that placement names is asked up to [`CHANGE_ATTEMPTS`] times, until
-    /// the view of the region is the latest.
+    /// the view of the region is the latest. When the region is split, the call waits until placement
+    /// knows the parts, so that it finds them for whoever asks next, but for 5 s at most.
     ///
     /// # Errors
     /// [`ClientError::KeyOutside`] for a key that leaves nothing on one side,
@@ -71,7 +75,11 @@ impl AdminClient {
                 // A part that cannot be read is treated as one that the answer leaves out.
                 None => {
                     let parts = answer.regions.into_iter();
-                    return Ok(parts.filter_map(|part| part.try_into().ok()).collect());
+                    let parts: Vec<Region> =
+                        parts.filter_map(|part| part.try_into().ok()).collect();
+                    // The split is done, whether placement hears of it in time or not.
+                    let _ = timeout(KNOWN_WITHIN, self.until_known(&parts)).await;
+                    return Ok(parts);
                 }
                 Some(error) => busy = look_again_or_fail("the split", region, error).await?,
             }
@@ -80,6 +88,19 @@ impl AdminClient {
             Some(reason) => ClientError::RegionRefused { region, reason },
             None => ClientError::NoLeader { region },
         })
+    }
+
+    /// Returns when placement knows these regions as they are, or newer ones with their ids.
+    async fn until_known(&self, parts: &[Region]) {
+        for part in parts {
+            loop {
+                let known = self.region(part.id).await;
+                if known.is_ok_and(|known| known.region.epoch.version >= part.epoch.version) {
+                    break;
+                }
+                sleep(LOOK_AGAIN).await;
+            }
+        }
     }
 
     /// Asks the leader of a region to hand over until the replica on store `to` leads, or until

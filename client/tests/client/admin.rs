@@ -55,6 +55,17 @@ async fn a_split_at_keys_answers_the_regions_that_came_of_it() {
 }
 
 #[tokio::test]
+async fn after_a_split_placement_finds_the_parts_though_it_hears_of_them_late() {
+    let script = Script { unheard: (Vec::new(), 3), ..one_region() };
+    let (admin, _) = serve(script).await;
+    let parts =
+        admin.split_region(RegionId(2), &keys(&["m", "t"])).await.expect("the leader agrees");
+    let listed = admin.regions().await.expect("the cluster answers");
+    let listed: Vec<_> = listed.into_iter().map(|found| found.region).collect();
+    assert_eq!(listed, parts);
+}
+
+#[tokio::test]
 async fn a_split_is_sent_again_when_the_leader_has_moved_and_not_when_it_is_refused() {
     let script = Script { refusals: [not_leader(), not_leader()].into(), ..one_region() };
     let (admin, script) = serve(script).await;
@@ -63,7 +74,7 @@ async fn a_split_is_sent_again_when_the_leader_has_moved_and_not_when_it_is_refu
 
     let full = errorpb::Error { message: "no room".to_owned(), ..Default::default() };
     script.lock().refusals = [full].into();
-    let error = admin.split_region(RegionId(2), &keys(&["m"])).await.expect_err("there is no room");
+    let error = admin.split_region(RegionId(2), &keys(&["t"])).await.expect_err("there is no room");
     assert_eq!(error.to_string(), "region 2 refused: no room");
     assert_eq!(script.lock().changes, 4);
 }
@@ -90,7 +101,7 @@ async fn a_busy_leader_is_asked_again_and_named_as_busy_in_the_end() {
     assert_eq!(script.lock().changes, 5);
 
     script.lock().refusals = std::iter::repeat_with(busy).take(CHANGE_ATTEMPTS).collect();
-    let error = admin.split_region(RegionId(2), &keys(&["m"])).await.expect_err("it stays busy");
+    let error = admin.split_region(RegionId(2), &keys(&["t"])).await.expect_err("it stays busy");
     assert_eq!(error.to_string(), "region 2 refused: too many requests wait");
     assert_eq!(script.lock().changes, 5 + CHANGE_ATTEMPTS);
 }

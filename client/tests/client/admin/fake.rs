@@ -25,6 +25,9 @@ pub struct Script {
     pub stores: Vec<u64>,
     /// Answers to the next changes. When there are none left, the change is made.
     pub refusals: VecDeque<errorpb::Error>,
+    /// What came of a split, and how often placement is asked for a region that it does not know
+    /// before it hears of these.
+    pub unheard: (Vec<pdpb::Region>, usize),
     /// Whether a transfer of leadership that was accepted does not happen.
     pub transfers_fail: bool,
     /// How often regions were asked for by range, and how often a change was asked for.
@@ -59,6 +62,10 @@ pub fn region(id: u64, start: &str, end: &str) -> pdpb::Region {
         leader: Some(peer(1)),
         ..Default::default()
     }
+}
+
+fn id_of(region: &pdpb::Region) -> Option<u64> {
+    region.region.as_ref().map(|region| region.id)
 }
 
 /// Serves `script` on a port of its own, and connects to it.
@@ -162,7 +169,19 @@ impl Pd for Fake {
         &self,
         request: Request<pdpb::GetRegionByIdRequest>,
     ) -> Result<Response<pdpb::GetRegionResponse>, Status> {
-        Ok(found(self.script.lock().find(request.get_ref().region_id).cloned()))
+        let mut script = self.script.lock();
+        let known = script.find(request.get_ref().region_id).cloned();
+        if known.is_none() {
+            script.unheard.1 = script.unheard.1.saturating_sub(1);
+            if script.unheard.1 == 0 {
+                let parts = std::mem::take(&mut script.unheard.0);
+                let is_old =
+                    |known: &pdpb::Region| !parts.iter().any(|part| id_of(part) == id_of(known));
+                script.regions.retain(is_old);
+                script.regions.extend(parts);
+            }
+        }
+        Ok(found(known))
     }
 
     async fn scan_regions(
@@ -201,15 +220,26 @@ impl Admin for Fake {
             .and_then(|known| known.region.clone())
             .unwrap_or_default();
         let bounds: Vec<_> =
-            [old.start_key].into_iter().chain(request.keys).chain([old.end_key]).collect();
-        let regions = bounds.windows(2).map(|range| metapb::Region {
-            id: request.region_id,
+            [old.start_key.clone()].into_iter().chain(request.keys).chain([old.end_key]).collect();
+        let last = bounds.len() - 2;
+        let epoch = request.region_epoch;
+        let region_epoch =
+            epoch.map(|epoch| metapb::RegionEpoch { version: epoch.version + 1, ..epoch });
+        let regions = bounds.windows(2).enumerate().map(|(at, range)| metapb::Region {
+            // The last part keeps the id.
+            id: request.region_id + if at == last { 0 } else { 1_000 + at as u64 },
             start_key: range[0].clone(),
             end_key: range[1].clone(),
-            region_epoch: request.region_epoch,
-            ..Default::default()
+            region_epoch,
+            peers: old.peers.clone(),
         });
-        let regions = if region_error.is_none() { regions.collect() } else { vec![] };
+        let regions: Vec<_> = if region_error.is_none() { regions.collect() } else { vec![] };
+        let reported = |region: &metapb::Region| pdpb::Region {
+            region: Some(region.clone()),
+            leader: Some(peer(1)),
+            ..Default::default()
+        };
+        script.unheard.0 = regions.iter().map(reported).collect();
         Ok(Response::new(wire::SplitRegionResponse { region_error, regions }))
     }
 
