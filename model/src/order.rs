@@ -42,7 +42,10 @@ impl fmt::Display for Seat {
     }
 }
 
-/// One change of a region's membership.
+/// One change of a region's membership. A peer that is new gets an id that was drawn from placement
+/// when the region's epoch was known, and the change names that epoch. So its id is larger than
+/// those of all peers that the region has had: a store takes no peer with a smaller id than one
+/// that has left it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PeerChange {
     /// Adds a voter, or promotes a learner that is already there.

@@ -76,6 +76,10 @@ pub struct Operator {
     pub created: Time,
     steps: Vec<Step>,
     current: usize,
+    /// The version of the members that the operator was planned for. The id of a new peer, which is
+    /// added before anything else is changed, was drawn for it: if another peer has come and gone
+    /// since, its store would take no peer with a smaller id.
+    conf_ver: u64,
     /// The members that the region has if nothing but the steps that are done has changed them.
     members: Members,
 }
@@ -110,6 +114,7 @@ impl Operator {
             kind,
             reason,
             version: report.region.epoch.version,
+            conf_ver: report.region.epoch.conf_ver,
             created: now,
             steps,
             current: 0,
@@ -172,7 +177,7 @@ impl Operator {
                 Progress::Wait => return Advance::Wait,
                 // The learner that nobody needed may be a voter now.
                 Progress::Send
-                    if members(&report.region) != self.members
+                    if self.is_changed(step, &report.region)
                         && !broken!(OperatorKnowsItsMembers) =>
                 {
                     let why = "somebody else changed its members".to_owned();
@@ -182,6 +187,13 @@ impl Operator {
             }
         }
         Advance::Ended(Status::Success)
+    }
+
+    /// Whether somebody else has changed the region's members before the next step, perhaps there
+    /// and back.
+    fn is_changed(&self, step: &Step, region: &Region) -> bool {
+        let adds = matches!(step, Step::AddLearner(_));
+        members(region) != self.members || adds && region.epoch.conf_ver != self.conf_ver
     }
 
     /// Whether the operator's time is over.

@@ -1,10 +1,11 @@
 //! What operators do to the cluster by its own tools, whether it succeeds or not.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use esker_client::{AdminClient, KvClient, PlacementClient};
-use esker_model::{PeerChange, PeerId, RegionId, Role, Seat, StoreId};
+use esker_model::{PeerChange, PeerId, Region, RegionId, Role, Seat, StoreId};
 use esker_raft::ProgressState;
 use esker_raftstore::{Admin, PeerProgress, StoreHandle};
 use esker_rpc::channel::Dialer;
@@ -92,13 +93,14 @@ impl Operator {
         let Some(placement) = self.placement() else { return };
         let around = self.around.clone();
         tokio::spawn(async move {
+            let Some(known) = known(&around, region) else { return };
             for change in &mut changes {
                 if let PeerChange::AddLearner(seat) = change {
                     let Some(known) = with_id(&placement, *seat).await else { return };
                     *seat = known;
                 }
             }
-            ask(&around, region, changes).await;
+            ask(&around, &known, changes).await;
         });
     }
 
@@ -108,12 +110,11 @@ impl Operator {
         let Some(placement) = self.placement() else { return };
         let around = self.around.clone();
         tokio::spawn(async move {
-            let is_new = joining.peer == PeerId(0);
-            let Some(joining) = with_id(&placement, joining).await else { return };
-            let add = vec![PeerChange::AddLearner(joining)];
-            if is_new && !insist(&around, region, &add).await {
-                return;
-            }
+            let joining = match joining.peer {
+                PeerId(0) => add_learner(&around, &placement, region, joining).await,
+                _ => Some(joining),
+            };
+            let Some(joining) = joining else { return };
             let exchange = [PeerChange::AddVoter(joining), PeerChange::AddLearner(leaving)];
             let until = tokio::time::Instant::now() + PATIENCE;
             while !is_caught_up(&around, region, joining).await {
@@ -139,16 +140,46 @@ async fn with_id(placement: &PlacementClient, seat: Seat) -> Option<Seat> {
     Some(Seat { peer: PeerId(ids.start), ..seat })
 }
 
+/// Adds a learner, which gets a new id with each attempt: an id is drawn when the region is known,
+/// and is good for that epoch of the region alone. Another peer may come and go before the next
+/// attempt, and a store takes no peer with a smaller id than one that has left it.
+async fn add_learner(
+    around: &Surroundings,
+    placement: &PlacementClient,
+    region: RegionId,
+    joining: Seat,
+) -> Option<Seat> {
+    let until = tokio::time::Instant::now() + PATIENCE;
+    while tokio::time::Instant::now() < until {
+        if let Some(known) = known(around, region) {
+            let seat = with_id(placement, joining).await?;
+            if ask(around, &known, vec![PeerChange::AddLearner(seat)]).await {
+                return Some(seat);
+            }
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+    None
+}
+
 /// Asks until it is done, for some seconds.
 async fn insist(around: &Surroundings, region: RegionId, changes: &[PeerChange]) -> bool {
     let until = tokio::time::Instant::now() + PATIENCE;
     while tokio::time::Instant::now() < until {
-        if ask(around, region, changes.to_vec()).await {
+        if let Some(known) = known(around, region)
+            && ask(around, &known, changes.to_vec()).await
+        {
             return true;
         }
         tokio::time::sleep(AGAIN).await;
     }
     false
+}
+
+/// A region as its leader knows it.
+fn known(around: &Surroundings, region: RegionId) -> Option<Arc<Region>> {
+    let replica = leader_of(around, region)?.delegates().get(region)?;
+    Some(replica.descriptor())
 }
 
 /// The store that leads a region.
@@ -170,12 +201,11 @@ async fn is_caught_up(around: &Surroundings, region: RegionId, joining: Seat) ->
     voters >= 3 && status.progress.iter().any(replicates)
 }
 
-/// Asks the leader of a region for changes of its members, and returns whether they were made.
-async fn ask(around: &Surroundings, region: RegionId, changes: Vec<PeerChange>) -> bool {
+/// Asks the leader of a region for changes of its members, if the region is as it is known, and
+/// returns whether they were made.
+async fn ask(around: &Surroundings, known: &Region, changes: Vec<PeerChange>) -> bool {
+    let region = known.id;
     let Some(store) = leader_of(around, region) else { return false };
-    let Some(known) = store.delegates().get(region).map(|replica| replica.descriptor()) else {
-        return false;
-    };
     // Placement removes learners that it does not need, and a peer that has left does not come back.
     let is_member = |seat: &Seat| known.peer(seat.peer).is_some();
     let is_possible = changes.iter().all(|change| match change {

@@ -335,6 +335,16 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_is_not_added_when_another_has_come_and_gone_since_its_id_was_drawn() {
+        let mut set = set();
+        set.admit(add_replica(1, 2)).unwrap();
+        let mut later = report(1, "", "").build();
+        later.region.epoch.conf_ver += 2;
+        assert_eq!(set.on_report(&later, Time::from_millis(1)), None);
+        assert!(matches!(set.last_finished(RegionId(1)).unwrap().status, Status::Cancelled(_)));
+    }
+
+    #[test]
     fn an_operator_without_progress_ends_at_its_timeout() {
         let mut set = set();
         set.admit(add_replica(1, 2)).unwrap();
