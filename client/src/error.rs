@@ -18,9 +18,9 @@ use tokio::time::Instant;
 /// | what to do | variants |
 /// |---|---|
 /// | correct the addresses | [`Address`](Self::Address), [`NoEndpoints`](Self::NoEndpoints), [`NoPlacement`](Self::NoPlacement), [`ClusterMismatch`](Self::ClusterMismatch) |
-/// | correct the request | [`Refused`](Self::Refused), [`TooLarge`](Self::TooLarge), [`NoStore`](Self::NoStore), [`NoSuchRegion`](Self::NoSuchRegion), [`NoReplica`](Self::NoReplica), [`KeyOutside`](Self::KeyOutside), and, as the reason in it says, [`RegionRefused`](Self::RegionRefused) and [`PlacementRefused`](Self::PlacementRefused) |
+/// | correct the request | [`Refused`](Self::Refused), [`TooLarge`](Self::TooLarge), [`NoStore`](Self::NoStore), [`NoSuchRegion`](Self::NoSuchRegion), [`NoReplica`](Self::NoReplica), [`KeyOutside`](Self::KeyOutside), [`TopRegion`](Self::TopRegion), and, as the reason in it says, [`RegionRefused`](Self::RegionRefused), [`NotReplaced`](Self::NotReplaced) and [`PlacementRefused`](Self::PlacementRefused) |
 /// | try again later, and look at the cluster if that does not help | [`PlacementUnreachable`](Self::PlacementUnreachable), [`Deadline`](Self::Deadline), [`NoRegion`](Self::NoRegion), [`NoLeader`](Self::NoLeader) |
-/// | find out what happened, then decide | [`OutcomeUnknown`](Self::OutcomeUnknown), and after a change by an operator [`NoAnswer`](Self::NoAnswer), [`NotTransferred`](Self::NotTransferred), [`NotReplaced`](Self::NotReplaced) |
+/// | find out what happened, then decide | [`OutcomeUnknown`](Self::OutcomeUnknown), and after a change by an operator [`NoAnswer`](Self::NoAnswer), [`ChangeUnknown`](Self::ChangeUnknown), [`NotTransferred`](Self::NotTransferred), [`ReplacementUnknown`](Self::ReplacementUnknown) |
 /// | report a bug, or look for a server that is not Esker's | [`PlacementAnswer`](Self::PlacementAnswer) |
 ///
 /// Keys are shown as text of at most 64 bytes of the key, by [`esker_rpc::display_key`], unless
@@ -278,11 +278,24 @@ pub enum ClientError {
         reason: String,
     },
 
-    /// A placement member was not replaced. If the reason is that the leader could not be asked, it
-    /// is not known whether the member will be replaced.
+    /// A placement member was not replaced. If the leader's reason is that something is not
+    /// finished, the call may be repeated, and goes on from there.
     #[error("the member was not replaced: {reason}")]
     NotReplaced {
         /// The leader's reason, or why it could not be asked.
+        reason: String,
+    },
+
+    /// It is not known whether a placement member was replaced: a leader was asked, and no answer
+    /// of it arrived.
+    #[error(
+        "{name} may or may not have been replaced ({reason}): look at the members before trying \
+         again"
+    )]
+    ReplacementUnknown {
+        /// The member's name.
+        name: String,
+        /// What was said last.
         reason: String,
     },
 }

@@ -82,7 +82,7 @@ pub struct PlacementClient {
 
 struct Shared {
     cluster_id: u64,
-    leader: leader::Leader,
+    leader: Arc<leader::Leader>,
     timestamps: timestamps::Oracle,
 }
 
@@ -120,7 +120,7 @@ impl PlacementClient {
         let leader = leader::Leader::find(dialer, endpoints, cluster, deadline).await?;
         let shared = Arc::new_cyclic(|shared| Shared {
             cluster_id: leader.cluster_id(),
-            leader,
+            leader: Arc::new(leader),
             timestamps: timestamps::Oracle::new(shared.clone()),
         });
         Ok(PlacementClient { shared })
@@ -201,15 +201,24 @@ impl Shared {
         attempt: impl Future<Output = Result<T, Attempt>>,
     ) -> Result<T, Attempt> {
         let within = ATTEMPT_TIMEOUT.min(CALL_DEADLINE.saturating_sub(started.elapsed()));
-        tokio::select! {
+        let unanswered = self.leader.asked(current);
+        let ended = tokio::select! {
             biased;
-            answered = tokio::time::timeout(within, attempt) => answered.unwrap_or_else(|_| {
-                Err(Attempt::Again(format!("{}: no answer within {within:?}", current.address)))
-            }),
+            answered = tokio::time::timeout(within, attempt) => match answered {
+                Ok(answer) => {
+                    self.leader.answered();
+                    answer
+                }
+                Err(_) => {
+                    Err(Attempt::Again(format!("{}: no answer within {within:?}", current.address)))
+                }
+            },
             () = self.leader.left(current) => {
                 Err(Attempt::Again(format!("{} does not lead any more", current.address)))
             }
-        }
+        };
+        unanswered.is_over();
+        ended
     }
 
     /// Waits a moment and looks for the leader, or returns why there will be no further attempt.

@@ -85,25 +85,37 @@ impl AdminClient {
     /// the leader cannot be asked, another one is asked, for up to 10 s.
     ///
     /// # Errors
-    /// [`ClientError::NotReplaced`] if the leader refuses, or cannot be asked.
+    /// [`ClientError::NotReplaced`] if the leader refuses, or cannot be asked;
+    /// [`ClientError::ReplacementUnknown`] if a leader was asked whose answer did not arrive.
     pub async fn replace_member(&self, name: &str) -> Result<ReplacedMember, ClientError> {
         let began = Instant::now();
+        let mut unknown = false;
+        let failed = |unknown: bool, reason: String| match unknown {
+            true => ClientError::ReplacementUnknown { name: name.to_owned(), reason },
+            false => ClientError::NotReplaced { reason },
+        };
         loop {
-            match self.try_replace(name).await {
+            match self.try_replace(name, &mut unknown).await {
                 Ok(answer) if answer.refusal.is_empty() => {
                     let id = |member: Option<wire::GroupMember>| member.map_or(0, |m| m.id);
                     let (removed, added) = (id(answer.removed), id(answer.added));
                     return Ok(ReplacedMember { removed, added });
                 }
-                Ok(answer) => return Err(ClientError::NotReplaced { reason: answer.refusal }),
+                // Also the refusal to do again what an earlier attempt may have done.
+                Ok(answer) => return Err(failed(unknown, answer.refusal)),
                 // The leader has just changed. The new leader continues where the old one was.
                 Err(_) if began.elapsed() < REPLACE_WITHIN => sleep(REPLACE_AGAIN).await,
-                Err(reason) => return Err(ClientError::NotReplaced { reason }),
+                Err(reason) => return Err(failed(unknown, reason)),
             }
         }
     }
 
-    async fn try_replace(&self, name: &str) -> Result<wire::ReplaceMemberResponse, String> {
+    /// Sets `unknown` if the leader was asked, and no answer of it arrived.
+    async fn try_replace(
+        &self,
+        name: &str,
+        unknown: &mut bool,
+    ) -> Result<wire::ReplaceMemberResponse, String> {
         let leader = self.placement.get_members().await.map_err(|error| error.to_string())?.leader;
         let address = leader.and_then(|leader| leader.client_urls.first().cloned());
         let address = address.ok_or("the placement driver has no leader; try again")?;
@@ -112,6 +124,7 @@ impl AdminClient {
         let channel = connect(self.placement.dialer(), &address, |endpoint| endpoint).await?;
         let request = wire::ReplaceMemberRequest { name: name.to_owned() };
         let answer = FoundingClient::new(channel).replace(request).await;
+        *unknown |= answer.is_err();
         answer.map(tonic::Response::into_inner).map_err(|status| status.message().to_owned())
     }
 }

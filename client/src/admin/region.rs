@@ -118,17 +118,22 @@ impl AdminClient {
         to: StoreId,
         patience: Duration,
     ) -> Result<(), ClientError> {
-        let deadline = Instant::now() + patience;
-        while Instant::now() < deadline {
+        // None if it never comes.
+        let deadline = Instant::now().checked_add(patience);
+        let mut is_ordered = false;
+        loop {
             let found = self.region(region).await?;
             self.check_replica(&found.region, to).await?;
+            if found.leader.is_some_and(|leader| leader.store == to) {
+                return Ok(());
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Err(ClientError::NotTransferred { region, store: to, waited: patience });
+            }
             let Some(leader) = found.leader else {
                 sleep(LOOK_AGAIN).await;
                 continue;
             };
-            if leader.store == to {
-                return Ok(());
-            }
             let request = wire::TransferLeaderRequest {
                 region_id: region.0,
                 region_epoch: Some(found.region.epoch.into()),
@@ -136,13 +141,23 @@ impl AdminClient {
             };
             let answer = self.store(leader.store).await?.transfer_leader(request).await?;
             match answer.region_error {
-                None => sleep(LOOK_AGAIN).await,
+                None => {
+                    is_ordered = true;
+                    sleep(LOOK_AGAIN).await;
+                }
                 Some(error) => {
-                    look_again_or_fail("the transfer of leadership", region, error).await?;
+                    let looked = look_again_or_fail("the transfer of leadership", region, error);
+                    match looked.await {
+                        // The order that was accepted may still be carried out.
+                        Err(ClientError::RegionRefused { .. }) if is_ordered => {
+                            sleep(LOOK_AGAIN).await
+                        }
+                        Err(error) => return Err(error),
+                        Ok(_) => {}
+                    }
                 }
             }
         }
-        Err(ClientError::NotTransferred { region, store: to, waited: patience })
     }
 
     async fn check_replica(&self, region: &Region, store: StoreId) -> Result<(), ClientError> {

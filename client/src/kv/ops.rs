@@ -104,23 +104,29 @@ impl KvClient {
     ///
     /// It is not sent again once it may have been applied, because the repetition could find the
     /// value that the first attempt wrote. So [`ClientError::OutcomeUnknown`] is to be expected
-    /// more often than from other writes. Where no value is written twice, a second swap settles
-    /// it:
+    /// more often than from other writes. Where no value is written twice, a second swap
+    /// settles it, unless somebody else has written since:
     ///
     /// ```no_run
     /// # use esker_client::{ClientError, KvClient};
     /// use bytes::Bytes;
     ///
     /// /// Whether the key's value became `next`, which no other write of the key ever contains.
-    /// async fn swap(client: &KvClient, now: Bytes, next: Bytes) -> Result<bool, ClientError> {
+    /// /// `None` if that cannot be said any more, because the key has a third value by now.
+    /// async fn swap(
+    ///     client: &KvClient,
+    ///     now: Bytes,
+    ///     next: Bytes,
+    /// ) -> Result<Option<bool>, ClientError> {
     ///     match client.compare_and_swap("counter", Some(now.clone()), next.clone()).await {
-    ///         Ok(swap) => Ok(swap.swapped),
+    ///         Ok(swap) => Ok(Some(swap.swapped)),
     ///         Err(ClientError::OutcomeUnknown { .. }) => {
     ///             // Of the two attempts at most one takes effect, in whatever order they come. An
     ///             // error here leaves the outcome unknown, whichever error it is.
     ///             let again = client.compare_and_swap("counter", Some(now), next.clone()).await?;
     ///             // Otherwise another value came instead of `next`, or after it.
-    ///             Ok(again.swapped || again.previous == Some(next))
+    ///             let is_next = again.swapped || again.previous == Some(next);
+    ///             Ok(is_next.then_some(true))
     ///         }
     ///         Err(error) => Err(error),
     ///     }

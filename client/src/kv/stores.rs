@@ -8,6 +8,7 @@ use esker_model::StoreId;
 use esker_rpc::channel;
 use esker_rpc::procedures::{Batched, BatchedReply};
 use esker_rpc::proto::metapb::StoreState;
+use esker_rpc::proto::pdpb::ErrorType;
 use esker_rpc::proto::tikvpb::BatchCommandsEmptyRequest;
 use esker_rpc::proto::tikvpb::tikv_client::TikvClient;
 use esker_rpc::server::MAX_MESSAGE_BYTES;
@@ -111,7 +112,10 @@ impl Stores {
         let (described, _) = match self.placement.get_store(store).await {
             Ok(found) => found,
             // A region's peers may name a store before placement knows it.
-            Err(error @ ClientError::NoStore { .. }) => {
+            Err(
+                error @ (ClientError::NoStore { .. }
+                | ClientError::PlacementRefused { kind: ErrorType::EntryNotFound, .. }),
+            ) => {
                 return Err(SendError::NotSent(error.to_string()));
             }
             Err(error) => return Err(SendError::Final(error)),

@@ -8,6 +8,8 @@
 //! another member is found to lead.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use esker_rpc::backoff::Backoff;
@@ -18,6 +20,7 @@ use esker_rpc::repeat::Repeated;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::Code;
@@ -47,9 +50,49 @@ pub(super) struct Leader {
     dialer: Dialer,
     cluster_id: u64,
     known: watch::Sender<Known>,
-    /// When the latest search began. The lock is held by the task that searches, so that a hundred
-    /// failed calls make one search.
+    /// When the latest search that was not cut short began. The lock is held by the task that
+    /// searches, so that a hundred failed calls make one search.
     looking: tokio::sync::Mutex<Option<Instant>>,
+    /// When the leader last answered a call.
+    heard: Mutex<Option<Instant>>,
+    /// Whether a task waits to find out if the leader is silent: see [`Unanswered`].
+    watching: AtomicBool,
+}
+
+/// A call on the leader that waits for its answer. If its caller gives up first, which it may do
+/// sooner than anybody suspects a leader, the leader is doubted all the same, unless another call
+/// is answered meanwhile. Otherwise a client of hasty callers would stay with a frozen leader for
+/// ever.
+pub(super) struct Unanswered<'a> {
+    leader: &'a Arc<Leader>,
+    generation: u64,
+    since: Instant,
+    is_over: bool,
+}
+
+impl Unanswered<'_> {
+    /// The attempt ended by itself.
+    pub(super) fn is_over(mut self) {
+        self.is_over = true;
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        let Ok(runtime) = Handle::try_current() else { return };
+        if self.is_over || self.leader.watching.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let (leader, generation, since) = (self.leader.clone(), self.generation, self.since);
+        runtime.spawn(async move {
+            tokio::time::sleep_until(since + SUSPICION).await;
+            let is_silent = leader.heard.lock().is_none_or(|heard| heard < since);
+            if is_silent {
+                leader.doubt(generation).await;
+            }
+            leader.watching.store(false, Ordering::Relaxed);
+        });
+    }
 }
 
 struct Known {
@@ -138,6 +181,8 @@ impl Leader {
                         cluster_id: found.cluster_id,
                         known: watch::Sender::new(Known { endpoints, current }),
                         looking: tokio::sync::Mutex::default(),
+                        heard: Mutex::default(),
+                        watching: AtomicBool::new(false),
                     });
                 }
                 Ok(Err(Miss::Fatal(error))) => return Err(error),
@@ -199,10 +244,11 @@ impl Leader {
         if current.generation != generation || looked {
             return;
         }
-        *looking = Some(Instant::now());
-        let mut reason = None;
+        let (began, mut reason) = (Instant::now(), None);
         let sought = Sought::Only(self.cluster_id);
-        match look(&self.dialer, &endpoints, sought, &mut reason).await {
+        let found = look(&self.dialer, &endpoints, sought, &mut reason).await;
+        *looking = Some(began);
+        match found {
             Ok(found) if !failed && current.is_same_member(found.member, &found.address) => {}
             Ok(found) => self.known.send_modify(|known| {
                 known.endpoints = merge(found.endpoints, endpoints);
@@ -216,6 +262,17 @@ impl Leader {
             Err(Miss::Again) => tracing::debug!(?reason, "no placement leader found"),
             Err(Miss::Fatal(error)) => complain("no placement leader found", &error),
         }
+    }
+
+    /// A call on the leader begins.
+    pub(super) fn asked(self: &Arc<Self>, current: &Current) -> Unanswered<'_> {
+        let (generation, since) = (current.generation, Instant::now());
+        Unanswered { leader: self, generation, since, is_over: false }
+    }
+
+    /// The leader has answered a call.
+    pub(super) fn answered(&self) {
+        *self.heard.lock() = Some(Instant::now());
     }
 
     /// Completes when another member than that of `current` is known to lead.

@@ -129,6 +129,22 @@ async fn a_change_that_may_have_been_made_is_not_reported_as_refused_and_not_sen
 }
 
 #[tokio::test]
+async fn a_replacement_that_may_have_been_made_is_not_reported_as_refused() {
+    let refused = || Some("nothing is to be replaced".to_owned());
+    let replacements = [refused(), None, refused()].into();
+    let (admin, _) = serve(Script { replacements, ..one_region() }).await;
+    let error = admin.replace_member("placement-1").await.expect_err("it is a member");
+    assert_eq!(error.to_string(), "the member was not replaced: nothing is to be replaced");
+    // The first answer does not arrive, and the second may be due to what the first call did.
+    let error = admin.replace_member("placement-1").await.expect_err("unknown");
+    assert_eq!(
+        error.to_string(),
+        "placement-1 may or may not have been replaced (nothing is to be replaced): look at the \
+         members before trying again"
+    );
+}
+
+#[tokio::test]
 async fn a_split_key_outside_the_region_is_refused_with_its_range_before_anything_is_sent() {
     let (admin, script) = serve(one_region()).await;
     for outside in ["a", "g"] {

@@ -590,6 +590,21 @@ async fn everything_leaves_a_leader_that_is_silent_for_the_one_that_took_its_pla
 }
 
 #[tokio::test]
+async fn callers_that_give_up_soon_leave_a_silent_leader_too() {
+    let placement = Placement::start(&World::new(1), 3).await;
+    let client = placement.connect().await;
+    client.alloc_id(1).await.expect("ids");
+    placement.freeze(0);
+    placement.elect(1);
+    let asked = async {
+        let hasty = Duration::from_millis(200);
+        while tokio::time::timeout(hasty, client.alloc_id(1)).await.is_err() {}
+    };
+    in_time("the next leader is asked", asked).await;
+    assert_eq!(client.leader_address(), placement.endpoint(1));
+}
+
+#[tokio::test]
 async fn a_leader_that_was_silent_for_a_moment_keeps_its_clients() {
     let placement = Placement::start(&World::new(1), 3).await;
     let client = placement.connect().await;

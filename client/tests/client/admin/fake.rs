@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use esker_client::{AdminClient, PlacementClient};
 use esker_rpc::proto::esker::admin_server::{Admin, AdminServer};
+use esker_rpc::proto::esker::founding_server::{Founding, FoundingServer};
 use esker_rpc::proto::pdpb::pd_server::{Pd, PdServer};
 use esker_rpc::proto::{errorpb, esker as wire, metapb, pdpb};
 use futures_util::{Stream, StreamExt};
@@ -28,6 +29,8 @@ pub struct Script {
     /// What came of a split, and how often placement is asked for a region that it does not know
     /// before it hears of these.
     pub unheard: (Vec<pdpb::Region>, usize),
+    /// Answers to the next replacements of a member: a refusal, or none that arrives.
+    pub replacements: VecDeque<Option<String>>,
     /// Whether a transfer of leadership that was accepted does not happen.
     pub transfers_fail: bool,
     /// How often regions were asked for by range, and how often a change was asked for.
@@ -77,7 +80,8 @@ pub async fn serve(script: Script) -> (AdminClient, Arc<Mutex<Script>>) {
     let fake = Fake { address: address.clone(), script: Arc::clone(&script) };
     let server = tonic::transport::Server::builder()
         .add_service(PdServer::new(fake.clone()))
-        .add_service(AdminServer::new(fake))
+        .add_service(AdminServer::new(fake.clone()))
+        .add_service(FoundingServer::new(fake))
         .serve_with_incoming(TcpListenerStream::new(listener));
     tokio::spawn(server);
     let placement = PlacementClient::connect(vec![address]).await.expect("the server listens");
@@ -271,5 +275,27 @@ impl Admin for Fake {
             term: 5,
             ..Default::default()
         }))
+    }
+}
+
+#[tonic::async_trait]
+impl Founding for Fake {
+    async fn stage(
+        &self,
+        _: Request<wire::MemberStageRequest>,
+    ) -> Result<Response<wire::MemberStage>, Status> {
+        Err(Status::unimplemented("nobody joins"))
+    }
+
+    async fn replace(
+        &self,
+        _: Request<wire::ReplaceMemberRequest>,
+    ) -> Result<Response<wire::ReplaceMemberResponse>, Status> {
+        match self.script.lock().replacements.pop_front().flatten() {
+            Some(refusal) => {
+                Ok(Response::new(wire::ReplaceMemberResponse { refusal, ..Default::default() }))
+            }
+            None => Err(Status::unavailable("it hung up")),
+        }
     }
 }
