@@ -32,6 +32,8 @@ use crate::statistics::EngineStatistics;
 
 /// The mark's key in the family `meta`. It sorts below every record about regions.
 const MARK: &[u8] = b"\0mark";
+/// The key in the family `meta` of the newest point in the order of the writes.
+const POINT: &[u8] = b"\0point";
 
 /// A handle on the open engine. Clones share the engine, which closes when the last handle,
 /// snapshot and iterator is dropped.
@@ -120,6 +122,25 @@ impl KvEngine {
         shared.db.get_cf_opt(shared.family(cf), key, &options).map_err(shared.at.error("a read"))
     }
 
+    /// Sets a point in the order of the writes. When the point is durable, all writes that returned
+    /// before this call are. Points ascend.
+    pub fn set_point(&self, number: u64) -> Result<(), EngineError> {
+        let mut batch = KvBatch::new();
+        batch.put(Cf::Meta, POINT, &number.to_be_bytes());
+        self.write(&batch)
+    }
+
+    /// The newest point that a crash at this moment would leave, or 0. Reads the disk.
+    pub fn durable_point(&self) -> Result<u64, EngineError> {
+        let stored = self.get_durable(Cf::Meta, POINT)?;
+        Ok(stored.and_then(|stored| stored.try_into().ok()).map_or(0, u64::from_be_bytes))
+    }
+
+    /// How many changes the engine has seen. It grows with every write.
+    pub fn sequence(&self) -> u64 {
+        self.shared.db.latest_sequence_number()
+    }
+
     /// Reads many keys of one family at once, in the order given.
     pub fn get_many<K: AsRef<[u8]>>(
         &self,
@@ -177,11 +198,12 @@ impl KvEngine {
     /// stay at their path until the caller removes them, so that an interrupted ingestion can be
     /// repeated. On a disk the engine links the files and copies no byte.
     ///
-    /// The memtables are persisted first, so that the files do not outlive earlier writes. Each
-    /// family's files are durable at once, but the families follow one after the other. So a caller
-    /// that needs all of them first records its intention durably, and starts over after a crash.
+    /// Each family's files are durable at once, but the families follow one after the other, and
+    /// the files may outlive writes that were made before. So a caller first records its intention
+    /// durably, keeps the files until all its writes are durable, and starts over after a crash.
+    /// Only memtables that hold a key or a deletion inside the range of a file are flushed, because
+    /// what they hold would win over the file.
     pub fn ingest(&self, files: Vec<SstFile>) -> Result<(), EngineError> {
-        self.persist()?;
         let shared = &self.shared;
         let mut options = IngestExternalFileOptions::default();
         options.set_move_files(matches!(shared.options.environment, Environment::Disk));

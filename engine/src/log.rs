@@ -14,6 +14,7 @@
 //! | `01`                         | the mark of the data directory             |
 //! | `02` group (8 bytes)         | the group's raft state                     |
 //! | `03` group, index (8 bytes)  | the entry                                  |
+//! | `04` number (8 bytes)        | a note of the store's journal              |
 //!
 //! Values are the caller's bytes. RocksDB's checksums guard them: WAL records are checked when the
 //! engine opens, a block whenever it is read.
@@ -38,9 +39,11 @@ use crate::statistics::EngineStatistics;
 const MARK: u8 = 0x01;
 const STATE: u8 = 0x02;
 const ENTRY: u8 = 0x03;
+const NOTE: u8 = 0x04;
 
 const STATE_KEY_BYTES: usize = 1 + 8;
 const ENTRY_KEY_BYTES: usize = 1 + 8 + 8;
+const NOTE_KEY_BYTES: usize = 1 + 8;
 
 /// The most entries that are deleted one by one. A range deletion is a single record, however long
 /// the range, but it slows down every later read of its memtable.
@@ -59,6 +62,12 @@ fn entry_key(group: u64, index: u64) -> [u8; ENTRY_KEY_BYTES] {
     let mut key = [ENTRY; ENTRY_KEY_BYTES];
     key[1..9].copy_from_slice(&group.to_be_bytes());
     key[9..].copy_from_slice(&index.to_be_bytes());
+    key
+}
+
+fn note_key(number: u64) -> [u8; NOTE_KEY_BYTES] {
+    let mut key = [NOTE; NOTE_KEY_BYTES];
+    key[1..].copy_from_slice(&number.to_be_bytes());
     key
 }
 
@@ -86,6 +95,8 @@ struct LogShared {
     at: Location,
     /// Every change up to this sequence number is synced.
     synced: AtomicU64,
+    /// Bytes that were written since the log was opened.
+    written: AtomicU64,
 }
 
 impl LogShared {
@@ -127,7 +138,8 @@ impl LogEngine {
         .map_err(|error| at.open_error(error))?;
         // Everything in a log that was just opened comes from the disk.
         let synced = AtomicU64::new(db.latest_sequence_number());
-        Ok(LogEngine { shared: Arc::new(LogShared { db, at, synced }) })
+        let written = AtomicU64::new(0);
+        Ok(LogEngine { shared: Arc::new(LogShared { db, at, synced, written }) })
     }
 
     /// Makes the batch durable, all of it or nothing. After an error the store has to stop, because
@@ -142,6 +154,7 @@ impl LogEngine {
         let before = self.shared.db.latest_sequence_number();
         self.shared.write(&batch.0, !broken!(LogIsSynced))?;
         self.shared.synced.fetch_max(before, Ordering::Release);
+        self.shared.written.fetch_add(batch.bytes() as u64, Ordering::Relaxed);
         metrics::histogram!("esker_engine_log_write_seconds").record(started.elapsed());
         metrics::counter!("esker_engine_log_write_bytes_total").increment(batch.bytes() as u64);
         Ok(())
@@ -211,6 +224,37 @@ impl LogEngine {
             iter.next();
         }
         self.check(&iter)
+    }
+
+    /// Calls `visit` with every note of the journal, in the order of their numbers.
+    pub fn notes(&self, mut visit: impl FnMut(u64, Bytes)) -> Result<(), EngineError> {
+        let mut iter = self.shared.iter(&[NOTE], &[NOTE + 1]);
+        iter.seek_to_first();
+        while let Some((key, value)) = iter.item() {
+            let Some(number) = last_number(key).filter(|_| key.len() == NOTE_KEY_BYTES) else {
+                let reason = format!("{} is no key of a note", key.escape_ascii());
+                return Err(self.shared.at.corruption("the reading of notes", reason));
+            };
+            visit(number, Bytes::copy_from_slice(value));
+            iter.next();
+        }
+        self.check(&iter)
+    }
+
+    /// Drops the notes `[from, to)`. The deletion is not synced: after a crash the notes may be
+    /// back.
+    pub fn forget_notes(&self, from: u64, to: u64) -> Result<(), EngineError> {
+        let mut batch = LogBatch::new();
+        batch.delete_numbers(from, to, note_key);
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.shared.write(&batch.0, false)
+    }
+
+    /// About the bytes that were written since the log was opened.
+    pub fn written_bytes(&self) -> u64 {
+        self.shared.written.load(Ordering::Relaxed)
     }
 
     /// How many handles keep the log open, this one included.
@@ -300,13 +344,23 @@ impl LogBatch {
     /// Deletes the entries `[from, to)`: a stale tail, or what was applied long
     /// ago.
     pub fn cut(&mut self, group: u64, from: u64, to: u64) {
+        self.delete_numbers(from, to, |index| entry_key(group, index));
+    }
+
+    /// Deletes the keys of the numbers `[from, to)`.
+    fn delete_numbers<const N: usize>(&mut self, from: u64, to: u64, key: impl Fn(u64) -> [u8; N]) {
         if to.saturating_sub(from) > MAX_POINT_DELETES {
-            self.0.delete_range(FAMILY, &entry_key(group, from), &entry_key(group, to));
+            self.0.delete_range(FAMILY, &key(from), &key(to));
             return;
         }
-        for index in from..to {
-            self.0.delete(FAMILY, &entry_key(group, index));
+        for number in from..to {
+            self.0.delete(FAMILY, &key(number));
         }
+    }
+
+    /// Writes a note of the store's journal. Numbers ascend, and none is used twice.
+    pub fn note(&mut self, number: u64, note: &[u8]) {
+        self.0.put(FAMILY, &note_key(number), note);
     }
 
     pub fn put_state(&mut self, group: u64, state: &[u8]) {

@@ -93,16 +93,17 @@ impl DataDir {
 impl KvEngine {
     /// Records how far the log has come, so that an older copy of the log is detected. The record
     /// is durable with the next [`persist`](Self::persist). Engines without a directory have no
-    /// mark and need none.
+    /// mark and need none. Returns whether there was anything to record.
     ///
     /// # Errors
     /// When the disk fails.
-    pub fn note_log_sequence(&self, sequence: u64) -> Result<(), crate::EngineError> {
+    pub fn note_log_sequence(&self, sequence: u64) -> Result<bool, crate::EngineError> {
         match self.mark()? {
             Some(mark) if mark.log_sequence < sequence => {
-                self.put_mark(&Mark { log_sequence: sequence, ..mark })
+                self.put_mark(&Mark { log_sequence: sequence, ..mark })?;
+                Ok(true)
             }
-            _ => Ok(()),
+            _ => Ok(false),
         }
     }
 }

@@ -123,8 +123,18 @@ mod switch {
         SnapshotHasWhatItSays,
 
         // The shape of regions.
-        /// Broken: a split or a change of members is acted on before it is durable.
+        /// Broken: a split or a change of members is acted on before it is in the journal.
         ShapeIsDurable,
+        /// Broken: that a snapshot is being installed is not in the journal.
+        InstallationIsNoted,
+        /// Broken: that a peer left the store is not in the journal.
+        RemovalIsNoted,
+        /// Broken: the journal is dropped before what it speaks of is durable.
+        NotesWaitForFlush,
+        /// Broken: a note is dropped by a flush that began before the note was carried out.
+        OpenNoteIsKept,
+        /// Broken: the log of a region goes while regions that were split off it are not durable.
+        SplitsOutliveTheirLog,
         /// Broken: the part of a split that keeps the region's id keeps its range, too.
         PartsOfSplitAreDisjoint,
         /// Broken: a leader takes writes that were made for the region as it was before a split.

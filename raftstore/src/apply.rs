@@ -9,7 +9,7 @@
 mod admin;
 mod remembered;
 
-pub(crate) use admin::{bury, complete_installation};
+pub(crate) use admin::{Installation, bury, clear_range};
 pub(crate) use remembered::decode_snapshot;
 pub use remembered::records as remembered_records;
 
@@ -31,9 +31,10 @@ use crate::command::{
 };
 use crate::config::{APPLY_BATCH_BYTES, APPLY_TURN, StoreConfig};
 use crate::error::{RequestError, StoreError};
+use crate::journal::{Journal, Note};
 use crate::message::{
-    AdminResult, AppliedNotice, ApplyTask, Notice, Proposal, Reply, SwapResult, Waiter, Waiters,
-    WriteResult,
+    AdminResult, AppliedNotice, ApplyTask, Effect, Notice, Proposal, Reply, SwapResult, Waiter,
+    Waiters, WriteResult,
 };
 use crate::ranges::Ranges;
 use crate::raw_value::RawValue;
@@ -71,6 +72,10 @@ pub struct Applier {
     notices: Vec<Sender<Notice>>,
     regions: HashMap<RegionId, Progress>,
     batch: KvBatch,
+    journal: Arc<Journal>,
+    /// What the journal is told before the answers and notices leave. It is in the engine, or in
+    /// the batch.
+    notes: Vec<Note>,
     answers: Vec<Answer>,
     /// Regions with entries in the batch whose workers have not been told.
     touched: Vec<AppliedNotice>,
@@ -95,6 +100,8 @@ impl Applier {
             notices: shared.notices.clone(),
             regions: HashMap::new(),
             batch: KvBatch::new(),
+            journal: shared.journal.clone(),
+            notes: Vec::new(),
             answers: Vec::new(),
             touched: Vec::new(),
             remembered_writes,
@@ -174,9 +181,14 @@ impl Applier {
         let _ = self.notices[worker_of(region, self.notices.len())].send(notice);
     }
 
-    /// Writes the batch; then answers, and tells the workers.
+    /// Writes the batch, and the journal where regions changed; then answers, and tells the
+    /// workers.
     fn flush(&mut self) -> Result<(), StoreError> {
         self.write_batch()?;
+        if !self.notes.is_empty() {
+            let notes = std::mem::take(&mut self.notes);
+            self.journal.write(&notes)?;
+        }
         for answer in self.answers.drain(..) {
             // A caller who has gone needs no answer.
             match answer {
@@ -487,6 +499,22 @@ impl Applier {
             progress.dirty = false;
         }
         self.write_batch()
+    }
+
+    /// Applies entries that were applied before a crash. Returns what they did to the shape of
+    /// regions. Nobody waits for them, and the journal has them.
+    pub(crate) fn replay(
+        &mut self,
+        region: &Region,
+        applied: Applied,
+        entries: Entries,
+    ) -> Result<Vec<Effect>, StoreError> {
+        let id = region.id;
+        self.take(ApplyTask::Register { region: region.clone(), generation: 0, applied })?;
+        self.apply_entries(id, 0, entries, Vec::new())?;
+        self.write_batch()?;
+        self.notes.clear();
+        Ok(self.touched.drain(..).flat_map(|notice| notice.effects).collect())
     }
 
     fn take_snapshot(

@@ -60,6 +60,11 @@ pub const MAX_REMEMBERED_IN_MEMORY: usize = 1 << 20;
 /// Peers of one worker that wait for their region's data: more are created when those have it.
 pub const MAX_EMPTY_PEERS: usize = 4 << 10;
 
+/// How often the flusher looks whether there is need for a flush.
+pub const FLUSH_LOOK: Duration = Duration::from_secs(1);
+/// Looks whose writes may wait for a flush: past it, the next writes count with the last of them.
+pub const MAX_POINTS: usize = 4 << 10;
+
 /// What an operator may tune.
 #[derive(Clone, Debug)]
 pub struct StoreConfig {
@@ -80,6 +85,13 @@ pub struct StoreConfig {
     pub log_gc_threshold: u64,
     /// A follower this many entries behind is no longer waited for; it will need a snapshot.
     pub log_gc_max_lag: u64,
+    /// Data that was applied so long ago is flushed, so that the log need not bring it back.
+    pub flush_after: Duration,
+    /// The same for a snapshot that was installed, whose files stay until then.
+    pub flush_files_after: Duration,
+    /// When so many bytes were written to the log since the oldest data that is not flushed, that
+    /// is flushed, too.
+    pub flush_log_bytes: u64,
     /// See [`MAX_REMEMBERED_WRITES`]. Not to be tuned: tests set it, for all stores alike.
     pub remembered_writes: usize,
     /// See [`MAX_REMEMBERED_IN_MEMORY`].
@@ -113,6 +125,9 @@ impl Default for StoreConfig {
             log_gc_interval: Duration::from_secs(3),
             log_gc_threshold: 4096,
             log_gc_max_lag: 100_000,
+            flush_after: Duration::from_secs(300),
+            flush_files_after: Duration::from_secs(10),
+            flush_log_bytes: 256 << 20,
             remembered_writes: MAX_REMEMBERED_WRITES,
             remembered_in_memory: MAX_REMEMBERED_IN_MEMORY,
             seed: rand::random(),

@@ -6,14 +6,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{RecvTimeoutError, Sender, after, never};
+use crossbeam_channel::{Sender, after, never};
 use esker_engine::KvEngine;
 use esker_model::Clock;
 
+use crate::config::FLUSH_LOOK;
 use crate::error::StoreError;
+use crate::flusher::Flusher;
 use crate::message::Notice;
 use crate::router::StoreHandle;
-use crate::store::{Flusher, Store};
+use crate::store::Store;
 use crate::worker::Worker;
 
 /// A store whose parts run. Dropping it stops them.
@@ -116,7 +118,10 @@ impl RunningStore {
         }
         let stopped = handle.stopped.clone();
         let flush_stopped = stopped.clone();
-        spawn("flush".into(), Box::new(move || run_flusher(flusher, &flush_stopped, &watched)))?;
+        spawn(
+            "flush".into(),
+            Box::new(move || run_flusher(flusher, &*clock, &flush_stopped, &watched)),
+        )?;
         let notices = shared.notices.clone();
         let kv = shared.kv.clone();
         Ok(RunningStore { handle, notices, threads, stopped, kv })
@@ -159,6 +164,8 @@ impl RunningStore {
         // The workers go and take the senders of the other parts' queues with
         // them: those end when their queues are empty.
         for thread in self.threads.drain(..) {
+            // The flusher waits for nothing but the time.
+            thread.thread().unpark();
             if thread.join().is_err() {
                 tracing::error!("a thread of store {} had panicked", self.handle.store_id());
             }
@@ -195,19 +202,11 @@ fn run_worker(mut worker: Worker, clock: &dyn Clock, watched: &Watched) {
     }
 }
 
-fn run_flusher(mut flusher: Flusher, stopped: &AtomicBool, watched: &Watched) {
-    /// How soon the thread sees that the store stops.
-    const LOOK: Duration = Duration::from_millis(200);
-    let asked = flusher.channel().clone();
+fn run_flusher(mut flusher: Flusher, clock: &dyn Clock, stopped: &AtomicBool, watched: &Watched) {
     while !stopped.load(Ordering::Acquire) {
-        match asked.recv_timeout(LOOK) {
-            Ok(()) => {
-                if watched.must_go_on(flusher.flush()).is_none() {
-                    return;
-                }
-            }
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return,
+        if watched.must_go_on(flusher.turn(clock.now())).is_none() {
+            return;
         }
+        std::thread::park_timeout(FLUSH_LOOK);
     }
 }

@@ -14,9 +14,9 @@
 //! The `kv` engine may lose what it was last told; what is left is a consistent
 //! earlier state, and the log holds all that is needed to redo the rest. Three
 //! rules make that true. The applied index is written with the data it speaks of.
-//! A change of the regions themselves (split, membership, snapshot, removal) is
-//! made durable before anything acts on it. And the log is shortened only behind
-//! an applied index that is durable.
+//! A change of the regions themselves (split, membership, snapshot, removal) is in
+//! the [journal](crate::journal) before anything acts on it. And the log is shortened
+//! only behind an applied index that is durable.
 
 use bytes::{Buf, BufMut, Bytes};
 use esker_engine::{Cf, KvBatch, KvEngine, KvSnapshot, LogBatch, LogEngine};
@@ -68,14 +68,6 @@ pub fn bounds(range: &KeyRange) -> (&[u8], Option<&[u8]>) {
 #[derive(Clone, Debug, PartialEq)]
 pub enum RegionState {
     Normal(Region),
-    /// A received snapshot is being put in place; its files are in `files`, and
-    /// a restart begins the installation again from them.
-    Installing {
-        region: Region,
-        index: LogIndex,
-        term: Term,
-        files: String,
-    },
     /// The peer was removed. The record outlives the data, so that a message
     /// that was long under way does not bring the peer back, and so that a peer
     /// which waits for the vote of this one learns how far it knew to be committed.
@@ -95,14 +87,6 @@ impl RegionState {
                 out.push(0);
                 region
             }
-            RegionState::Installing { region, index, term, files } => {
-                out.push(1);
-                out.put_u64(index.0);
-                out.put_u64(term.0);
-                out.put_u16(u16::try_from(files.len()).expect("a file stem is short"));
-                out.put_slice(files.as_bytes());
-                region
-            }
             RegionState::Tombstone { region, peer, applied } => {
                 out.push(2);
                 out.put_u64(applied.index.0);
@@ -120,32 +104,18 @@ impl RegionState {
         check_format(WHAT, id, &mut stored)?;
         let short = || corrupt(WHAT, id, "it is cut short");
         let kind = stored.try_get_u8().map_err(|_| short())?;
-        let (mut installing, mut applied, mut removed) = (None, None, None);
-        if kind != 0 {
+        let mut removed = None;
+        if kind == 2 {
             let index = LogIndex(stored.try_get_u64().map_err(|_| short())?);
             let term = Term(stored.try_get_u64().map_err(|_| short())?);
-            applied = Some(Applied { index, term });
-        }
-        if let (1, Some(Applied { index, term })) = (kind, applied) {
-            let length = usize::from(stored.try_get_u16().map_err(|_| short())?);
-            let files = stored.get(..length).ok_or_else(short)?;
-            let files = String::from_utf8(files.to_vec()).map_err(|e| corrupt(WHAT, id, e))?;
-            stored.advance(length);
-            installing = Some((index, term, files));
-        }
-        if kind == 2 {
-            removed = Some(PeerId(stored.try_get_u64().map_err(|_| short())?));
+            let peer = PeerId(stored.try_get_u64().map_err(|_| short())?);
+            removed = Some((peer, Applied { index, term }));
         }
         let region = metapb::Region::decode(stored).map_err(|e| corrupt(WHAT, id, e))?;
         let region = Region::try_from(region).map_err(|e| corrupt(WHAT, id, e))?;
-        match (kind, installing, applied.zip(removed)) {
-            (0, None, None) => Ok(RegionState::Normal(region)),
-            (1, Some((index, term, files)), _) => {
-                Ok(RegionState::Installing { region, index, term, files })
-            }
-            (2, None, Some((applied, peer))) => {
-                Ok(RegionState::Tombstone { region, peer, applied })
-            }
+        match (kind, removed) {
+            (0, None) => Ok(RegionState::Normal(region)),
+            (2, Some((peer, applied))) => Ok(RegionState::Tombstone { region, peer, applied }),
             _ => Err(corrupt(WHAT, id, format!("unknown state {kind}"))),
         }
     }
@@ -208,6 +178,15 @@ pub fn region_state(kv: &KvEngine, id: RegionId) -> Result<Option<RegionState>, 
     stored.map(|stored| RegionState::decode(id, &stored)).transpose()
 }
 
+/// What a crash now would leave of a region.
+pub fn durable_region_state(
+    kv: &KvEngine,
+    id: RegionId,
+) -> Result<Option<RegionState>, StoreError> {
+    let stored = kv.get_durable(Cf::Meta, &key(REGION_PREFIX, id))?;
+    stored.map(|stored| RegionState::decode(id, &stored)).transpose()
+}
+
 /// The applied index as of a view of the engine.
 pub fn applied_in(kv: &KvSnapshot, id: RegionId) -> Result<Option<Applied>, StoreError> {
     let stored = kv.get(Cf::Meta, &key(APPLY_PREFIX, id))?;
@@ -216,12 +195,6 @@ pub fn applied_in(kv: &KvSnapshot, id: RegionId) -> Result<Option<Applied>, Stor
 
 pub fn applied(kv: &KvEngine, id: RegionId) -> Result<Option<Applied>, StoreError> {
     let stored = kv.get(Cf::Meta, &key(APPLY_PREFIX, id))?;
-    stored.map(|stored| Applied::decode(id, &stored)).transpose()
-}
-
-/// The applied index that would survive a crash now: what the log may be shortened behind.
-pub fn durable_applied(kv: &KvEngine, id: RegionId) -> Result<Option<Applied>, StoreError> {
-    let stored = kv.get_durable(Cf::Meta, &key(APPLY_PREFIX, id))?;
     stored.map(|stored| Applied::decode(id, &stored)).transpose()
 }
 
@@ -375,15 +348,9 @@ mod tests {
         for state in [
             RegionState::Normal(region.clone()),
             RegionState::Tombstone {
-                region: region.clone(),
+                region,
                 peer: PeerId(3),
                 applied: Applied { index: LogIndex(9), term: Term(7) },
-            },
-            RegionState::Installing {
-                region,
-                index: LogIndex(12),
-                term: Term(6),
-                files: "7-12".into(),
             },
         ] {
             assert_eq!(RegionState::decode(RegionId(7), &state.encode()).unwrap(), state);

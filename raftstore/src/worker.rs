@@ -20,6 +20,8 @@ use esker_rpc::repeat::Repeated;
 
 use crate::config::{INITIAL_INDEX, StoreConfig, WORKER_TURN};
 use crate::error::{RequestError, StoreError};
+use crate::flusher::Points;
+use crate::journal::Journal;
 use crate::message::{AppliedNotice, ApplyTask, Effect, Input, LogTask, Notice};
 use crate::outbox::Outbox;
 use crate::peer::{Outputs, Peer, PeerSeed};
@@ -42,8 +44,9 @@ pub(crate) struct Shared {
     pub log_tasks: Sender<LogTask>,
     pub apply_tasks: Vec<Sender<ApplyTask>>,
     pub notices: Vec<Sender<Notice>>,
-    /// Asks for the key-value engine's memory to be made durable.
-    pub flush: Sender<()>,
+    pub journal: Arc<Journal>,
+    /// How much of the key-value engine is durable.
+    pub points: Arc<Points>,
 }
 
 pub struct Worker {
@@ -138,14 +141,8 @@ impl Worker {
             self.scheduled.remove(&region);
             if let Some(peer) = self.peers.get_mut(&region) {
                 peer.tick(now);
-                if let Some(report) =
-                    peer.housekeep(now, &self.shared.config, &self.shared.kv, &mut self.out)?
-                {
+                if let Some(report) = peer.housekeep(now, &self.shared, &mut self.out)? {
                     self.shared.outbox.report_region(report);
-                }
-                if peer.waits_for_flush() {
-                    // Full means that a flush is asked for already.
-                    let _ = self.shared.flush.try_send(());
                 }
                 self.touched.insert(region);
             }

@@ -11,7 +11,7 @@ use esker::parts::{
 };
 use esker_client::PlacementClient;
 use esker_engine::{DataDir, EngineOptions, Engines, Ident, Kind, LogEngine};
-use esker_model::StoreId;
+use esker_model::{Clock, StoreId};
 use esker_placement::{MemberInfo, PlacementConfig, PlacementServer, ReplicatedState};
 use esker_raftstore::state::bootstrap_region;
 use esker_raftstore::{Parts, SnapshotReceiver, Store, StoreConfig, StoreError};
@@ -332,6 +332,8 @@ impl Machine {
             log_gc_interval: Duration::from_secs(1),
             log_gc_threshold: 20,
             log_gc_max_lag: 60,
+            flush_after: Duration::from_secs(4),
+            flush_files_after: Duration::from_secs(2),
             region_report_interval: Duration::from_secs(5),
             remembered_writes: self.remembered_writes,
             remembered_in_memory: self.remembered_writes.min(8),
@@ -419,8 +421,12 @@ impl Machine {
         data.begin(&engines).map_err(|error| said(&error))?;
         let book = Arc::new(MemberBook::new(members, record));
         let (leaders, leader) = watch::channel(RegionLeader::default());
-        let config =
-            StoreConfig { log_gc_interval: Duration::from_secs(1), ..parts::store_config() };
+        let config = StoreConfig {
+            log_gc_interval: Duration::from_secs(1),
+            flush_after: Duration::from_secs(4),
+            flush_files_after: Duration::from_secs(2),
+            ..parts::store_config()
+        };
         let audience = Audience::Member(leaders);
         let on = self
             .open_parts(around, store, data, engines, audience, config)
@@ -522,8 +528,8 @@ impl On {
                 0 if now >= stalls.disk => {
                     log_writer.turn()?;
                 }
-                1 if rng.random_bool(0.1) => {
-                    flusher.turn()?;
+                1 if now >= stalls.disk => {
+                    flusher.turn(Clock::now(clock))?;
                 }
                 0 | 1 => {}
                 part if part < 2 + workers.len() => {

@@ -228,7 +228,6 @@ fn leftovers(kv: &KvEngine, held: &[&Arc<Region>]) -> Result<(), String> {
         let is_held = held.iter().any(|held| held.id == region);
         let is_right = match &state {
             RegionState::Normal(_) => is_held,
-            RegionState::Installing { .. } => false,
             RegionState::Tombstone { .. } => !is_held,
         };
         if !is_right {

@@ -1,18 +1,20 @@
-//! Entries and tasks that change the regions themselves. Each is durable in the
-//! key-value engine before anybody acts on it: what a crash undoes is data, which
-//! the log brings back, never the shape of a region.
+//! Entries and tasks that change the regions themselves. Each is in the synced
+//! [journal](crate::journal) before anybody acts on it: what a crash undoes is data,
+//! which the log brings back, never the shape of a region.
 
 use esker_engine::{Cf, KvBatch, KvEngine};
 use esker_model::{Epoch, KeyRange, Peer, PeerChange, Region, RegionId};
 use esker_mutants::broken;
 use esker_raft::{ConfChange, PeerId, SnapshotMeta};
 use esker_rpc::proto::esker::command::RegionSnapshot as SnapshotData;
+use prost::Message as _;
 
 use super::remembered::{self, Remembered};
 use super::{Answer, Applier, Progress};
 use crate::command::{Body, Command, Split};
 use crate::door::split_fits;
 use crate::error::{RequestError, StoreError};
+use crate::journal::Note;
 use crate::message::{AdminResult, AppliedNotice, Effect, Notice, Waiters};
 use crate::region;
 use crate::snapshot::ReceivedSnapshot;
@@ -32,37 +34,63 @@ fn delete_range(batch: &mut KvBatch, range: &KeyRange) {
     }
 }
 
-/// Puts a received snapshot in the place of the region's data, from wherever an
-/// earlier attempt was interrupted: every step may be taken twice.
-pub(crate) fn complete_installation(
+/// A snapshot that takes the place of a region's data.
+pub(crate) struct Installation<'a> {
+    pub descriptor: &'a Region,
+    pub applied: Applied,
+    pub remembered: &'a SnapshotData,
+    pub files: &'a ReceivedSnapshot,
+}
+
+impl Installation<'_> {
+    /// Puts the snapshot in place. `before` is what the store held of the region. This may be done
+    /// again after it was interrupted anywhere.
+    pub fn carry_out(&self, kv: &KvEngine, before: Option<&Region>) -> Result<(), StoreError> {
+        let id = self.descriptor.id;
+        let mut batch = KvBatch::new();
+        if !broken!(InstallReplacesOldData) {
+            let range = &self.descriptor.range;
+            delete_what_is_there(kv, &mut batch, range)?;
+            if let Some(before) = before.filter(|before| before.range != *range) {
+                delete_what_is_there(kv, &mut batch, &before.range)?;
+            }
+        }
+        kv.write(&batch)?;
+        kv.ingest(self.files.files())?;
+        batch.clear();
+        state::put_region(&mut batch, id, &RegionState::Normal(self.descriptor.clone()));
+        if broken!(InstallationIsRecorded) {
+            state::put_applied(&mut batch, id, self.applied);
+        } else {
+            state::put_installed(&mut batch, id, self.applied);
+        }
+        if !broken!(TagsTravelInSnapshots) {
+            remembered::replace(&mut batch, id, self.remembered);
+        }
+        Ok(kv.write(&batch)?)
+    }
+}
+
+/// Removes a range's data. Where there is none, the batch stays as it is: a deletion in the
+/// memtable would have to be flushed before files are ingested there.
+fn delete_what_is_there(
     kv: &KvEngine,
-    descriptor: &Region,
-    applied: Applied,
-    files: &ReceivedSnapshot,
+    batch: &mut KvBatch,
+    range: &KeyRange,
 ) -> Result<(), StoreError> {
-    let id = descriptor.id;
-    let mut batch = KvBatch::new();
-    if !broken!(InstallReplacesOldData) {
-        delete_data(&mut batch, descriptor);
-    }
-    kv.write(&batch)?;
-    kv.ingest(files.files())?;
-    batch.clear();
-    state::put_region(&mut batch, id, &RegionState::Normal(descriptor.clone()));
-    if broken!(InstallationIsRecorded) {
-        state::put_applied(&mut batch, id, applied);
-    } else {
-        state::put_installed(&mut batch, id, applied);
-    }
-    kv.write(&batch)?;
-    kv.persist()?;
-    if !broken!(InstalledFilesAreRemoved) {
-        files.discard();
+    let (start, end) = bounds(range);
+    let view = kv.snapshot();
+    for cf in Cf::DATA {
+        let mut iter = view.iter(cf, start, end);
+        iter.seek_to_first();
+        if iter.valid()? {
+            batch.delete_range(cf, start, end);
+        }
     }
     Ok(())
 }
 
-/// Removes the data of a region's `range` and leaves a tombstone of `peer`, in one durable write.
+/// Removes the data of a region's `range` and leaves a tombstone of `peer`, in one write.
 pub(crate) fn bury(
     kv: &KvEngine,
     range: &Region,
@@ -78,9 +106,14 @@ pub(crate) fn bury(
     state::put_region(&mut batch, id, &RegionState::Tombstone { region: tombstone, peer, applied });
     state::delete_applied(&mut batch, id);
     remembered::delete(&mut batch, id);
-    kv.write(&batch)?;
-    kv.persist()?;
-    Ok(())
+    Ok(kv.write(&batch)?)
+}
+
+/// Removes what a split left to no region of the store.
+pub(crate) fn clear_range(kv: &KvEngine, range: &KeyRange) -> Result<(), StoreError> {
+    let mut batch = KvBatch::new();
+    delete_range(&mut batch, range);
+    Ok(kv.write(&batch)?)
 }
 
 impl Applier {
@@ -161,7 +194,7 @@ impl Applier {
             self.in_memory -= progress.remembered.take().map_or(0, |known| known.len());
             remembered::delete(&mut self.batch, id);
         }
-        self.persist_at(progress, at)?;
+        self.note_at(progress, at)?;
         progress.region = parent.clone();
         self.answer_admin(waiters, Ok(AdminResult { regions }));
         notice.effects.push(Effect::Split { index: at.index, parent, children: here, left });
@@ -187,9 +220,7 @@ impl Applier {
     /// split: its readers do not look for this data any more. After a crash before that, the data
     /// stays, unseen, until a region is installed in its place.
     pub(super) fn clear(&mut self, region: RegionId, range: KeyRange) -> Result<(), StoreError> {
-        let mut batch = KvBatch::new();
-        delete_range(&mut batch, &range);
-        self.kv.write(&batch)?;
+        clear_range(&self.kv, &range)?;
         self.tell(region, Notice::Cleared { range });
         Ok(())
     }
@@ -221,19 +252,34 @@ impl Applier {
             return Ok(());
         };
         state::put_region(&mut self.batch, next.id, &RegionState::Normal(next.clone()));
-        self.persist_at(progress, at)?;
+        self.note_at(progress, at)?;
         progress.region = next.clone();
         self.answer_admin(waiters, Ok(AdminResult { regions: vec![next.clone()] }));
         notice.effects.push(Effect::Changed { change, descriptor: next });
         Ok(())
     }
 
-    /// Writes the batch with this entry's applied index, and waits until it is durable.
-    fn persist_at(&mut self, progress: &mut Progress, at: Applied) -> Result<(), StoreError> {
+    /// Writes the batch with this entry's applied index. Before anybody hears of the entry, the
+    /// journal has it.
+    fn note_at(&mut self, progress: &mut Progress, at: Applied) -> Result<(), StoreError> {
         progress.applied = at;
         progress.dirty = true;
         self.write_batch_with(progress)?;
-        if !broken!(ShapeIsDurable) {
+        self.notes.push(Note::Committed { region: progress.region.id, index: at.index });
+        Ok(())
+    }
+
+    /// A region's log is about to go. The regions that were split off it begin with data that came
+    /// from there, so the splits must be durable in the key-value engine.
+    fn require_durable_splits(&self, region: &Region) -> Result<(), StoreError> {
+        let durable = match state::durable_region_state(&self.kv, region.id)? {
+            Some(RegionState::Normal(durable)) => durable.epoch.version,
+            Some(RegionState::Tombstone { .. }) | None => 0,
+        };
+        if durable != region.epoch.version
+            && region.is_initialized()
+            && !broken!(SplitsOutliveTheirLog)
+        {
             self.kv.persist()?;
         }
         Ok(())
@@ -245,7 +291,7 @@ impl Applier {
         generation: u64,
         meta: SnapshotMeta,
         descriptor: Region,
-        data: &SnapshotData,
+        remembered: &SnapshotData,
         files: &ReceivedSnapshot,
     ) -> Result<(), StoreError> {
         let Some(progress) = self.regions.get_mut(&region).filter(|p| p.generation == generation)
@@ -254,30 +300,21 @@ impl Applier {
             return Ok(());
         };
         let applied = Applied { index: meta.index, term: meta.term };
-        let mut batch = KvBatch::new();
-        // What lies outside of the new range goes with the intent: nobody else
-        // may have it before this installation is over.
-        let installing = RegionState::Installing {
-            region: descriptor.clone(),
-            index: meta.index,
-            term: meta.term,
-            files: files.record(),
-        };
-        state::put_region(&mut batch, region, &installing);
-        // With the intent, so that a restart that completes it needs nothing but the files.
-        if !broken!(TagsTravelInSnapshots) {
-            remembered::replace(&mut batch, region, data);
-        }
-        self.in_memory -= progress.remembered.take().map_or(0, |known| known.len());
-        if !broken!(InstallReplacesOldData) {
-            delete_data(&mut batch, &progress.region);
-        }
-        self.kv.write(&batch)?;
-        self.kv.persist()?;
-        complete_installation(&self.kv, &descriptor, applied, files)?;
-        progress.region = descriptor.clone();
+        let former = progress.remembered.take();
+        let before = std::mem::replace(&mut progress.region, descriptor.clone());
         progress.applied = applied;
         progress.dirty = false;
+        self.in_memory -= former.map_or(0, |known| known.len());
+        self.require_durable_splits(&before)?;
+        let intent = self.journal.intend(Note::Installing {
+            region: descriptor.clone(),
+            applied,
+            files: files.record(),
+            remembered: remembered.encode_to_vec().into(),
+        })?;
+        let snapshot = Installation { descriptor: &descriptor, applied, remembered, files };
+        snapshot.carry_out(&self.kv, Some(&before).filter(|before| before.is_initialized()))?;
+        self.journal.done(intent, files.clone());
         self.tell(region, Notice::Installed { region, generation, descriptor, meta });
         Ok(())
     }
@@ -304,7 +341,10 @@ impl Applier {
             last.epoch.conf_ver = tombstone_conf_ver;
             last.peers.clear();
         }
-        bury(&self.kv, &range, peer, last, progress.applied)?;
+        self.require_durable_splits(&range)?;
+        bury(&self.kv, &range, peer, last.clone(), progress.applied)?;
+        let applied = progress.applied;
+        self.journal.write(&[Note::Removed { region: range, peer, tombstone: last, applied }])?;
         self.tell(region, Notice::Destroyed { region, generation });
         Ok(())
     }

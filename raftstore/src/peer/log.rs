@@ -1,6 +1,6 @@
 //! The group's log on disk: what is read from it, appended to it, and dropped.
 
-use esker_engine::{KvEngine, LogBatch, LogEngine};
+use esker_engine::{LogBatch, LogEngine};
 use esker_model::RegionId;
 use esker_mutants::broken;
 use esker_raft::{
@@ -8,8 +8,8 @@ use esker_raft::{
 };
 
 use crate::config::StoreConfig;
-use crate::error::StoreError;
-use crate::state::{self, RaftState, decode_entry, durable_applied, encode_entry};
+use crate::flusher::Points;
+use crate::state::{Applied, RaftState, decode_entry, encode_entry};
 
 /// Reads entries that the group no longer keeps in memory.
 #[derive(Clone)]
@@ -62,16 +62,27 @@ pub struct StoredLog {
     /// index that is new by itself is not written: it is learnt again.
     state: RaftState,
     /// The prefix that the group has agreed to forget, by the last command of that kind which was
-    /// applied here. It waits until the key-value engine could not lose it any more, and then
-    /// goes, as it does when it is found to be forgotten already.
+    /// applied here. It goes as far as the key-value engine could not lose it any more, and waits
+    /// for that.
     may_truncate: Option<(LogIndex, Term)>,
+    /// How far the key-value engine has the region durably, as far as is known here, and the next
+    /// that will be known: when this point is durable.
+    durable: Option<Applied>,
+    next_durable: Option<(u64, Applied)>,
     /// When to look again whether the log may be shortened.
     next_look: Time,
 }
 
 impl StoredLog {
     pub fn new(region: RegionId, state: RaftState, next_look: Time) -> Self {
-        StoredLog { region, state, may_truncate: None, next_look }
+        StoredLog {
+            region,
+            state,
+            may_truncate: None,
+            durable: None,
+            next_durable: None,
+            next_look,
+        }
     }
 
     pub fn state(&self) -> &RaftState {
@@ -123,39 +134,49 @@ impl StoredLog {
         self.may_truncate = Some((index, term));
     }
 
-    /// Forgets the prefix of the log that the group agreed to forget and that the
-    /// key-value engine could not lose any more. Returns the last entry of it, if there was any.
+    /// Looks how far the key-value engine has the region durably, which is applied up to `applied`.
+    fn look_what_is_durable(&mut self, points: &Points, applied: Applied) {
+        if let Some((_, known)) = self.next_durable.take_if(|(point, _)| points.is_durable(*point))
+        {
+            self.durable = Some(known);
+        }
+        if self.next_durable.is_none() {
+            self.next_durable = Some((points.next(), applied));
+        }
+        if broken!(LogIsCutBehindDurableData) {
+            self.durable = Some(applied);
+        }
+    }
+
+    /// Forgets of the log's prefix that the group agreed to forget what the key-value engine could
+    /// not lose any more. The region is applied up to `applied`. Returns the last entry that goes,
+    /// if there was any.
     pub fn truncate(
         &mut self,
-        kv: &KvEngine,
+        points: &Points,
+        applied: Applied,
         batch: &mut LogBatch,
-    ) -> Result<Option<(LogIndex, Term)>, StoreError> {
-        let Some((index, term)) = self.may_truncate else { return Ok(None) };
-        if index <= self.state.truncated.0 {
-            self.may_truncate = None;
-            return Ok(None);
-        }
-        let durable = if broken!(LogIsCutBehindDurableData) {
-            state::applied(kv, self.region)?
-        } else {
-            durable_applied(kv, self.region)?
+    ) -> Option<(LogIndex, Term)> {
+        let (wanted, term) = self.may_truncate?;
+        self.look_what_is_durable(points, applied);
+        let durable = self.durable?;
+        let (index, term) = match durable.index < wanted {
+            true => (durable.index, durable.term),
+            false => (wanted, term),
         };
-        if durable.is_none_or(|durable| durable.index < index) {
-            return Ok(None);
+        if index == wanted {
+            self.may_truncate = None;
         }
         let from = self.state.truncated.0.next();
+        if index < from {
+            return None;
+        }
         self.state.truncated = (index, term);
         // With the turn's appends, behind those that are under way: a record
         // written past them would be replaced by an older one.
         batch.put_state(self.region.0, &self.state.encode());
         batch.cut(self.region.0, from.0, index.0 + 1);
-        self.may_truncate = None;
-        Ok(Some((index, term)))
-    }
-
-    /// Whether the log waits for the key-value engine to become durable.
-    pub fn waits_for_flush(&self) -> bool {
-        self.may_truncate.is_some_and(|(index, _)| index > self.state.truncated.0)
+        Some((index, term))
     }
 
     /// Whether it is time to look at the log's length; then the next time is set.

@@ -1,7 +1,6 @@
 //! What a peer does without being asked, when it is time: elections and heartbeats, reports,
 //! shortening the log, asking whether it is still a member.
 
-use esker_engine::KvEngine;
 use esker_model::RegionReport;
 use esker_raft::Time;
 
@@ -11,6 +10,7 @@ use crate::command::Body;
 use crate::config::StoreConfig;
 use crate::error::StoreError;
 use crate::state::bounds;
+use crate::worker::Shared;
 
 impl Peer {
     /// When this peer next has something to do without being asked.
@@ -44,10 +44,10 @@ impl Peer {
     pub fn housekeep(
         &mut self,
         now: Time,
-        config: &StoreConfig,
-        kv: &KvEngine,
+        shared: &Shared,
         out: &mut Outputs,
     ) -> Result<Option<RegionReport>, StoreError> {
+        let Shared { kv, config, points, .. } = shared;
         if self.is_destroying() {
             return Ok(None);
         }
@@ -55,7 +55,8 @@ impl Peer {
             if self.is_leader() {
                 self.propose_truncation(now, config);
             }
-            if let Some((index, term)) = self.log.truncate(kv, &mut out.log.batch)? {
+            if let Some((index, term)) = self.log.truncate(points, self.applied, &mut out.log.batch)
+            {
                 self.group.compacted(index, term);
             }
         }
@@ -83,10 +84,5 @@ impl Peer {
         let command = self.command(Body::Compact { index, term });
         // Nobody waits for it; a refusal is made good at the next look.
         let _ = self.group.propose(now, command.encode());
-    }
-
-    /// Whether the log waits for the key-value engine to become durable.
-    pub fn waits_for_flush(&self) -> bool {
-        self.log.waits_for_flush()
     }
 }

@@ -72,6 +72,8 @@ pub fn config() -> StoreConfig {
         log_gc_interval: Duration::from_secs(1),
         log_gc_threshold: 20,
         log_gc_max_lag: 50,
+        flush_after: Duration::from_secs(2),
+        flush_files_after: Duration::from_secs(1),
         seed: 42,
         ..StoreConfig::default()
     }
@@ -186,7 +188,7 @@ impl Cluster {
                     busy |= applier.turn().unwrap();
                 }
             }
-            busy |= store.flusher.turn().unwrap();
+            busy |= store.flusher.turn(self.clock.now()).unwrap();
         }
         busy | self.deliver()
     }
