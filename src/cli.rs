@@ -14,6 +14,7 @@ mod error;
 mod interrupt;
 mod key;
 mod kv;
+mod number;
 mod output;
 mod placement;
 mod playground;
@@ -77,8 +78,8 @@ pub fn main() -> ExitCode {
         Err(error) if error.is_broken_pipe() => ExitCode::SUCCESS,
         Err(error) => {
             // If standard error is closed, too, there is no other place for a message.
-            let _ = writeln!(std::io::stderr(), "error: {}", one_line(error));
-            ExitCode::FAILURE
+            let _ = writeln!(std::io::stderr(), "error: {}", one_line(&error));
+            error.exit_code()
         }
     }
 }

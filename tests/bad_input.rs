@@ -243,7 +243,7 @@ async fn a_node_without_a_placement_member_is_named_where_one_is_looked_for() {
         .await;
     // An address without a placement member does no harm beside one with a member.
     let both = format!("{store},{member}");
-    is_refused(&["kv", "get", "a", "--placement", &both], 1, &["no key"]).await;
+    is_refused(&["kv", "get", "a", "--placement", &both], 3, &["no key"]).await;
     let joined = format!("{store},{member}");
     let finished = run_with(&["store", "list"], &[("ESKER_PLACEMENT", &joined)]).await;
     assert!(finished.status.success(), "{finished:?}");
@@ -406,21 +406,24 @@ async fn commands_name_the_region_store_or_key_that_does_not_exist() {
     let placement = cluster.placement_address();
     let region = operator.regions().await[0].region.id.to_string();
     let long = "k".repeat(MAX_KEY + 1);
-    let cases: [(&[&str], &[&str]); 10] = [
-        (&["kv", "scan", "--from", "z", "--to", "a"], &["`z`", "`a`"]),
-        (&["region", "show", "987654"], &["region 987654"]),
-        (&["region", "split", "987654"], &["region 987654"]),
-        (&["region", "transfer-leader", "987654", "--to", "1"], &["region 987654"]),
-        (&["region", "transfer-leader", &region, "--to", "987654"], &["store 987654"]),
-        (&["region", "split", &region, "--key", ""], &[&region]),
-        (&["kv", "get", "no such key"], &["no such key"]),
-        (&["kv", "put", "", "value"], &["empty key"]),
-        (&["kv", "get", ""], &["empty key"]),
-        (&["kv", "put", &long, "value"], &["8193", "8192"]),
+    let cases: [(i32, &[&str], &[&str]); 13] = [
+        (1, &["kv", "scan", "--from", "z", "--to", "a"], &["`z`", "`a`"]),
+        (2, &["kv", "scan", "--limit", "many"], &["many", "a whole number from 1 to 1000000"]),
+        (1, &["region", "show", "987654"], &["region 987654"]),
+        (1, &["region", "split", "987654"], &["region 987654"]),
+        (2, &["region", "split", &region, "--parts", "1"], &["a whole number from 2 to 128"]),
+        (1, &["region", "transfer-leader", "987654", "--to", "1"], &["region 987654"]),
+        (1, &["region", "transfer-leader", &region, "--to", "987654"], &["store 987654"]),
+        (1, &["region", "split", &region, "--key", ""], &[&region]),
+        (3, &["kv", "get", "no such key"], &["no such key"]),
+        (2, &["kv", "put", "", "value"], &["a key has at least one byte"]),
+        (2, &["kv", "get", ""], &["a key has at least one byte"]),
+        (2, &["kv", "put", &long, "value"], &["8193", "8192"]),
+        (2, &["kv", "delete", &long], &["8193", "8192"]),
     ];
-    for (command, parts) in cases {
+    for (status, command, parts) in cases {
         let arguments = [command, &["--placement", placement]].concat();
-        is_refused(&arguments, 1, parts).await;
+        is_refused(&arguments, status, parts).await;
     }
     cluster.stop().await;
 }

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 /// |---|---|
 /// | correct the addresses | [`Address`](Self::Address), [`NoEndpoints`](Self::NoEndpoints), [`NoPlacement`](Self::NoPlacement), [`ClusterMismatch`](Self::ClusterMismatch) |
 /// | correct the request | [`Refused`](Self::Refused), [`TooLarge`](Self::TooLarge), [`NoStore`](Self::NoStore), [`NoSuchRegion`](Self::NoSuchRegion), [`NoReplica`](Self::NoReplica), [`KeyOutside`](Self::KeyOutside), [`TopRegion`](Self::TopRegion), and, as the reason in it says, [`RegionRefused`](Self::RegionRefused), [`NotReplaced`](Self::NotReplaced) and [`PlacementRefused`](Self::PlacementRefused) |
-/// | try again later, and look at the cluster if that does not help | [`PlacementUnreachable`](Self::PlacementUnreachable), [`Deadline`](Self::Deadline), [`NoRegion`](Self::NoRegion), [`NoLeader`](Self::NoLeader) |
+/// | try again later, and look at the cluster if that does not help | [`PlacementUnreachable`](Self::PlacementUnreachable), [`ReplicaDown`](Self::ReplicaDown), [`Deadline`](Self::Deadline), [`NoRegion`](Self::NoRegion), [`NoLeader`](Self::NoLeader) |
 /// | find out what happened, then decide | [`OutcomeUnknown`](Self::OutcomeUnknown), and after a change by an operator [`NoAnswer`](Self::NoAnswer), [`ChangeUnknown`](Self::ChangeUnknown), [`NotTransferred`](Self::NotTransferred), [`ReplacementUnknown`](Self::ReplacementUnknown) |
 /// | report a bug, or look for a server that is not Esker's | [`PlacementAnswer`](Self::PlacementAnswer) |
 ///
@@ -215,6 +215,21 @@ pub enum ClientError {
         store: StoreId,
         /// For how long the client waited.
         waited: Duration,
+    },
+
+    /// A replica that its region's leader does not hear of cannot become the leader. Nothing was
+    /// asked.
+    #[error(
+        "the leader of region {region} has not heard of the replica on store {store} for {silent:?}: \
+         it cannot lead"
+    )]
+    ReplicaDown {
+        /// The id of the region.
+        region: RegionId,
+        /// The id of the store that was to lead it.
+        store: StoreId,
+        /// For how long the leader has not heard of the replica.
+        silent: Duration,
     },
 
     /// The region above all keys is not split.

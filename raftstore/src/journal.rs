@@ -272,9 +272,47 @@ impl Journal {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use esker_engine::{EngineOptions, MemoryEnv};
     use esker_model::KeyRange;
 
     use super::*;
+
+    fn journal() -> (LogEngine, Journal) {
+        let options = EngineOptions::in_memory(MemoryEnv::new());
+        let log = LogEngine::open(Path::new("/log"), &options).unwrap();
+        let (journal, notes) = Journal::open(log.clone()).unwrap();
+        assert!(notes.is_empty());
+        (log, journal)
+    }
+
+    fn no_files() -> ReceivedSnapshot {
+        ReceivedSnapshot::from_record(Path::new("/snap"), "7:").unwrap()
+    }
+
+    fn committed(index: u64) -> Note {
+        Note::Committed { region: RegionId(7), index: LogIndex(index) }
+    }
+
+    #[test]
+    fn a_note_that_is_yet_to_be_carried_out_is_not_covered_by_a_flush_that_begins() {
+        let (log, journal) = journal();
+        journal.write(&[committed(6)]).unwrap();
+        let intent = journal.intend(committed(7)).unwrap();
+        journal.write(&[committed(8)]).unwrap();
+        let covered = journal.covered();
+        journal.done(intent, no_files());
+        journal.forget(covered).unwrap();
+        let (again, left) = Journal::open(log.clone()).unwrap();
+        assert_eq!(left, [committed(7), committed(8)]);
+        assert_eq!(again.waiting().0, 2);
+        // The files go with the note that needs them.
+        assert!(journal.waiting().1);
+        journal.forget(journal.covered()).unwrap();
+        assert_eq!(journal.waiting(), (0, false));
+        assert!(Journal::open(log).unwrap().1.is_empty());
+    }
 
     fn region(id: u64) -> Region {
         let range = KeyRange::new(Bytes::new(), Some(Bytes::from_static(b"m"))).unwrap();

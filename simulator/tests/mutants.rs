@@ -101,6 +101,16 @@ fn table(bug: Bug) -> Found {
         ),
 
         Bug::ShapeIsDurable => Within(SEEN),
+        Bug::InstallationIsNoted => Within(SEEN),
+        Bug::RemovalIsNoted => Within(SEEN),
+        Bug::NotesWaitForFlush => Within(SEEN),
+        // A flush that comes in the middle of an installation, on another thread.
+        Bug::OpenNoteIsKept => Unit(
+            "journal::tests::a_note_that_is_yet_to_be_carried_out_is_not_covered_by_a_flush_that_begins",
+        ),
+        Bug::SplitsOutliveTheirLog => {
+            Stores("moves::a_region_that_was_split_off_one_that_left_the_store_survives_a_crash")
+        }
         Bug::PartsOfSplitAreDisjoint => Within(SEEN),
         Bug::StaleRequestIsRefused => Within(SEEN),
         Bug::TombstoneIsHeeded => {

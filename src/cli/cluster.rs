@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use esker_client::placement::CONNECT_DEADLINE;
-use esker_client::{AdminClient, KvClient, PlacementClient};
+use esker_client::{AdminClient, ClientError, KvClient, PlacementClient};
 
 use super::error::CliError;
 use crate::node::Address;
@@ -49,7 +49,13 @@ impl ClusterArguments {
     /// Looks for a leader of the placement driver, within `deadline`.
     async fn connect_within(&self, deadline: Duration) -> Result<PlacementClient, CliError> {
         let endpoints = self.placement.iter().map(ToString::to_string).collect();
-        PlacementClient::connect_within(endpoints, deadline).await.map_err(CliError::Connect)
+        let connected = PlacementClient::connect_within(endpoints, deadline).await;
+        connected.map_err(|error| match (error, self.placement.len()) {
+            (error @ ClientError::PlacementUnreachable { .. }, members @ 2..) => {
+                CliError::ConnectToMost { error, members }
+            }
+            (error, _) => CliError::Connect(error),
+        })
     }
 }
 

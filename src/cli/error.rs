@@ -1,6 +1,7 @@
 //! Why a command failed: one line, with what to do next.
 
 use std::io;
+use std::process::ExitCode;
 
 use esker_client::ClientError;
 use esker_model::{RegionId, StoreId};
@@ -24,6 +25,12 @@ pub enum CliError {
          or name one with --placement HOST:PORT"
     )]
     Connect(ClientError),
+    /// The same, where the caller named the members of a cluster.
+    #[error(
+        "cannot reach the placement driver: {error}; it answers while most of its members run: of \
+         the {members} named, start those that do not"
+    )]
+    ConnectToMost { error: ClientError, members: usize },
     /// An error of a client, which names the request and the key.
     #[error("{error}{advice}", error = .0, advice = advice(.0))]
     Client(ClientError),
@@ -56,7 +63,18 @@ pub enum CliError {
     Benchmark { errors: u64, operations: u64, first: String },
 }
 
+/// The exit status if what was looked for is not there.
+const NOT_THERE: u8 = 3;
+
 impl CliError {
+    /// What the process ends with.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            CliError::NoSuchKey(_) => ExitCode::from(NOT_THERE),
+            _ => ExitCode::FAILURE,
+        }
+    }
+
     /// Whether the reader of standard output went away, as `head` does.
     pub fn is_broken_pipe(&self) -> bool {
         matches!(self, CliError::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
@@ -92,7 +110,9 @@ fn advice(error: &ClientError) -> String {
         ClientError::RegionRefused { region, .. } => {
             format!("; look at `esker region show {region}` and try again")
         }
-        ClientError::NoAnswer { .. } => "; look at `esker store list`".into(),
+        ClientError::NoAnswer { .. } | ClientError::ReplicaDown { .. } => {
+            "; look at `esker store list`".into()
+        }
         _ => String::new(),
     }
 }

@@ -2,11 +2,13 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use clap::{Args, Subcommand};
+use esker_model::limits::MAX_KEY_BYTES;
 use serde::Serialize;
 
 use super::cluster::ClusterArguments;
 use super::error::CliError;
-use super::key::Text;
+use super::key::{Text, TextError};
+use super::number::whole;
 use super::output::{Align, print, print_json, table};
 
 /// Pairs asked for in one request of a scan.
@@ -31,18 +33,18 @@ pub struct KvArguments {
 
 #[derive(Debug, Subcommand)]
 enum KvCommand {
-    /// Prints the value of a key; exit status 1 if there is none
+    /// Prints the value of a key; exit status 3 if there is none
     #[command(after_help = "Example:\n  esker kv get greeting")]
     Get {
         /// The key
-        #[arg(value_name = "KEY", allow_hyphen_values = true)]
+        #[arg(value_name = "KEY", allow_hyphen_values = true, value_parser = stored_key)]
         key: Text,
     },
     /// Stores a value under a key
     #[command(after_help = "Example:\n  esker kv put greeting 'hello\\x0A'")]
     Put {
         /// The key
-        #[arg(value_name = "KEY", allow_hyphen_values = true)]
+        #[arg(value_name = "KEY", allow_hyphen_values = true, value_parser = stored_key)]
         key: Text,
         /// The value
         #[arg(value_name = "VALUE", allow_hyphen_values = true)]
@@ -52,7 +54,7 @@ enum KvCommand {
     #[command(after_help = "Example:\n  esker kv delete greeting")]
     Delete {
         /// The key
-        #[arg(value_name = "KEY", allow_hyphen_values = true)]
+        #[arg(value_name = "KEY", allow_hyphen_values = true, value_parser = stored_key)]
         key: Text,
     },
     /// Prints the pairs of a range in the order of their keys
@@ -78,9 +80,19 @@ enum KvCommand {
         to: Text,
         /// The most pairs to print
         #[arg(long, value_name = "N", default_value_t = 100, allow_negative_numbers = true,
-              value_parser = clap::value_parser!(u64).range(1..=MAX_PAIRS))]
+              value_parser = whole(1, MAX_PAIRS))]
         limit: u64,
     },
+}
+
+/// A key under which something can be stored.
+fn stored_key(typed: &str) -> Result<Text, String> {
+    let key: Text = typed.parse().map_err(|error: TextError| error.to_string())?;
+    match key.0.len() {
+        0 => Err("a key has at least one byte".into()),
+        1..=MAX_KEY_BYTES => Ok(key),
+        bytes => Err(format!("it has {bytes} bytes, and a key has at most {MAX_KEY_BYTES}")),
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -134,7 +146,20 @@ impl KvArguments {
                         _ => break,
                     }
                 }
-                if json { print_json(&pairs) } else { print(&pair_table(&pairs)) }
+                if json {
+                    return print_json(&pairs);
+                }
+                print(&pair_table(&pairs))?;
+                if let Some(last) = pairs.last().filter(|_| pairs.len() as u64 == limit) {
+                    let next = successor(&last.key.0);
+                    if let [(next, _)] = &kv.scan(next, to.0, 1).await?[..] {
+                        let next = Text(next.clone());
+                        eprintln!(
+                            "there are more pairs: go on with --from '{next}', or give a larger --limit"
+                        );
+                    }
+                }
+                Ok(())
             }
         }
     }

@@ -8,19 +8,25 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use esker_client::AdminClient;
 use esker_client::admin::SplitAt;
-use esker_model::{RegionId, StoreId};
+use esker_model::{Region, RegionId, StoreId};
+use tokio::time::{sleep, timeout};
 
 use super::cluster::ClusterArguments;
 use super::error::CliError;
 use super::key::Text;
+use super::number::whole;
 use super::output::{print, print_json};
 use super::view::{RegionView, region_table};
 
 /// The most parts of one split. Each needs ids for a region and its peers from placement.
-const MAX_PARTS: i64 = 128;
+const MAX_PARTS: u32 = 128;
 
 /// How long a transfer of leadership may take: a few election timeouts.
 const TRANSFER_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long a split waits until the new regions have leaders, and how often it looks.
+const LEADER_WITHIN: Duration = Duration::from_secs(3);
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Shows and changes regions, the ranges of keys that are replicated together
 #[derive(Debug, Args)]
@@ -64,7 +70,7 @@ enum RegionCommand {
         keys: Vec<Text>,
         /// How many regions there are to be afterwards [default: 2]
         #[arg(long, value_name = "N", conflicts_with = "keys", allow_negative_numbers = true,
-              value_parser = clap::value_parser!(u32).range(2..=MAX_PARTS))]
+              value_parser = whole(2, MAX_PARTS))]
         parts: Option<u32>,
     },
     /// Makes the replica on another store the leader of a region
@@ -138,8 +144,23 @@ async fn split(
         true => SplitAt::Parts(parts),
         false => SplitAt::Keys(keys.into_iter().map(|key| key.0).collect()),
     };
-    let regions = admin.split_region(id, &at).await?;
-    Ok(regions.into_iter().map(|region| RegionView::new(region, None)).collect())
+    let parts = admin.split_region(id, &at).await?;
+    let views = parts.into_iter().map(|part| with_leader(admin, part));
+    Ok(futures_util::future::join_all(views).await)
+}
+
+/// A part of a region that was split just now. Placement hears soon who leads it.
+async fn with_leader(admin: &AdminClient, part: Region) -> RegionView {
+    let found = async {
+        loop {
+            match admin.region(part.id).await {
+                Ok(found) if found.leader.is_some() => return RegionView::from(found),
+                _ => sleep(LOOK_AGAIN).await,
+            }
+        }
+    };
+    let found = timeout(LEADER_WITHIN, found).await;
+    found.unwrap_or_else(|_| RegionView::new(part, None))
 }
 
 /// The region that covers a key.

@@ -10,6 +10,7 @@ use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 use super::error::CliError;
+use super::number::whole;
 use super::playground::{self, PlaygroundOptions};
 use super::process::{self, NodeOptions};
 use crate::cluster::MAX_STORES;
@@ -27,7 +28,7 @@ const LOG_VARIABLE: &str = "ESKER_LOG";
 pub struct PlaygroundArguments {
     /// How many stores
     #[arg(long, value_name = "N", default_value_t = 3, allow_negative_numbers = true,
-          value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_STORES)))]
+          value_parser = whole(1, MAX_STORES))]
     stores: u32,
     /// How many members of the placement driver, at most one for each store
     #[arg(long, value_name = "N", default_value = "1", allow_negative_numbers = true,

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::cluster::ClusterArguments;
 use super::error::CliError;
+use super::number::whole;
 use super::output::{Align, one_line, print, print_json, table};
 use crate::ycsb::{self, Database, Length, Options, PhaseReport, Progress, RecordShape, Workload};
 
@@ -104,19 +105,19 @@ struct DatasetArguments {
     workload: Workload,
     /// How many records are loaded
     #[arg(long, value_name = "N", default_value_t = 100_000, allow_negative_numbers = true,
-          value_parser = clap::value_parser!(u64).range(1..=MAX_RECORDS))]
+          value_parser = whole(1, MAX_RECORDS))]
     records: u64,
     /// How many clients make requests at once
     #[arg(long, value_name = "N", default_value_t = 64, allow_negative_numbers = true,
-          value_parser = clap::value_parser!(u64).range(1..=MAX_THREADS))]
+          value_parser = whole(1, MAX_THREADS))]
     threads: u64,
     /// Bytes of one field
     #[arg(long, value_name = "N", default_value_t = 100, allow_negative_numbers = true,
-          value_parser = clap::value_parser!(u64).range(1..=MAX_FIELD_SIZE))]
+          value_parser = whole(1, MAX_FIELD_SIZE))]
     value_size: u64,
     /// Fields of a record
     #[arg(long, value_name = "N", default_value_t = 10, allow_negative_numbers = true,
-          value_parser = clap::value_parser!(u64).range(1..=MAX_FIELDS))]
+          value_parser = whole(1, MAX_FIELDS))]
     fields: u64,
     /// The same seed makes the same requests
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
@@ -127,7 +128,7 @@ struct DatasetArguments {
 struct LoadArguments {
     /// Records in one request of the load
     #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true,
-          value_parser = clap::value_parser!(u64).range(1..=MAX_BATCH))]
+          value_parser = whole(1, MAX_BATCH))]
     batch: u64,
 }
 
@@ -135,15 +136,15 @@ struct LoadArguments {
 struct RunArguments {
     /// Ends after so many operations [default: 100000, unless --seconds is given]
     #[arg(long, value_name = "N", conflicts_with = "seconds", allow_negative_numbers = true,
-          value_parser = clap::value_parser!(u64).range(1..=MAX_OPERATIONS))]
+          value_parser = whole(1, MAX_OPERATIONS))]
     operations: Option<u64>,
     /// Ends after so many seconds, whatever the number of operations
     #[arg(long, value_name = "N", allow_negative_numbers = true,
-          value_parser = clap::value_parser!(u64).range(1..=MAX_SECONDS))]
+          value_parser = whole(1, MAX_SECONDS))]
     seconds: Option<u64>,
     /// Runs the workload for so many seconds before it measures
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true,
-          value_parser = clap::value_parser!(u64).range(1..=MAX_SECONDS))]
+          value_parser = whole(1, MAX_SECONDS))]
     warmup: Option<u64>,
 }
 

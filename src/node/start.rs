@@ -44,6 +44,9 @@ use crate::server::{bootstrap, heartbeats, pages};
 /// How long one search for placement lasts before it is logged and repeated.
 const PLACEMENT_SEARCH: Duration = Duration::from_secs(10);
 
+/// The same for the first search, so that a person who starts a node soon sees what it waits for.
+const FIRST_PLACEMENT_SEARCH: Duration = Duration::from_secs(2);
+
 /// A running store. The code that stops the store takes it out.
 pub(super) type StoreSlot = Arc<Mutex<Option<OpenStore>>>;
 
@@ -357,14 +360,12 @@ async fn find_placement(
     cluster: Option<u64>,
 ) -> Result<PlacementClient, Error> {
     let mut waiting = Repeated::new();
+    let mut patience = FIRST_PLACEMENT_SEARCH;
     loop {
-        let found = PlacementClient::connect_as_of(
-            Dialer::default(),
-            endpoints.to_vec(),
-            cluster,
-            PLACEMENT_SEARCH,
-        )
-        .await;
+        let endpoints = endpoints.to_vec();
+        let found =
+            PlacementClient::connect_as_of(Dialer::default(), endpoints, cluster, patience).await;
+        patience = PLACEMENT_SEARCH;
         match found {
             Ok(client) => return Ok(client),
             // The other members may not be up yet.

@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::AdminClient;
 use crate::error::ClientError;
+use crate::placement::RegionInfo;
 
 /// How often a change is sent to the leader that the placement driver names, when the store answers
 /// that it does not lead, that the region has changed since, or that it is busy.
@@ -109,7 +110,7 @@ impl AdminClient {
     ///
     /// # Errors
     /// [`ClientError::NotTransferred`] when the time is over, [`ClientError::NoReplica`] if store
-    /// `to` has no replica, [`ClientError::NoSuchRegion`], [`ClientError::RegionRefused`] with the
+    /// `to` has no replica, [`ClientError::ReplicaDown`] if its replica is known to be silent, [`ClientError::NoSuchRegion`], [`ClientError::RegionRefused`] with the
     /// leader's reason, and those of [`AdminClient::store`]. After [`ClientError::ChangeUnknown`] and
     /// [`ClientError::NoAnswer`] the replica may become the leader.
     pub async fn transfer_leader(
@@ -134,6 +135,9 @@ impl AdminClient {
                 sleep(LOOK_AGAIN).await;
                 continue;
             };
+            if let Some(silent) = silence_of(&found, to).filter(|_| !is_ordered) {
+                return Err(ClientError::ReplicaDown { region, store: to, silent });
+            }
             let request = wire::TransferLeaderRequest {
                 region_id: region.0,
                 region_epoch: Some(found.region.epoch.into()),
@@ -169,6 +173,13 @@ impl AdminClient {
         replicas.sort_unstable();
         Err(ClientError::NoReplica { region: region.id, store, replicas })
     }
+}
+
+/// For how long the region's leader has not heard of its replica on a store, if that is long.
+fn silence_of(found: &RegionInfo, store: StoreId) -> Option<Duration> {
+    let peer = found.region.peer_on(store)?.id;
+    let down = found.down.iter().find(|down| down.peer == peer)?;
+    Some(Duration::from_secs(down.seconds))
 }
 
 /// A key outside the region is the caller's mistake only while the region is as the caller saw it.

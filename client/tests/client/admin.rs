@@ -8,7 +8,7 @@ use bytes::Bytes;
 use esker_client::ClientError;
 use esker_client::admin::{CHANGE_ATTEMPTS, MemberState, SplitAt};
 use esker_model::{RegionId, StoreId};
-use esker_rpc::proto::{errorpb, esker as wire};
+use esker_rpc::proto::{errorpb, esker as wire, pdpb};
 use fake::{Script, peer, region, serve};
 
 /// Longer than a transfer takes here.
@@ -195,6 +195,21 @@ async fn a_transfer_that_does_not_happen_is_not_reported_as_done() {
         admin.transfer_leader(RegionId(2), StoreId(3), patience).await.expect_err("nothing moves");
     assert!(error.to_string().contains("did not come to store 3 within"), "{error}");
     assert!(script.lock().changes > 1, "it was asked for again");
+}
+
+#[tokio::test]
+async fn leadership_is_not_asked_for_where_the_replica_is_silent() {
+    let (admin, script) = serve(one_region()).await;
+    let down = pdpb::PeerStats { peer: Some(peer(3)), down_seconds: 12 };
+    script.lock().regions[0].down_peers = vec![down];
+    let error =
+        admin.transfer_leader(RegionId(2), StoreId(3), PATIENCE).await.expect_err("it is down");
+    assert_eq!(
+        error.to_string(),
+        "the leader of region 2 has not heard of the replica on store 3 for 12s: it cannot lead"
+    );
+    assert_eq!(script.lock().changes, 0);
+    admin.transfer_leader(RegionId(2), StoreId(2), PATIENCE).await.expect("store 2 is up");
 }
 
 #[tokio::test]

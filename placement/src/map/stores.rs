@@ -163,7 +163,7 @@ pub struct Store {
     /// The wall clock at the last heartbeat, in milliseconds. Zero when none came.
     pub last_heartbeat_ms: u64,
     /// Whether this leader has heard of the store itself.
-    is_heard: bool,
+    pub is_heard: bool,
     /// When this leader last made the store's descriptor durable.
     saved: Option<Time>,
 }

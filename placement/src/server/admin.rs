@@ -48,7 +48,7 @@ async fn store_states(
         }
         .into(),
         silent_ms: store.silent_ms(now),
-        is_heard: store.last_heartbeat_ms != 0,
+        is_heard: store.is_heard && store.last_heartbeat_ms != 0,
         damaged: store.stats.damage.clone(),
     });
     Ok(wire::StoreStatesResponse { stores: stores.collect(), ..Default::default() })

@@ -625,8 +625,13 @@ async fn a_silent_store_is_disconnected_and_then_down_with_its_age_by_the_leader
     let refused = pd.admin.store_states(wire::StoreStatesRequest { header: of_another }).await;
     assert!(error_of(&refused.unwrap().into_inner().header).is_some());
     group.elect(2);
-    let refused = pd.admin.store_states(request).await.unwrap_err();
+    let refused = pd.admin.store_states(request.clone()).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable, "only the leader knows");
+    // A leader that has just begun says that it has heard of nobody, whatever was recorded before.
+    group.elect(1);
+    pd.server.serving().await;
+    let again = pd.admin.store_states(request).await.unwrap().into_inner().stores.remove(0);
+    assert!(!again.is_heard, "{again:?}");
 }
 
 #[tokio::test]

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use esker_model::{Peer, PeerChange, PeerId, RegionId, Role, Seat, StoreId};
-use esker_raftstore::Admin;
 use esker_raftstore::state::raft_state;
+use esker_raftstore::{Admin, StoreConfig};
 
 use crate::cluster::{Cluster, TICK, config, peer};
 
@@ -49,6 +49,31 @@ fn a_replica_that_was_removed_while_it_was_away_does_not_disturb_and_goes() {
     cluster.start(StoreId(3));
     cluster.run(Duration::from_secs(5));
     assert_eq!(cluster.region_on(3, 1), None);
+}
+
+#[test]
+fn a_region_that_was_split_off_one_that_left_the_store_survives_a_crash() {
+    // Nothing is flushed but what the store itself needs.
+    let never = Duration::from_secs(3600);
+    let mut cluster = Cluster::replicated_with(StoreConfig { flush_after: never, ..config() });
+    cluster.transfer(1, 1);
+    cluster.put("a", "1");
+    cluster.await_agreement(&[1, 2, 3]);
+    cluster.store(3).handle.engine().persist().unwrap();
+    let parts = cluster.split(1, &["m"]);
+    let child = parts.iter().find(|part| part.id != RegionId(1)).unwrap().id;
+    cluster.await_leader(child.0);
+    cluster.put("b", "2");
+    cluster.run_until("store 3 has the child", |cluster| cluster.contents(3).len() == 2);
+    remove(&mut cluster, 1, 3);
+    cluster.run_until("the parent has left store 3", |cluster| cluster.region_on(3, 1).is_none());
+    cluster.crash(3);
+    cluster.start(StoreId(3));
+    assert!(cluster.region_on(3, child.0).is_some(), "the child left with its parent");
+    assert_eq!(cluster.region_on(3, 1), None);
+    cluster.run_until("store 3 has what was written", |cluster| cluster.contents(3).len() == 2);
+    cluster.put("c", "3");
+    cluster.run_until("it goes on", |cluster| cluster.contents(3).len() == 3);
 }
 
 #[test]

@@ -126,8 +126,9 @@ impl RegionDetail {
             ("MATCH", Align::Right),
             ("FLOW", Align::Left),
         ];
+        let silent: String = self.replicas.iter().filter_map(Replica::silence).collect();
         format!(
-            "region:  {}\nrange:   [{}, {})\nepoch:   {}\nleader:  {leader}\nsize:    {} bytes (approximate)\n\n{}",
+            "region:  {}\nrange:   [{}, {})\nepoch:   {}\nleader:  {leader}\nsize:    {} bytes (approximate)\n\n{}{silent}",
             region.id,
             region.start_key.bound(),
             region.end_key.bound(),
@@ -139,6 +140,14 @@ impl RegionDetail {
 }
 
 impl Replica {
+    /// Why the replica did not answer, as a line below the table.
+    fn silence(&self) -> Option<String> {
+        match &self.status {
+            Status::Answered(_) => None,
+            Status::Silent { error } => Some(format!("\nno answer: {error}")),
+        }
+    }
+
     fn row(&self) -> Vec<String> {
         let mut row =
             vec![self.peer.id.to_string(), self.peer.store.to_string(), self.peer.role.to_owned()];
@@ -154,8 +163,8 @@ impl Replica {
                 ];
                 row.extend(numbers.map(|number| number.to_string()));
             }
-            Status::Silent { error } => {
-                row.push(format!("({error})"));
+            Status::Silent { .. } => {
+                row.push("no answer".to_owned());
                 row.extend(std::iter::repeat_n("-".to_owned(), 5));
             }
         }
@@ -278,7 +287,8 @@ mod tests {
         let answers =
             vec![silent(), silent(), Err(ClientError::NoStore { store: StoreId(3) }.into())];
         let text = RegionDetail::new(region(), answers).text();
-        assert!(text.contains("(there is no store 3: "), "{text}");
+        assert!(text.contains("\nno answer: there is no store 3: "), "{text}");
+        assert!(text.lines().all(|line| line.len() < 100), "{text}");
     }
 
     #[test]

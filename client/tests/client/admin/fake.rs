@@ -104,6 +104,7 @@ fn found(region: Option<pdpb::Region>) -> Response<pdpb::GetRegionResponse> {
         header: header(),
         region: region.region,
         leader: region.leader,
+        down_peers: region.down_peers,
         ..Default::default()
     })
 }
