@@ -328,18 +328,19 @@ impl Machine {
         self.replaces = false;
         let (reports, waiting) = mpsc::channel(MAX_WAITING_REPORTS);
         let audience = Audience::Placement(reports, KnownStores::of(placement.clone()));
+        let id = StoreId(ident.store_id);
         let config = StoreConfig {
             log_gc_interval: Duration::from_secs(1),
             log_gc_threshold: 20,
             log_gc_max_lag: 60,
-            flush_after: Duration::from_secs(4),
+            // Some stores have a short log to send to others, some much to do again after a crash.
+            flush_after: Duration::from_secs(1 + id.0 % 3 * 2),
             flush_files_after: Duration::from_secs(2),
             region_report_interval: Duration::from_secs(5),
             remembered_writes: self.remembered_writes,
             remembered_in_memory: self.remembered_writes.min(8),
             ..StoreConfig::default()
         };
-        let id = StoreId(ident.store_id);
         let on = self.open_parts(around, id, data, engines, audience, config)?;
         let handle = on.store.handle.clone();
         let ids = Arc::new(PlacementIds(placement.clone()));
