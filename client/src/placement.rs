@@ -217,7 +217,7 @@ impl Shared {
                 Err(Attempt::Again(format!("{} does not lead any more", current.address)))
             }
         };
-        unanswered.is_over();
+        unanswered.ended();
         ended
     }
 

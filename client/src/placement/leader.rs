@@ -72,7 +72,7 @@ pub(super) struct Unanswered<'a> {
 
 impl Unanswered<'_> {
     /// The attempt ended by itself.
-    pub(super) fn is_over(mut self) {
+    pub(super) fn ended(mut self) {
         self.is_over = true;
     }
 }
