@@ -15,7 +15,7 @@
 //! earlier state, and the log holds all that is needed to redo the rest. Three
 //! rules make that true. The applied index is written with the data it speaks of.
 //! A change of the regions themselves (split, membership, snapshot, removal) is in
-//! the [journal](crate::journal) before anything acts on it. And the log is shortened
+//! the journal (`journal.rs`) before anything acts on it. And the log is shortened
 //! only behind an applied index that is durable.
 
 use bytes::{Buf, BufMut, Bytes};
