@@ -6,7 +6,7 @@
 //! that is synced there, and the applied index of a region is written in the same batch as the
 //! changes. A crash loses the memtables. All families are flushed together ([atomic flush]), so the
 //! state after some prefix of the writes survives, and the log replays the rest. An entry may leave
-//! the log only when [`KvEngine::get_durable`] shows an applied index that covers it.
+//! the log only when a [point](KvEngine::set_point) that was set behind its effects is durable.
 //!
 //! [atomic flush]: https://github.com/facebook/rocksdb/wiki/Atomic-flush
 

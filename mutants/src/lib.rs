@@ -131,6 +131,8 @@ mod switch {
         RemovalIsNoted,
         /// Broken: the journal is dropped before what it speaks of is durable.
         NotesWaitForFlush,
+        /// Broken: the files of a snapshot are removed before what came from them is durable.
+        FilesWaitForFlush,
         /// Broken: a note is dropped by a flush that began before the note was carried out.
         OpenNoteIsKept,
         /// Broken: the log of a region goes while regions that were split off it are not durable.
@@ -139,6 +141,11 @@ mod switch {
         PartsOfSplitAreDisjoint,
         /// Broken: a leader takes writes that were made for the region as it was before a split.
         StaleRequestIsRefused,
+        /// Broken: a write that waited for room while its region was split is proposed for what
+        /// is left of the region.
+        HeldWriteIsCheckedAgain,
+        /// Broken: workers hand over however much there is already.
+        BacklogIsBounded,
         /// Broken: a message that was long under way brings a removed peer back.
         TombstoneIsHeeded,
         /// Broken: messages for a region that a split is yet to create are dropped.

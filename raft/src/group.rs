@@ -101,6 +101,8 @@ pub struct Group<R> {
     reported_role: RoleChange,
     /// Whether something was written or applied since memory was last freed.
     busy: bool,
+    /// The driver has no room for more committed entries.
+    holds_committed: bool,
 }
 
 impl<R: LogReader> Group<R> {
@@ -203,6 +205,7 @@ impl<R: LogReader> Group<R> {
             vote_ready: ReadyNumber(0),
             reported_role: RoleChange { role: RoleKind::Follower, term, leader: None },
             busy: false,
+            holds_committed: false,
             config,
         };
         let deadline = group.election_deadline();
@@ -251,6 +254,19 @@ impl<R: LogReader> Group<R> {
         self.log.applied_to(index);
         self.leave_joint_if_due();
         self.campaign_if_asked();
+    }
+
+    /// Whether Readies are to carry no committed entries, because the driver has no room for them.
+    /// They come when it has.
+    pub fn hold_committed(&mut self, hold: bool) {
+        self.holds_committed = hold;
+    }
+
+    /// Whether there are committed entries that a Ready would carry if it were not for
+    /// [`Group::hold_committed`].
+    #[must_use]
+    pub fn has_held_committed(&self) -> bool {
+        self.holds_committed && self.installing.is_none() && self.log.has_emittable()
     }
 
     /// Reports that the driver has dropped the log up to `index`. The entry at `index` had `term`.

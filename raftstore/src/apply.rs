@@ -26,6 +26,7 @@ use esker_rpc::display_key;
 use prost::Message as _;
 use remembered::{Remembered, Verdict};
 
+use crate::backlog::Backlog;
 use crate::command::{
     Body, Command, CommandError, CompareAndSwap, Mutation, Swap, TaggedCommand, Write,
 };
@@ -70,6 +71,9 @@ pub struct Applier {
     ranges: Arc<Ranges>,
     tasks: Receiver<ApplyTask>,
     notices: Vec<Sender<Notice>>,
+    /// What is in `tasks`, and what was taken and is not written yet.
+    backlog: Arc<Backlog>,
+    taken: usize,
     regions: HashMap<RegionId, Progress>,
     batch: KvBatch,
     journal: Arc<Journal>,
@@ -89,7 +93,7 @@ pub struct Applier {
 }
 
 impl Applier {
-    pub(crate) fn new(shared: &Shared, tasks: Receiver<ApplyTask>) -> Self {
+    pub(crate) fn new(shared: &Shared, tasks: Receiver<ApplyTask>, backlog: Arc<Backlog>) -> Self {
         let StoreConfig { remembered_writes, remembered_in_memory, .. } = shared.config;
         Applier {
             store: shared.store,
@@ -98,6 +102,8 @@ impl Applier {
             ranges: shared.ranges.clone(),
             tasks,
             notices: shared.notices.clone(),
+            backlog,
+            taken: 0,
             regions: HashMap::new(),
             batch: KvBatch::new(),
             journal: shared.journal.clone(),
@@ -152,6 +158,7 @@ impl Applier {
                 self.in_memory -= former.map_or(0, |known| known.len());
             }
             ApplyTask::Entries { region, generation, entries, proposals } => {
+                self.taken += entries.bytes();
                 self.apply_entries(region, generation, entries, proposals)?;
             }
             ApplyTask::TakeSnapshot { region, generation, to } => {
@@ -203,6 +210,10 @@ impl Applier {
         for notice in std::mem::take(&mut self.touched) {
             self.tell(notice.region, Notice::Applied(notice));
         }
+        let notices = &self.notices;
+        self.backlog.done(std::mem::take(&mut self.taken), |worker| {
+            let _ = notices[worker].send(Notice::Room);
+        });
         self.turns += 1;
         if self.in_memory > self.remembered_in_memory {
             self.unload();

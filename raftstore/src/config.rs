@@ -13,7 +13,8 @@ pub const MAX_BATCHED_ENTRY_BYTES: usize = 1 << 20;
 
 /// Commands and messages waiting for one worker; past it callers are told that the store is busy.
 pub const WORKER_INBOX: usize = 8 << 10;
-/// Inputs a worker takes in one turn before it lets its outputs go.
+/// Requests that a worker takes in one turn before it lets its outputs go; as many messages of
+/// other stores; and as many notices of the store's own parts.
 pub const WORKER_TURN: usize = 2 << 10;
 /// How long a request is held and tried again before its client is told that the store is busy, or
 /// that nobody leads the region. There are clients that take the first as final, and most queues
@@ -28,10 +29,6 @@ pub const MAX_HELD_REQUESTS: usize = 4 << 10;
 /// The same for regions without a leader. Of their own, and fewer than one stream may have: a store
 /// that is cut off, or a region that has lost its majority, must not use up what the others need.
 pub const MAX_HELD_LEADERLESS: usize = 1 << 10;
-/// Log writes that may wait for the disk before the workers wait for them.
-pub const LOG_QUEUE: usize = 4 << 10;
-/// Tasks that may wait for one apply worker before the worker that feeds it waits.
-pub const APPLY_QUEUE: usize = 4 << 10;
 /// Tasks an apply worker merges into one write of the key-value engine.
 pub const APPLY_TURN: usize = 512;
 /// Bytes after which an apply worker writes its batch even in the middle of a turn.
@@ -85,6 +82,18 @@ pub struct StoreConfig {
     pub log_gc_threshold: u64,
     /// A follower this many entries behind is no longer waited for; it will need a snapshot.
     pub log_gc_max_lag: u64,
+    /// Bytes of writes that are not answered yet. Past it clients are told that the store is busy.
+    pub write_budget: usize,
+    /// Bytes of other stores' messages that no worker has taken yet. Past it they are dropped.
+    pub message_budget: usize,
+    /// Bytes that may wait for the disk, or be on their way to it. Past it no region proposes
+    /// writes, and entries of other stores are dropped, which send them again.
+    pub log_backlog: usize,
+    /// Bytes of one region in that, past which this region proposes no writes.
+    pub region_log_backlog: usize,
+    /// Bytes of committed entries that may wait for one apply worker. Past it the regions keep them
+    /// in their logs.
+    pub apply_backlog: usize,
     /// Data that was applied so long ago is flushed, so that the log need not bring it back.
     pub flush_after: Duration,
     /// The same for a snapshot that was installed, whose files stay until then.
@@ -125,6 +134,11 @@ impl Default for StoreConfig {
             log_gc_interval: Duration::from_secs(3),
             log_gc_threshold: 4096,
             log_gc_max_lag: 100_000,
+            write_budget: 256 << 20,
+            message_budget: 64 << 20,
+            log_backlog: 64 << 20,
+            region_log_backlog: 16 << 20,
+            apply_backlog: 64 << 20,
             flush_after: Duration::from_secs(300),
             flush_files_after: Duration::from_secs(10),
             flush_log_bytes: 256 << 20,

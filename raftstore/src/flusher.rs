@@ -161,12 +161,12 @@ impl Flusher {
         oldest.is_some_and(|oldest| {
             old(oldest.since, self.flush_after)
                 || self.log.written_bytes() - oldest.log_bytes >= self.flush_log_bytes
-                || notes >= MAX_NOTES
-                || self.files_since.is_some_and(|since| old(since, self.flush_files_after))
-        })
+        }) || notes >= MAX_NOTES
+            || self.files_since.is_some_and(|since| old(since, self.flush_files_after))
     }
 
     fn flush(&mut self, now: Time) -> Result<(), StoreError> {
+        self.files_since = None;
         self.set_point(now)?;
         self.kv.persist()?;
         metrics::counter!("esker_store_flushes_total").increment(1);

@@ -161,8 +161,8 @@ struct Inner {
     next: u64,
     /// The first note that was not dropped.
     first: u64,
-    /// Notes whose changes of the key-value engine are not all made yet. No flush makes them
-    /// durable.
+    /// Notes that are not written yet, or whose changes of the key-value engine are not all made
+    /// yet. No flush makes them durable.
     open: BTreeSet<u64>,
     /// Files of installed snapshots, by the note of the installation.
     files: Vec<(u64, ReceivedSnapshot)>,
@@ -205,13 +205,18 @@ impl Journal {
 
     /// Notes what was written to the key-value engine before this call, durably.
     pub fn write(&self, notes: &[Note]) -> Result<(), StoreError> {
-        let first = {
+        let numbers = {
             let mut inner = self.inner.lock();
             let first = inner.next;
             inner.next += notes.len() as u64;
-            first
+            let numbers = first..inner.next;
+            // A note that is yet to be written must not be dropped before.
+            inner.open.extend(numbers.clone());
+            numbers
         };
-        self.write_from(first, notes)
+        self.write_from(numbers.start, notes)?;
+        self.inner.lock().open.retain(|number| !numbers.contains(number));
+        Ok(())
     }
 
     /// Notes durably what is about to be done to the key-value engine.
@@ -233,6 +238,9 @@ impl Journal {
     pub fn done(&self, intent: Intent, files: ReceivedSnapshot) {
         let mut inner = self.inner.lock();
         inner.open.remove(&intent.0);
+        if broken!(FilesWaitForFlush) {
+            files.discard();
+        }
         inner.files.push((intent.0, files));
     }
 

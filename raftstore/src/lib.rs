@@ -28,6 +28,8 @@
 //! driven.
 
 mod apply;
+mod backlog;
+mod budget;
 pub mod command;
 pub mod config;
 pub mod door;

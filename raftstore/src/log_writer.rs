@@ -12,6 +12,7 @@ use crossbeam_channel::{Receiver, Sender};
 use esker_engine::LogEngine;
 use esker_mutants::broken;
 
+use crate::backlog::Backlog;
 use crate::error::StoreError;
 use crate::message::{LogTask, Notice};
 use crate::outbox::Outbox;
@@ -25,6 +26,8 @@ pub struct LogWriter {
     pub(crate) tasks: Receiver<LogTask>,
     pub(crate) notices: Vec<Sender<Notice>>,
     pub(crate) outbox: Arc<dyn Outbox>,
+    /// What is in `tasks`, and what is being written.
+    pub(crate) backlog: Arc<Backlog>,
 }
 
 impl LogWriter {
@@ -43,8 +46,10 @@ impl LogWriter {
     /// Writes `first` and what waits behind it.
     pub fn write_with(&mut self, first: LogTask) -> Result<(), StoreError> {
         let LogTask { mut batch, mut persisted } = first;
+        let mut taken = batch.bytes();
         while batch.bytes() < MAX_WRITE_BYTES {
             let Ok(next) = self.tasks.try_recv() else { break };
+            taken += next.batch.bytes();
             batch.merge(&next.batch);
             persisted.extend(next.persisted);
         }
@@ -74,6 +79,9 @@ impl LogWriter {
                 number: done.number,
             });
         }
+        self.backlog.done(taken, |worker| {
+            let _ = self.notices[worker].send(Notice::Room);
+        });
         Ok(())
     }
 }

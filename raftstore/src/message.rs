@@ -2,8 +2,9 @@
 //!
 //! [`Input`]s come from outside (clients, the network, placement) through a bounded
 //! inbox that refuses when full. [`Notice`]s come from the store's own log writer
-//! and apply workers; there is at most one for each task that a worker handed out,
-//! so that the bounds of the task queues bound them too.
+//! and apply workers; there is at most one for each task that a worker handed out.
+//! Tasks have no bound of their own in number: their bytes have one, see
+//! `backlog.rs`.
 
 use bytes::Bytes;
 use esker_engine::LogBatch;
@@ -12,6 +13,7 @@ use esker_raft::{Entries, LogIndex, PeerId, ProgressState, ReadyNumber, Snapshot
 use esker_rpc::proto::esker::command::RegionSnapshot as SnapshotData;
 use tokio::sync::oneshot;
 
+use crate::budget::Taken;
 use crate::command::Mutation;
 use crate::door::Arrived;
 use crate::envelope::Envelope;
@@ -77,6 +79,8 @@ pub struct WriteRequest {
     pub mutations: Vec<Mutation>,
     /// Size of the mutations' keys and values.
     pub bytes: usize,
+    /// What it has of the store's budget, until it is answered.
+    pub taken: Taken,
     pub reply: Reply<WriteResult>,
 }
 
@@ -171,7 +175,8 @@ pub enum Input {
     Write(WriteRequest),
     Read(ReadRequest),
     Admin(AdminRequest),
-    Raft(Box<Arrived>),
+    /// With what the message has of the store's budget until the worker has taken it.
+    Raft(Box<Arrived>, Taken),
     /// A snapshot whose blocks are all here.
     Snapshot(Box<Arrived>, ReceivedSnapshot),
     /// A store did not answer.
@@ -224,6 +229,8 @@ pub enum Notice {
         descriptor: Region,
         campaign: bool,
     },
+    /// The log writer or an apply worker has room again.
+    Room,
     /// The store's data was found damaged: its regions are handed over, and it serves no
     /// more.
     Retire,
@@ -301,6 +308,8 @@ pub struct Waiter {
     pub reply: Reply<WriteResult>,
     /// Which of the entry's tagged commands it is.
     pub tagged: Option<usize>,
+    /// What the command has of the store's budget.
+    pub taken: Taken,
 }
 
 impl Waiters {

@@ -52,6 +52,7 @@ use crate::state::{Applied, RaftState};
 use crate::worker::Shared;
 
 pub use outputs::Outputs;
+pub use ready::Held;
 
 /// What a peer is made from.
 pub struct PeerSeed {

@@ -37,13 +37,18 @@ fn redo(shared: &Shared, notes: Vec<Note>, snapshots: &Path) -> Result<(), Store
     // Where a region's log was dropped later, the log no longer leads to an earlier note, and the
     // key-value engine has the splits of that region.
     let mut dropped: HashMap<RegionId, usize> = HashMap::new();
+    // The places and indexes of each region's snapshots.
+    let mut installed: HashMap<RegionId, Vec<(usize, LogIndex)>> = HashMap::new();
     for (place, note) in notes.iter().enumerate() {
         if !matches!(note, Note::Committed { .. }) {
             dropped.insert(note.region(), place);
         }
+        if let Note::Installing { region, applied, .. } = note {
+            installed.entry(region.id).or_default().push((place, applied.index));
+        }
     }
     let (_, no_tasks) = unbounded();
-    let mut applier = Applier::new(shared, no_tasks);
+    let mut applier = Applier::new(shared, no_tasks, shared.apply_backlogs[0].clone());
     let mut files = Vec::new();
     for (place, note) in notes.into_iter().enumerate() {
         match note {
@@ -73,14 +78,20 @@ fn redo(shared: &Shared, notes: Vec<Note>, snapshots: &Path) -> Result<(), Store
                 files.push(received);
             }
             Note::Removed { region, peer, tombstone, applied } => {
-                let is_there = match state::region_state(kv, region.id)? {
+                let is_done = match state::region_state(kv, region.id)? {
                     Some(RegionState::Tombstone { peer: buried, .. }) => buried >= peer,
-                    Some(RegionState::Normal(now)) => {
-                        now.peer_on(shared.store).is_some_and(|later| later.id > peer)
+                    // The data may be a later peer's, which got it by a later snapshot. The
+                    // descriptor does not say whose the data is: one change can remove a peer of
+                    // this store and add the next.
+                    Some(RegionState::Normal(_)) => {
+                        let has = state::installed(kv, region.id)?.map(|snapshot| snapshot.index);
+                        let later = installed.get(&region.id).into_iter().flatten();
+                        let next = later.copied().find(|(at, _)| *at > place);
+                        has.zip(next).is_some_and(|(has, (_, next))| has >= next)
                     }
                     None => false,
                 };
-                if !is_there {
+                if !is_done {
                     tracing::info!(region = %region.id, "removing a replica again");
                     bury(kv, &region, peer, tombstone, applied)?;
                 }

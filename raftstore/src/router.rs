@@ -15,10 +15,12 @@ use esker_engine::{KvEngine, LogEngine};
 use esker_model::{Clock, Epoch, KeyRange, RegionId, StoreId};
 use esker_raft::{PeerId, Term};
 use esker_rpc::proto::esker::RaftMessage;
+use prost::Message as _;
 use tokio::sync::SetOnce;
 
 use self::hold::HeldRoom;
 use self::request::{Administer, Read, Status, Write};
+use crate::budget::Budget;
 use crate::command::Mutation;
 use crate::door::{Arrived, Checked, Claimed, Fault, complain};
 use crate::error::RequestError;
@@ -39,7 +41,10 @@ pub(crate) fn worker_of(region: RegionId, workers: usize) -> usize {
 #[derive(Clone)]
 pub struct StoreHandle {
     pub(crate) store: StoreId,
+    /// Where requests go.
     pub(crate) inboxes: Arc<[Sender<Input>]>,
+    /// Where other stores' messages go: a flood of requests costs no heartbeat.
+    pub(crate) raft_inboxes: Arc<[Sender<Input>]>,
     pub(crate) notices: Arc<[Sender<Notice>]>,
     pub(crate) ranges: Arc<Ranges>,
     pub(crate) delegates: Arc<ReadDelegates>,
@@ -50,6 +55,9 @@ pub struct StoreHandle {
     /// What was found damaged.
     pub(crate) damage: Arc<SetOnce<String>>,
     pub(crate) held: HeldRoom,
+    /// Bytes of writes that are not answered, and of messages that no worker has taken.
+    pub(crate) writes: Arc<Budget>,
+    pub(crate) messages: Arc<Budget>,
 }
 
 impl std::fmt::Debug for StoreHandle {
@@ -109,16 +117,26 @@ impl StoreHandle {
     }
 
     fn deliver(&self, region: RegionId, input: Input) -> Result<(), RequestError> {
-        let worker = worker_of(region, self.inboxes.len());
-        self.inboxes[worker].try_send(input).map_err(|refused| match refused {
-            TrySendError::Full(_) => {
-                metrics::counter!("esker_store_busy_total").increment(1);
-                RequestError::ServerIsBusy {
-                    reason: format!("too many requests wait in store {}", self.store),
-                }
-            }
+        self.deliver_to(&self.inboxes, region, input)
+    }
+
+    fn deliver_to(
+        &self,
+        inboxes: &[Sender<Input>],
+        region: RegionId,
+        input: Input,
+    ) -> Result<(), RequestError> {
+        let worker = worker_of(region, inboxes.len());
+        inboxes[worker].try_send(input).map_err(|refused| match refused {
+            TrySendError::Full(_) => self.is_busy(),
             TrySendError::Disconnected(_) => self.stopped(region),
         })
+    }
+
+    fn is_busy(&self) -> RequestError {
+        metrics::counter!("esker_store_busy_total").increment(1);
+        let reason = format!("too many requests wait in store {}", self.store);
+        RequestError::ServerIsBusy { reason }
     }
 
     fn stopped(&self, region: RegionId) -> RequestError {
@@ -173,11 +191,13 @@ impl StoreHandle {
             complain(self.store, Claimed::of(&message), &Fault::OtherSender { said, from });
             return;
         }
-        let sender = Claimed::of(&message);
+        let (sender, bytes) = (Claimed::of(&message), message.encoded_len());
         match Arrived::check(self.store, message) {
             Ok(arrived) => {
                 let region = arrived.region();
-                if self.deliver(region, Input::Raft(Box::new(arrived))).is_err() {
+                let input = self.messages.take(bytes).map(|t| Input::Raft(Box::new(arrived), t));
+                let deliver = |input| self.deliver_to(&self.raft_inboxes, region, input);
+                if input.is_none_or(|input| deliver(input).is_err()) {
                     metrics::counter!("esker_raft_messages_dropped_total").increment(1);
                 }
             }
@@ -217,7 +237,8 @@ impl StoreHandle {
         let region = RegionId(message.region_id);
         let arrived = Arrived::check_snapshot(self.store, message)
             .map_err(|fault| RequestError::Malformed { region, reason: fault.to_string() })?;
-        self.deliver(region, Input::Snapshot(Box::new(arrived), files))
+        let input = Input::Snapshot(Box::new(arrived), files);
+        self.deliver_to(&self.raft_inboxes, region, input)
     }
 
     /// Whether a snapshot of this range could not be taken over at present, because
@@ -235,14 +256,14 @@ impl StoreHandle {
 
     /// Another store did not answer: its followers are asked more gently.
     pub fn unreachable(&self, store: StoreId) {
-        for inbox in self.inboxes.iter() {
+        for inbox in self.raft_inboxes.iter() {
             let _ = inbox.try_send(Input::Unreachable(store));
         }
     }
 
     /// Placement knows nothing (it is new, or has a new leader): leaders report at once.
     pub fn report_all(&self) {
-        for inbox in self.inboxes.iter() {
+        for inbox in self.raft_inboxes.iter() {
             let _ = inbox.try_send(Input::ReportAll);
         }
     }

@@ -180,10 +180,7 @@ impl Drop for RunningStore {
 }
 
 fn run_worker(mut worker: Worker, clock: &dyn Clock, watched: &Watched) {
-    let (inbox, notices) = {
-        let (inbox, notices) = worker.channels();
-        (inbox.clone(), notices.clone())
-    };
+    let queues = worker.queues().clone();
     while !worker.is_stopping() {
         match watched.must_go_on(worker.turn(clock)) {
             Some(true) => continue,
@@ -195,8 +192,9 @@ fn run_worker(mut worker: Worker, clock: &dyn Clock, watched: &Watched) {
             None => never(),
         };
         let mut ready = crossbeam_channel::Select::new();
-        ready.recv(&inbox);
-        ready.recv(&notices);
+        ready.recv(&queues.requests);
+        ready.recv(&queues.raft);
+        ready.recv(&queues.notices);
         ready.recv(&wake);
         ready.ready();
     }

@@ -6,6 +6,7 @@
 //! durable, and hands them to the apply worker, which puts them in the place of
 //! whatever the range held before.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -108,7 +109,7 @@ impl ReceivedSnapshot {
         self.files.iter().map(|file| file.entries).sum()
     }
 
-    /// How the region's state names the files, so that an interrupted installation is resumed.
+    /// How the journal names the files, so that an interrupted installation is resumed.
     pub fn record(&self) -> String {
         let families: Vec<String> =
             self.files.iter().map(|file| file.cf.number().to_string()).collect();
@@ -228,6 +229,14 @@ impl SnapshotReceiver {
     /// All blocks are here: makes the files durable.
     pub fn finish(mut self) -> Result<ReceivedSnapshot, StoreError> {
         self.finish_file()?;
+        if self.kv.is_on_disk() && !self.files.is_empty() {
+            // The files' names, too, before anything durable speaks of them.
+            let synced = File::open(&self.directory).and_then(|directory| directory.sync_all());
+            synced.map_err(|error| StoreError::Corrupt {
+                what: self.directory.display().to_string(),
+                why: format!("it cannot be synced: {error}"),
+            })?;
+        }
         Ok(ReceivedSnapshot {
             stem: std::mem::take(&mut self.stem),
             files: std::mem::take(&mut self.files),

@@ -14,7 +14,9 @@ use esker_model::{Clock, StoreId};
 use tokio::sync::SetOnce;
 
 use crate::apply::Applier;
-use crate::config::{APPLY_QUEUE, LOG_QUEUE, StoreConfig, WORKER_INBOX};
+use crate::backlog::Backlog;
+use crate::budget::Budget;
+use crate::config::{StoreConfig, WORKER_INBOX};
 use crate::error::StoreError;
 use crate::flusher::{Flusher, Points};
 use crate::journal::Journal;
@@ -25,15 +27,14 @@ use crate::read::ReadDelegates;
 use crate::recovery::restore;
 use crate::router::{StoreHandle, worker_of};
 use crate::shell::RunningStore;
-use crate::worker::{Shared, Worker};
+use crate::worker::{Queues, Shared, Worker};
 
 /// What a store is made of, before it runs.
 pub struct Parts {
     pub store: StoreId,
     pub kv: KvEngine,
     pub log: LogEngine,
-    /// Where received snapshots wait; must be empty of all but what an
-    /// interrupted installation left.
+    /// Where received snapshots wait; must be empty of all but what the journal names.
     pub snapshots: PathBuf,
     pub config: StoreConfig,
     pub outbox: Arc<dyn Outbox>,
@@ -61,12 +62,20 @@ impl Store {
         let workers = config.workers.max(1);
         let (inbox_senders, inboxes): (Vec<_>, Vec<_>) =
             (0..workers).map(|_| bounded::<Input>(WORKER_INBOX)).unzip();
-        // Bounded by what the task queues hold: see `message`.
+        let (raft_senders, raft_inboxes): (Vec<_>, Vec<_>) =
+            (0..workers).map(|_| bounded::<Input>(WORKER_INBOX)).unzip();
+        // At most one for each task: see `message`.
         let (notice_senders, notices): (Vec<_>, Vec<_>) =
             (0..workers).map(|_| unbounded::<Notice>()).unzip();
-        let (log_tasks, log_queue) = bounded(LOG_QUEUE);
+        // Not bounded in number: see `backlog`.
+        let (log_tasks, log_queue) = unbounded();
         let (apply_tasks, apply_queues): (Vec<_>, Vec<_>) =
-            (0..config.apply_workers.max(1)).map(|_| bounded::<ApplyTask>(APPLY_QUEUE)).unzip();
+            (0..config.apply_workers.max(1)).map(|_| unbounded::<ApplyTask>()).unzip();
+        let log_backlog = Arc::new(Backlog::new(config.log_backlog, workers));
+        let apply_backlogs: Vec<_> = apply_tasks
+            .iter()
+            .map(|_| Arc::new(Backlog::new(config.apply_backlog, workers)))
+            .collect();
         let (journal, notes_left) = Journal::open(log.clone())?;
         let journal = Arc::new(journal);
         let points = Arc::new(Points::open(&kv)?);
@@ -76,6 +85,7 @@ impl Store {
             tasks: log_queue,
             notices: notice_senders.clone(),
             outbox: outbox.clone(),
+            backlog: log_backlog.clone(),
         };
         let shared = Arc::new(Shared {
             store,
@@ -88,16 +98,26 @@ impl Store {
             ranges: Arc::default(),
             log_tasks,
             apply_tasks,
+            log_backlog,
+            apply_backlogs,
             notices: notice_senders,
             journal: journal.clone(),
             points: points.clone(),
         });
-        let appliers = apply_queues.into_iter().map(|queue| Applier::new(&shared, queue)).collect();
+        let appliers = apply_queues
+            .into_iter()
+            .zip(&shared.apply_backlogs)
+            .map(|(queue, backlog)| Applier::new(&shared, queue, backlog.clone()))
+            .collect();
         let mut workers: Vec<Worker> = inboxes
             .into_iter()
+            .zip(raft_inboxes)
             .zip(notices)
             .enumerate()
-            .map(|(number, (inbox, notices))| Worker::new(shared.clone(), number, inbox, notices))
+            .map(|(number, ((requests, raft), notices))| {
+                let queues = Queues { requests, raft, notices };
+                Worker::new(shared.clone(), number, queues)
+            })
             .collect();
         let now = clock.now();
         for seed in restore(&shared, notes_left, &snapshots)? {
@@ -114,6 +134,7 @@ impl Store {
         let handle = StoreHandle {
             store,
             inboxes: inbox_senders.into(),
+            raft_inboxes: raft_senders.into(),
             notices: shared.notices.clone().into(),
             ranges: shared.ranges.clone(),
             delegates,
@@ -123,6 +144,8 @@ impl Store {
             stopped: Arc::new(AtomicBool::new(false)),
             damage: Arc::new(SetOnce::new()),
             held: Default::default(),
+            writes: Budget::new(shared.config.write_budget),
+            messages: Budget::new(shared.config.message_budget),
         };
         for damage in [kv.damage(), log.damage()] {
             let (workers, found) = (shared.notices.clone(), handle.damage.clone());
@@ -138,6 +161,12 @@ impl Store {
         }
         let flusher = Flusher::new(kv, log, journal, points, &shared.config);
         Ok(Store { handle, workers, log_writer, appliers, flusher, shared, clock })
+    }
+
+    /// Bytes that wait for the log writer, and for all apply workers.
+    pub fn backlog_bytes(&self) -> (usize, usize) {
+        let apply = self.shared.apply_backlogs.iter().map(|backlog| backlog.bytes());
+        (self.shared.log_backlog.bytes(), apply.sum())
     }
 
     /// Gives every part a thread.

@@ -8,7 +8,7 @@
 
 mod arrivals;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
@@ -18,13 +18,14 @@ use esker_mutants::broken;
 use esker_raft::{LogIndex, SnapshotMeta, Term, Time};
 use esker_rpc::repeat::Repeated;
 
+use crate::backlog::Backlog;
 use crate::config::{INITIAL_INDEX, StoreConfig, WORKER_TURN};
 use crate::error::{RequestError, StoreError};
 use crate::flusher::Points;
 use crate::journal::Journal;
 use crate::message::{AppliedNotice, ApplyTask, Effect, Input, LogTask, Notice};
 use crate::outbox::Outbox;
-use crate::peer::{Outputs, Peer, PeerSeed};
+use crate::peer::{Held, Outputs, Peer, PeerSeed};
 use crate::ranges::Ranges;
 use crate::read::ReadDelegates;
 use crate::router::worker_of;
@@ -43,21 +44,45 @@ pub(crate) struct Shared {
     pub ranges: Arc<Ranges>,
     pub log_tasks: Sender<LogTask>,
     pub apply_tasks: Vec<Sender<ApplyTask>>,
+    /// What waits for the log writer, and for each apply worker.
+    pub log_backlog: Arc<Backlog>,
+    pub apply_backlogs: Vec<Arc<Backlog>>,
     pub notices: Vec<Sender<Notice>>,
     pub journal: Arc<Journal>,
     /// How much of the key-value engine is durable.
     pub points: Arc<Points>,
 }
 
+impl Shared {
+    /// What waits for the apply worker of a region.
+    pub fn apply_backlog(&self, region: RegionId) -> &Backlog {
+        &self.apply_backlogs[worker_of(region, self.apply_backlogs.len())]
+    }
+}
+
+/// What comes to a worker.
+#[derive(Clone)]
+pub(crate) struct Queues {
+    /// Requests.
+    pub requests: Receiver<Input>,
+    /// Other stores' messages.
+    pub raft: Receiver<Input>,
+    /// From the store's own parts.
+    pub notices: Receiver<Notice>,
+}
+
 pub struct Worker {
     shared: Arc<Shared>,
     number: usize,
-    inbox: Receiver<Input>,
-    notices: Receiver<Notice>,
+    queues: Queues,
     peers: HashMap<RegionId, Peer>,
     next_generation: u64,
     /// Regions that something happened to in this turn.
     touched: BTreeSet<RegionId>,
+    /// Regions that keep something until there is room for it.
+    held: BTreeMap<RegionId, Held>,
+    /// The region that the next turn begins with: the first that found no room in the last.
+    begin_with: RegionId,
     deadlines: BTreeSet<(Time, RegionId)>,
     scheduled: HashMap<RegionId, Time>,
     out: Outputs,
@@ -72,20 +97,16 @@ pub struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn new(
-        shared: Arc<Shared>,
-        number: usize,
-        inbox: Receiver<Input>,
-        notices: Receiver<Notice>,
-    ) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, number: usize, queues: Queues) -> Self {
         Worker {
             shared,
             number,
-            inbox,
-            notices,
+            queues,
             peers: HashMap::new(),
             next_generation: 1,
             touched: BTreeSet::new(),
+            held: BTreeMap::new(),
+            begin_with: RegionId(0),
             deadlines: BTreeSet::new(),
             scheduled: HashMap::new(),
             out: Outputs::default(),
@@ -101,8 +122,8 @@ impl Worker {
         self.stopping
     }
 
-    pub(crate) fn channels(&self) -> (&Receiver<Input>, &Receiver<Notice>) {
-        (&self.inbox, &self.notices)
+    pub(crate) fn queues(&self) -> &Queues {
+        &self.queues
     }
 
     /// When the next turn is due even if nothing comes in.
@@ -117,8 +138,11 @@ impl Worker {
     pub fn turn(&mut self, clock: &dyn Clock) -> Result<bool, StoreError> {
         let mut inputs = std::mem::take(&mut self.inputs);
         let mut notices = std::mem::take(&mut self.taken_notices);
-        notices.extend(self.notices.try_iter().take(WORKER_TURN));
-        inputs.extend(self.inbox.try_iter().take(WORKER_TURN - notices.len()));
+        // Each has a share of its own: a flood of one holds up nobody else.
+        let Queues { requests, raft, notices: waiting } = &self.queues;
+        notices.extend(waiting.try_iter().take(WORKER_TURN));
+        inputs.extend(raft.try_iter().take(WORKER_TURN));
+        inputs.extend(requests.try_iter().take(WORKER_TURN));
         let mut taken = notices.len() + inputs.len();
         // The time is taken when the messages are here. A follower promises its
         // leader not to vote for another for a while from when it heard of it; were
@@ -149,14 +173,28 @@ impl Worker {
             taken += 1;
         }
         self.collect(now)?;
-        Ok(taken > 0)
+        // Something is to be done at once if there is room by now for what was held.
+        Ok(taken > 0 || self.wait_for_room())
     }
 
     fn collect(&mut self, now: Time) -> Result<(), StoreError> {
+        self.take_up_held();
         // Collecting may destroy peers, and destroying touches none.
-        for region in std::mem::take(&mut self.touched) {
+        let touched = std::mem::take(&mut self.touched);
+        let first = self.begin_with;
+        self.begin_with = RegionId(0);
+        for &region in touched.range(first..).chain(touched.range(..first)) {
             let Some(peer) = self.peers.get_mut(&region) else { continue };
-            peer.collect(now, &self.shared.kv, &*self.shared.outbox, &mut self.out)?;
+            peer.collect(now, &self.shared, &mut self.out)?;
+            let held = peer.held(&self.shared.config);
+            if held == Held::default() {
+                self.held.remove(&region);
+            } else {
+                self.held.insert(region, held);
+                if self.begin_with == RegionId(0) {
+                    self.begin_with = region;
+                }
+            }
             let deadline = peer.next_deadline();
             self.schedule(region, deadline);
         }
@@ -167,6 +205,36 @@ impl Worker {
         }
         self.hand_over();
         Ok(())
+    }
+
+    /// Lets regions go on that had to keep something for which there is room now.
+    fn take_up_held(&mut self) {
+        for (&region, held) in &self.held {
+            let has_room = |backlog: &Backlog| backlog.has_room_beside(0);
+            if held.for_log && has_room(&self.shared.log_backlog)
+                || held.for_apply && has_room(self.shared.apply_backlog(region))
+            {
+                self.touched.insert(region);
+            }
+        }
+    }
+
+    /// Asks to be woken when there is room for what is held. Returns whether there is already.
+    fn wait_for_room(&mut self) -> bool {
+        // A region that is gone holds nothing.
+        self.held.retain(|region, _| self.peers.contains_key(region));
+        let mut has_room = false;
+        if self.held.values().any(|held| held.for_log) {
+            has_room |= self.shared.log_backlog.wait(self.number);
+        }
+        for (number, backlog) in self.shared.apply_backlogs.iter().enumerate() {
+            let appliers = self.shared.apply_backlogs.len();
+            let is_its = |region: &RegionId| worker_of(*region, appliers) == number;
+            if self.held.iter().any(|(region, held)| held.for_apply && is_its(region)) {
+                has_room |= backlog.wait(self.number);
+            }
+        }
+        has_room
     }
 
     fn schedule(&mut self, region: RegionId, deadline: Option<Time>) {
@@ -188,9 +256,10 @@ impl Worker {
             self.shared.outbox.send(message);
         }
         if !self.out.log.batch.is_empty() || !self.out.log.persisted.is_empty() {
-            // A full queue makes the worker wait for the disk; the log writer
-            // never waits for a worker, so this ends.
-            let _ = self.shared.log_tasks.send(std::mem::take(&mut self.out.log));
+            let task = std::mem::take(&mut self.out.log);
+            self.shared.log_backlog.add(task.batch.bytes());
+            // The log writer is gone only when the store ends.
+            let _ = self.shared.log_tasks.send(task);
         }
         let appliers = self.shared.apply_tasks.len();
         for (region, task) in self.out.apply.drain(..) {
@@ -239,6 +308,7 @@ impl Worker {
                 }
             }
             Notice::Create { descriptor, campaign } => self.create(now, descriptor, campaign)?,
+            Notice::Room => {}
             Notice::Retire => {
                 self.retired = true;
                 for (region, peer) in &mut self.peers {
@@ -305,7 +375,7 @@ impl Worker {
         if removed {
             let conf_ver = peer.descriptor().epoch.conf_ver;
             // A leader's last words: that its removal is committed.
-            peer.collect(now, &self.shared.kv, &*self.shared.outbox, &mut self.out)?;
+            peer.collect(now, &self.shared, &mut self.out)?;
             self.destroy(region, conf_ver);
         }
         self.touched.insert(region);

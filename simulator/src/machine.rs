@@ -335,6 +335,10 @@ impl Machine {
             log_gc_max_lag: 60,
             // Some stores have a short log to send to others, some much to do again after a crash.
             flush_after: Duration::from_secs(1 + id.0 % 3 * 2),
+            // Less than a few writes, so that regions have to hold what they have.
+            log_backlog: 2_000,
+            region_log_backlog: 600,
+            apply_backlog: 1_000,
             flush_files_after: Duration::from_secs(2),
             region_report_interval: Duration::from_secs(5),
             remembered_writes: self.remembered_writes,

@@ -104,6 +104,7 @@ fn table(bug: Bug) -> Found {
         Bug::InstallationIsNoted => Within(SEEN),
         Bug::RemovalIsNoted => Within(SEEN),
         Bug::NotesWaitForFlush => Within(SEEN),
+        Bug::FilesWaitForFlush => Within(SEEN),
         // A flush that comes in the middle of an installation, on another thread.
         Bug::OpenNoteIsKept => Unit(
             "journal::tests::a_note_that_is_yet_to_be_carried_out_is_not_covered_by_a_flush_that_begins",
@@ -113,6 +114,12 @@ fn table(bug: Bug) -> Found {
         }
         Bug::PartsOfSplitAreDisjoint => Within(SEEN),
         Bug::StaleRequestIsRefused => Within(SEEN),
+        Bug::HeldWriteIsCheckedAgain => Stores(
+            "pressure::a_write_that_waits_for_room_while_its_region_is_split_does_not_land_in_another_region",
+        ),
+        Bug::BacklogIsBounded => Stores(
+            "pressure::a_leader_whose_disk_hangs_keeps_its_lease_and_hands_over_no_more_than_there_is_room_for",
+        ),
         Bug::TombstoneIsHeeded => {
             Stores("moves::a_message_that_was_long_under_way_brings_no_removed_replica_back")
         }

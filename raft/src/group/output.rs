@@ -152,7 +152,7 @@ impl<R: LogReader> Group<R> {
         let frozen = self.installing.is_some();
         let snapshot_due = self.installing.as_ref().is_some_and(|one| one.data.is_some());
         let unwritten = self.log.has_unwritten();
-        let emittable = !frozen && self.log.has_emittable();
+        let emittable = !frozen && !self.holds_committed && self.log.has_emittable();
         if !(state_changed || role_changed || snapshot_due || unwritten || emittable)
             && self.outbox.is_empty()
         {

@@ -1,10 +1,13 @@
 //! The group's log on disk: what is read from it, appended to it, and dropped.
 
+use std::collections::VecDeque;
+
 use esker_engine::{LogBatch, LogEngine};
 use esker_model::RegionId;
 use esker_mutants::broken;
 use esker_raft::{
-    Entries, Entry, Group, HardState, LogIndex, LogReadError, LogReader, SnapshotMeta, Term, Time,
+    Entries, Entry, Group, HardState, LogIndex, LogReadError, LogReader, ReadyNumber, SnapshotMeta,
+    Term, Time,
 };
 
 use crate::config::StoreConfig;
@@ -69,6 +72,9 @@ pub struct StoredLog {
     /// that will be known: when this point is durable.
     durable: Option<Applied>,
     next_durable: Option<(u64, Applied)>,
+    /// The sizes of the appends that the log writer has, in their order.
+    under_way: VecDeque<(ReadyNumber, usize)>,
+    under_way_bytes: usize,
     /// When to look again whether the log may be shortened.
     next_look: Time,
 }
@@ -81,6 +87,8 @@ impl StoredLog {
             may_truncate: None,
             durable: None,
             next_durable: None,
+            under_way: VecDeque::new(),
+            under_way_bytes: 0,
             next_look,
         }
     }
@@ -89,9 +97,22 @@ impl StoredLog {
         &self.state
     }
 
+    /// Whether this region may give more to the log writer, besides so many bytes that it will.
+    pub fn has_room_beside(&self, more: usize, config: &StoreConfig) -> bool {
+        self.under_way_bytes + more < config.region_log_backlog || broken!(BacklogIsBounded)
+    }
+
+    /// What was written for this Ready, and for all before it, is durable.
+    pub fn written(&mut self, number: ReadyNumber) {
+        while let Some((_, bytes)) = self.under_way.pop_front_if(|(of, _)| *of <= number) {
+            self.under_way_bytes -= bytes;
+        }
+    }
+
     /// Writes what the group wants to be durable.
     pub fn write(
         &mut self,
+        number: ReadyNumber,
         entries: &Entries,
         hard_state: Option<HardState>,
         must_sync: bool,
@@ -102,6 +123,9 @@ impl StoredLog {
         }
         let group = self.region.0;
         if let (Some(first), Some(last)) = (entries.first(), entries.last()) {
+            let bytes = entries.bytes();
+            self.under_way.push_back((number, bytes));
+            self.under_way_bytes += bytes;
             let mut encoded = Vec::new();
             for entry in entries {
                 encode_entry(entry, &mut encoded);
@@ -198,10 +222,13 @@ impl StoredLog {
 /// followers hold. Nothing if that is not worth an entry.
 pub fn dispensable(
     group: &Group<GroupLog>,
+    stored: &StoredLog,
     applied: LogIndex,
     config: &StoreConfig,
 ) -> Option<(LogIndex, Term)> {
-    let first = group.first_index();
+    // What was agreed on may wait until it is durable, and need not be agreed on again.
+    let agreed = stored.may_truncate.map_or(LogIndex(0), |(index, _)| index.next());
+    let first = group.first_index().max(agreed);
     let last = group.last_index();
     let mut behind = applied;
     for (_, progress) in group.progress() {

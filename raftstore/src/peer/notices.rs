@@ -12,6 +12,7 @@ use crate::state::Applied;
 
 impl Peer {
     pub fn on_persisted(&mut self, now: Time, number: ReadyNumber) {
+        self.log.written(number);
         self.group.persisted(now, number);
     }
 

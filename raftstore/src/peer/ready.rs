@@ -6,39 +6,63 @@ use esker_engine::KvEngine;
 use esker_raft::{Ready, RoleChange, SnapshotMeta, Time};
 
 use super::{Outputs, Peer};
+use crate::config::StoreConfig;
 use crate::error::StoreError;
 use crate::message::{ApplyTask, Persisted};
 use crate::outbox::Outbox;
+use crate::worker::Shared;
+
+/// What a region holds back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Writes, for which the log writer has no room.
+    pub for_log: bool,
+    /// Committed entries, for which the apply worker has no room.
+    pub for_apply: bool,
+}
 
 impl Peer {
     /// Proposes what waits, and moves everything the group wants to `out`.
     pub fn collect(
         &mut self,
         now: Time,
-        kv: &KvEngine,
-        outbox: &dyn Outbox,
+        shared: &Shared,
         out: &mut Outputs,
     ) -> Result<(), StoreError> {
         if self.is_destroying() {
             return Ok(());
         }
-        self.propose_waiting(now);
+        self.propose_waiting(now, shared, out.log.batch.bytes());
         self.confirm_waiting_reads(now);
-        while let Some(ready) = self.group.ready() {
-            self.take_ready(kv, ready, outbox, out)?;
+        let backlog = shared.apply_backlog(self.id);
+        loop {
+            self.group.hold_committed(!backlog.has_room_beside(0));
+            let Some(ready) = self.group.ready() else { break };
+            self.take_ready(shared, ready, out)?;
         }
-        self.serve_confirmed(kv)?;
+        self.serve_confirmed(&shared.kv)?;
         // Before the messages of this turn leave: among them may be the one that
         // makes another peer the leader.
         self.publish_lease();
         Ok(())
     }
 
+    /// What is kept here until there is room for it elsewhere.
+    pub fn held(&self, config: &StoreConfig) -> Held {
+        if self.is_destroying() {
+            return Held::default();
+        }
+        Held {
+            // Where the region itself has no room, it is touched when its own writes are durable.
+            for_log: self.writes.is_waiting() && self.log.has_room_beside(0, config),
+            for_apply: self.group.has_held_committed(),
+        }
+    }
+
     fn take_ready(
         &mut self,
-        kv: &KvEngine,
+        shared: &Shared,
         ready: Ready,
-        outbox: &dyn Outbox,
         out: &mut Outputs,
     ) -> Result<(), StoreError> {
         if let Some(failure) = &ready.log_failure {
@@ -48,14 +72,20 @@ impl Peer {
             });
         }
         if let Some(role) = &ready.role {
-            self.take_role(role, outbox, out);
+            self.take_role(role, &*shared.outbox, out);
         }
         if !ready.messages.is_empty() {
             let addressed: Vec<_> =
                 ready.messages.into_iter().filter_map(|m| self.address(m)).collect();
             out.messages.extend(addressed);
         }
-        self.log.write(&ready.entries, ready.hard_state, ready.must_sync, &mut out.log.batch);
+        self.log.write(
+            ready.number,
+            &ready.entries,
+            ready.hard_state,
+            ready.must_sync,
+            &mut out.log.batch,
+        );
         if ready.snapshot.is_some()
             || ready.must_sync
             || !ready.entries.is_empty()
@@ -75,6 +105,7 @@ impl Peer {
         }
         if !ready.committed.is_empty() {
             let proposals = self.writes.take_committed(&ready.committed);
+            shared.apply_backlog(self.id).add(ready.committed.bytes());
             out.apply.push((
                 self.id,
                 ApplyTask::Entries {
@@ -88,7 +119,7 @@ impl Peer {
         for (number, index) in ready.reads {
             self.reads.confirmed(number, index);
         }
-        self.serve_confirmed(kv)?;
+        self.serve_confirmed(&shared.kv)?;
         for number in ready.failed_reads {
             if let Some(reads) = self.reads.take_failed(number) {
                 self.refuse_reads(reads);

@@ -9,6 +9,7 @@ use super::{Life, Peer, writes};
 use crate::command::{Body, Command, Keys};
 use crate::error::RequestError;
 use crate::message::{ReadRequest, RequestContext, Waiters, WriteRequest};
+use crate::worker::Shared;
 
 impl Peer {
     pub fn on_write(&mut self, request: WriteRequest) {
@@ -107,11 +108,35 @@ impl Peer {
         RequestError::NotLeader { region: self.id, leader }
     }
 
-    pub(super) fn propose_waiting(&mut self, now: Time) {
-        for (write, waiters) in self.writes.take_batches() {
+    /// Proposes what waits, as far as there is room in the log's backlog besides `beside` bytes.
+    pub(super) fn propose_waiting(&mut self, now: Time, shared: &Shared, beside: usize) {
+        if !self.writes.is_waiting() {
+            return;
+        }
+        // They may have waited while the region was split, or got another leader.
+        let (descriptor, term) = (&self.descriptor, self.group.term());
+        self.writes.refuse(|request| {
+            let RequestContext { epoch, term: wanted, .. } = request.context;
+            if wanted.is_some_and(|wanted| wanted != term) {
+                return Some(RequestError::StaleCommand(descriptor.id));
+            }
+            if broken!(StaleRequestIsRefused) {
+                return None;
+            }
+            let fits = epoch.is_same_range(descriptor.epoch) || broken!(HeldWriteIsCheckedAgain);
+            (!fits).then(|| RequestError::epoch_not_match(descriptor))
+        });
+        let mut batches = self.writes.take_batches();
+        let mut handed = 0;
+        while self.log.has_room_beside(handed, &shared.config)
+            && shared.log_backlog.has_room_beside(beside + handed)
+            && let Some((write, waiters, bytes)) = batches.next()
+        {
             let command = self.command(Body::Write(write));
             self.propose(now, command, Waiters::Write(waiters));
+            handed += bytes;
         }
+        self.writes.put_back(batches);
     }
 
     /// A command for the region as it is now.

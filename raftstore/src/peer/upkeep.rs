@@ -79,7 +79,7 @@ impl Peer {
 
     /// Proposes that everybody may forget the log up to what all useful followers hold.
     fn propose_truncation(&mut self, now: Time, config: &StoreConfig) {
-        let dispensable = log::dispensable(&self.group, self.applied.index, config);
+        let dispensable = log::dispensable(&self.group, &self.log, self.applied.index, config);
         let Some((index, term)) = dispensable else { return };
         let command = self.command(Body::Compact { index, term });
         // Nobody waits for it; a refusal is made good at the next look.

@@ -15,8 +15,9 @@ use crate::message::{Proposal, Waiter, Waiters, WriteRequest};
 
 pub struct Writes {
     region: RegionId,
-    /// Writes of this turn, each checked against the region when it came. Empty after every
-    /// `collect`, which proposes all of them. Bounded by what a worker takes in one turn.
+    /// Writes that are not proposed yet, each checked against the region when it came, and again
+    /// when it is proposed: it may wait until the log writer has room. Their bytes are taken from
+    /// the store's budget, and their number counts with that of the proposals.
     waiting: Vec<WriteRequest>,
     /// Entries of this peer whose outcome somebody waits for. Their terms never fall, and within
     /// a term their indexes rise. From one term to the next the indexes may fall. An entry is
@@ -42,7 +43,7 @@ impl Writes {
 
     /// Whether more than enough wait for their outcome.
     pub fn is_full(&self) -> bool {
-        self.proposals.len() >= MAX_WAITING_PROPOSALS
+        self.proposals.len() + self.waiting.len() >= MAX_WAITING_PROPOSALS
     }
 
     /// Takes a write that has been checked.
@@ -50,9 +51,34 @@ impl Writes {
         self.waiting.push(request);
     }
 
-    /// Everything that came in this turn and waits: as few entries as their size allows.
+    pub fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Refuses those of the writes that waited which do not fit any more.
+    pub fn refuse(&mut self, why: impl Fn(&WriteRequest) -> Option<RequestError>) {
+        if self.waiting.iter().all(|request| why(request).is_none()) {
+            return;
+        }
+        for request in std::mem::take(&mut self.waiting) {
+            match why(&request) {
+                None => self.waiting.push(request),
+                Some(error) => {
+                    // A caller that is gone needs no answer.
+                    let _ = request.reply.send(Err(error));
+                }
+            }
+        }
+    }
+
+    /// Everything that waits: as few entries as their size allows.
     pub fn take_batches(&mut self) -> Batches {
         Batches(std::mem::take(&mut self.waiting).into_iter().peekable())
+    }
+
+    /// For what is left there is no room.
+    pub fn put_back(&mut self, left: Batches) {
+        self.waiting = left.0.collect();
     }
 
     /// The group has taken an entry for which somebody waits.
@@ -153,8 +179,8 @@ impl Writes {
 pub struct Batches(Peekable<std::vec::IntoIter<WriteRequest>>);
 
 impl Iterator for Batches {
-    /// What one entry holds, and who waits for it.
-    type Item = (Write, Vec<Waiter>);
+    /// What one entry holds, who waits for it, and its size.
+    type Item = (Write, Vec<Waiter>, usize);
 
     fn next(&mut self) -> Option<Self::Item> {
         let first = self.0.next()?;
@@ -179,7 +205,7 @@ impl Iterator for Batches {
                 });
                 tagged.len() - 1
             });
-            waiters.push(Waiter { reply: request.reply, tagged: number });
+            waiters.push(Waiter { reply: request.reply, tagged: number, taken: request.taken });
             mutations.extend(request.mutations);
         };
         let alone = is_swap(&first);
@@ -195,7 +221,7 @@ impl Iterator for Batches {
             take(next);
         }
         metrics::histogram!("esker_commands_per_entry").record(waiters.len() as f64);
-        Some((Write { mutations, tagged, now_s }, waiters))
+        Some((Write { mutations, tagged, now_s }, waiters, bytes))
     }
 }
 
@@ -244,6 +270,7 @@ mod tests {
     use tokio::sync::oneshot::error::TryRecvError;
 
     use super::*;
+    use crate::budget::Taken;
     use crate::command::{CompareAndSwap, Swap};
     use crate::message::{Answer, RequestContext, WriteResult};
 
@@ -252,7 +279,8 @@ mod tests {
     fn write(mutation: Mutation, term: Option<Term>, bytes: usize) -> WriteRequest {
         let context = RequestContext { term, ..RequestContext::default() };
         let (reply, _) = oneshot::channel();
-        WriteRequest { region: REGION, context, mutations: vec![mutation], bytes, reply }
+        let taken = Taken::nothing();
+        WriteRequest { region: REGION, context, mutations: vec![mutation], bytes, taken, reply }
     }
 
     fn put() -> Mutation {
@@ -273,7 +301,7 @@ mod tests {
     fn entries(requests: Vec<WriteRequest>) -> Vec<usize> {
         let mut writes = Writes::new(REGION);
         requests.into_iter().for_each(|request| writes.push(request));
-        let entries = writes.take_batches().map(|(_, waiters)| waiters.len()).collect();
+        let entries = writes.take_batches().map(|(_, waiters, _)| waiters.len()).collect();
         assert!(writes.take_batches().next().is_none(), "they are taken once");
         entries
     }
@@ -290,10 +318,28 @@ mod tests {
         assert_eq!(entries(swaps.into_iter().map(|m| write(m, None, 10)).collect()), [2, 1, 1]);
     }
 
+    #[test]
+    fn writes_that_waited_are_refused_if_they_do_not_fit_any_more_and_the_others_stay() {
+        let mut writes = Writes::new(REGION);
+        let mut answers = Vec::new();
+        for term in [3, 4, 3] {
+            let (reply, answer) = oneshot::channel();
+            writes.push(WriteRequest { reply, ..write(put(), Some(Term(term)), 10) });
+            answers.push(answer);
+        }
+        let stale = RequestError::StaleCommand(REGION);
+        writes.refuse(|request| (request.context.term != Some(Term(4))).then(|| stale.clone()));
+        assert_eq!(answers[0].try_recv().unwrap(), Err(stale.clone()));
+        assert!(answers[1].try_recv().is_err(), "it waits");
+        assert_eq!(answers[2].try_recv().unwrap(), Err(stale));
+        assert_eq!(writes.take_batches().count(), 1);
+        assert!(!writes.is_waiting());
+    }
+
     /// Somebody waits for an entry of this index and term.
     fn propose(writes: &mut Writes, index: u64, term: u64) -> Answer<WriteResult> {
         let (reply, answer) = oneshot::channel();
-        let waiters = Waiters::Write(vec![Waiter { reply, tagged: None }]);
+        let waiters = Waiters::Write(vec![Waiter { reply, tagged: None, taken: Taken::nothing() }]);
         writes.await_outcome(LogIndex(index), Term(term), waiters);
         answer
     }

@@ -33,8 +33,14 @@ pub trait Call: Clone + Unpin {
         None
     }
 
-    /// The message to the region's worker, if it is one that may be sent.
-    fn input(self, region: RegionId, reply: Reply<Self::Answer>) -> Result<Input, RequestError>;
+    /// The message to the region's worker, if it is one that may be sent, and if there is room for
+    /// it in the store.
+    fn input(
+        self,
+        store: &StoreHandle,
+        region: RegionId,
+        reply: Reply<Self::Answer>,
+    ) -> Result<Input, RequestError>;
 }
 
 /// A request that is not sent yet. It is sent when it is awaited, and again for as long as it is
@@ -97,7 +103,7 @@ fn send<C: Call>(
     call: C,
 ) -> Result<Answer<C::Answer>, RequestError> {
     let (reply, answer) = oneshot::channel();
-    store.deliver(region, call.input(region, reply)?)?;
+    store.deliver(region, call.input(store, region, reply)?)?;
     Ok(answer)
 }
 
@@ -157,7 +163,12 @@ impl Call for Write {
     const CHANGES: bool = true;
     const IS_HELD: bool = true;
 
-    fn input(self, region: RegionId, reply: Reply<WriteResult>) -> Result<Input, RequestError> {
+    fn input(
+        self,
+        store: &StoreHandle,
+        region: RegionId,
+        reply: Reply<WriteResult>,
+    ) -> Result<Input, RequestError> {
         /// What a tag adds to its entry.
         const TAG_BYTES: usize = 40;
         let Write { context, mutations } = self;
@@ -165,7 +176,8 @@ impl Call for Write {
         if context.tag.is_some() {
             bytes += TAG_BYTES;
         }
-        Ok(Input::Write(WriteRequest { region, context, mutations, bytes, reply }))
+        let taken = store.writes.take(bytes).ok_or_else(|| store.is_busy())?;
+        Ok(Input::Write(WriteRequest { region, context, mutations, bytes, taken, reply }))
     }
 }
 
@@ -190,7 +202,12 @@ impl Call for Read {
         snapshot
     }
 
-    fn input(self, region: RegionId, reply: Reply<RegionSnapshot>) -> Result<Input, RequestError> {
+    fn input(
+        self,
+        _: &StoreHandle,
+        region: RegionId,
+        reply: Reply<RegionSnapshot>,
+    ) -> Result<Input, RequestError> {
         Ok(Input::Read(ReadRequest { region, context: self.context, reply }))
     }
 }
@@ -207,7 +224,12 @@ impl Call for Administer {
     const CHANGES: bool = true;
     const IS_HELD: bool = false;
 
-    fn input(self, region: RegionId, reply: Reply<AdminResult>) -> Result<Input, RequestError> {
+    fn input(
+        self,
+        _: &StoreHandle,
+        region: RegionId,
+        reply: Reply<AdminResult>,
+    ) -> Result<Input, RequestError> {
         let Administer { epoch, admin } = self;
         check_admin(region, &admin)?;
         Ok(Input::Admin(AdminRequest { region, epoch, admin, reply }))
@@ -223,7 +245,12 @@ impl Call for Status {
     const CHANGES: bool = false;
     const IS_HELD: bool = true;
 
-    fn input(self, region: RegionId, reply: Reply<RegionStatus>) -> Result<Input, RequestError> {
+    fn input(
+        self,
+        _: &StoreHandle,
+        region: RegionId,
+        reply: Reply<RegionStatus>,
+    ) -> Result<Input, RequestError> {
         Ok(Input::Status { region, reply })
     }
 }

@@ -17,6 +17,14 @@ use crate::peer::Peer;
 use crate::snapshot::ReceivedSnapshot;
 use crate::state::{Applied, RegionState, raft_state, region_state};
 
+/// Whether it brings entries.
+fn is_append(consensus: &Consensus) -> bool {
+    match &consensus.message.body {
+        MessageBody::Append { entries, .. } => !entries.is_empty(),
+        _ => false,
+    }
+}
+
 impl Worker {
     pub(super) fn on_input(&mut self, now: Time, input: Input) -> Result<(), StoreError> {
         match input {
@@ -47,7 +55,7 @@ impl Worker {
                     let _ = request.reply.send(Err(RequestError::RegionNotFound(request.region)));
                 }
             },
-            Input::Raft(message) => self.on_raft(now, *message)?,
+            Input::Raft(message, _) => self.on_raft(now, *message)?,
             Input::Snapshot(message, files) => self.on_snapshot(now, *message, files)?,
             Input::Unreachable(store) => {
                 for (region, peer) in &mut self.peers {
@@ -93,6 +101,12 @@ impl Worker {
                         complain(self.shared.store, &address, &Fault::OutsideOfRegion);
                         return Ok(());
                     }
+                    if is_append(&consensus) && !self.shared.log_backlog.has_room_beside(0) {
+                        // The leader sends it again when it hears that it is missing. Heartbeats
+                        // come by themselves.
+                        metrics::counter!("esker_raft_messages_dropped_total").increment(1);
+                        return Ok(());
+                    }
                     peer.step(now, &address, *consensus)?;
                     self.touched.insert(region);
                 }
@@ -129,7 +143,7 @@ impl Worker {
         let Address { region, from, to, epoch } = *address;
         let message = &consensus.message;
         if let Some(peer) = self.peers.get(&region) {
-            if peer.is_destroying() || to.id < peer.me().id {
+            if peer.is_destroying() {
                 return Ok(false);
             }
             if to.id > peer.me().id {
@@ -145,9 +159,14 @@ impl Worker {
                 matches!(message.body, MessageBody::Vote { .. } | MessageBody::PreVote { .. });
             let behind = epoch.conf_ver < descriptor.epoch.conf_ver;
             if is_vote && behind && peer.is_initialized() && descriptor.peer(from.id).is_none() {
-                // A removed peer that was away and campaigns: it is told so, and has no say.
+                // A removed peer that was away and campaigns: it is told so, and has no say. So is
+                // one that asks a peer which has left, too: all that it knows may have left.
                 let descriptor = descriptor.clone();
                 self.tell_gone(address, &descriptor);
+                return Ok(false);
+            }
+            if to.id < peer.me().id {
+                // For a peer that this one has followed here.
                 return Ok(false);
             }
             let newer = epoch.conf_ver > descriptor.epoch.conf_ver;
@@ -351,7 +370,7 @@ impl Worker {
         }
         if let Some(peer) = self.peers.get_mut(&region) {
             peer.step_snapshot(now, &address, *consensus, files)?;
-            peer.collect(now, &self.shared.kv, &*self.shared.outbox, &mut self.out)?;
+            peer.collect(now, &self.shared, &mut self.out)?;
             if !peer.is_installing() {
                 // The group has all that the snapshot holds, or follows another leader.
                 peer.drop_unused_snapshot();

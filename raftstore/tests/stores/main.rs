@@ -9,6 +9,7 @@ mod fence;
 mod life;
 mod memory;
 mod moves;
+mod pressure;
 mod reads;
 mod reports;
 mod sent;

@@ -51,6 +51,84 @@ fn a_replica_that_was_removed_while_it_was_away_does_not_disturb_and_goes() {
     assert_eq!(cluster.region_on(3, 1), None);
 }
 
+/// Stores that flush nothing but what they must.
+fn unflushed() -> Cluster {
+    let never = Duration::from_secs(3600);
+    let config = StoreConfig { flush_after: never, flush_files_after: never, ..config() };
+    let mut cluster = Cluster::replicated_with(config);
+    cluster.transfer(1, 1);
+    cluster.put("a", "1");
+    cluster.await_agreement(&[1, 2, 3]);
+    cluster
+}
+
+#[test]
+fn a_removal_that_is_made_good_after_a_crash_takes_no_data_of_what_came_later() {
+    let mut cluster = unflushed();
+    cluster.store(3).handle.engine().persist().unwrap();
+    // The replica leaves store 3, and comes back under another id with a snapshot.
+    remove(&mut cluster, 1, 3);
+    cluster.run_until("it has left", |cluster| cluster.region_on(3, 1).is_none());
+    cluster.add_replica(1, 3);
+    cluster.await_agreement(&[1, 2, 3]);
+    // A region is split off, which has data of its own then.
+    let parts = cluster.split(1, &["m"]);
+    let child = parts.iter().find(|part| part.id != RegionId(1)).unwrap().id;
+    cluster.await_leader(child.0);
+    cluster.put("b", "2");
+    cluster.run_until("store 3 has it", |cluster| cluster.contents(3).contains_key("b"));
+    // The parent leaves again. Of that the engine keeps what was written before the removal.
+    remove(&mut cluster, 1, 3);
+    cluster.run_until("it has left again", |cluster| cluster.region_on(3, 1).is_none());
+    cluster.crash(3);
+    cluster.start(StoreId(3));
+    assert!(cluster.region_on(3, child.0).is_some());
+    assert_eq!(cluster.local(3, "b").as_deref(), Some("2"), "the removal took what came later");
+    cluster.put("c", "3");
+    cluster.run_until("it goes on", |cluster| cluster.contents(3).contains_key("c"));
+}
+
+#[test]
+fn a_store_starts_again_after_one_change_has_exchanged_its_replica() {
+    let mut cluster = unflushed();
+    cluster.split(1, &["m"]);
+    let descriptor = cluster.region_on(1, 1).unwrap();
+    let gone = *descriptor.peer_on(StoreId(3)).unwrap();
+    let next = Peer { role: Role::Learner, ..Peer::voter(PeerId(9_000), StoreId(3)) };
+    let change = vec![PeerChange::Remove(gone.into()), PeerChange::AddLearner(next.into())];
+    cluster.admin(1, &Admin::ChangePeers(change));
+    cluster.run_until("the first has left", |cluster| {
+        cluster.region_on(3, 1).is_none_or(|region| region.peer(gone.id).is_none())
+    });
+    cluster.crash(3);
+    cluster.start(StoreId(3));
+    cluster.put("x", "2");
+    cluster.run_until("the second has the data", |cluster| cluster.contents(3).contains_key("x"));
+}
+
+#[test]
+fn a_replica_that_was_removed_while_all_that_it_knows_were_replaced_goes() {
+    let mut cluster = Cluster::new(4);
+    cluster.await_leader(1);
+    cluster.add_replica(1, 2);
+    cluster.add_replica(1, 3);
+    cluster.put("a", "1");
+    cluster.await_agreement(&[1, 2, 3]);
+    cluster.isolate(3);
+    cluster.add_replica(1, 4);
+    cluster.transfer(1, 4);
+    for store in [1, 2] {
+        remove(&mut cluster, 1, store);
+        cluster.run_until("it has left", |cluster| cluster.region_on(store, 1).is_none());
+        cluster.add_replica(1, store);
+    }
+    remove(&mut cluster, 1, 3);
+    cluster.heal();
+    cluster.run_until("store 3 knows that it was removed", |cluster| {
+        cluster.region_on(3, 1).is_none() && cluster.contents(3).is_empty()
+    });
+}
+
 #[test]
 fn a_region_that_was_split_off_one_that_left_the_store_survives_a_crash() {
     // Nothing is flushed but what the store itself needs.
