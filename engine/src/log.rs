@@ -41,9 +41,9 @@ const STATE: u8 = 0x02;
 const ENTRY: u8 = 0x03;
 const NOTE: u8 = 0x04;
 
-const STATE_KEY_BYTES: usize = 1 + 8;
+/// A kind and one number: a group's, or a note's.
+const NUMBER_KEY_BYTES: usize = 1 + 8;
 const ENTRY_KEY_BYTES: usize = 1 + 8 + 8;
-const NOTE_KEY_BYTES: usize = 1 + 8;
 
 /// The most entries that are deleted one by one. A range deletion is a single record, however long
 /// the range, but it slows down every later read of its memtable.
@@ -52,22 +52,24 @@ const MAX_POINT_DELETES: u64 = 32;
 /// The only family of this instance.
 const FAMILY: Cf = Cf::Default;
 
-fn state_key(group: u64) -> [u8; STATE_KEY_BYTES] {
-    let mut key = [STATE; STATE_KEY_BYTES];
-    key[1..].copy_from_slice(&group.to_be_bytes());
+fn number_key(kind: u8, number: u64) -> [u8; NUMBER_KEY_BYTES] {
+    let mut key = [kind; NUMBER_KEY_BYTES];
+    key[1..].copy_from_slice(&number.to_be_bytes());
     key
+}
+
+fn state_key(group: u64) -> [u8; NUMBER_KEY_BYTES] {
+    number_key(STATE, group)
+}
+
+fn note_key(number: u64) -> [u8; NUMBER_KEY_BYTES] {
+    number_key(NOTE, number)
 }
 
 fn entry_key(group: u64, index: u64) -> [u8; ENTRY_KEY_BYTES] {
     let mut key = [ENTRY; ENTRY_KEY_BYTES];
     key[1..9].copy_from_slice(&group.to_be_bytes());
     key[9..].copy_from_slice(&index.to_be_bytes());
-    key
-}
-
-fn note_key(number: u64) -> [u8; NOTE_KEY_BYTES] {
-    let mut key = [NOTE; NOTE_KEY_BYTES];
-    key[1..].copy_from_slice(&number.to_be_bytes());
     key
 }
 
@@ -212,30 +214,29 @@ impl LogEngine {
     }
 
     /// Calls `visit` with every group's state, in ascending order of groups.
-    pub fn states(&self, mut visit: impl FnMut(u64, &[u8])) -> Result<(), EngineError> {
-        let mut iter = self.shared.iter(&[STATE], &[STATE + 1]);
-        iter.seek_to_first();
-        while let Some((key, value)) = iter.item() {
-            let Some(group) = last_number(key).filter(|_| key.len() == STATE_KEY_BYTES) else {
-                let reason = format!("{} is no key of a group's state", key.escape_ascii());
-                return Err(self.shared.at.corruption("the reading of states", reason));
-            };
-            visit(group, value);
-            iter.next();
-        }
-        self.check(&iter)
+    pub fn states(&self, visit: impl FnMut(u64, &[u8])) -> Result<(), EngineError> {
+        self.numbered(STATE, "the reading of states", visit)
     }
 
     /// Calls `visit` with every note of the journal, in the order of their numbers.
-    pub fn notes(&self, mut visit: impl FnMut(u64, Bytes)) -> Result<(), EngineError> {
-        let mut iter = self.shared.iter(&[NOTE], &[NOTE + 1]);
+    pub fn notes(&self, visit: impl FnMut(u64, &[u8])) -> Result<(), EngineError> {
+        self.numbered(NOTE, "the reading of notes", visit)
+    }
+
+    fn numbered(
+        &self,
+        kind: u8,
+        reading: &'static str,
+        mut visit: impl FnMut(u64, &[u8]),
+    ) -> Result<(), EngineError> {
+        let mut iter = self.shared.iter(&[kind], &[kind + 1]);
         iter.seek_to_first();
         while let Some((key, value)) = iter.item() {
-            let Some(number) = last_number(key).filter(|_| key.len() == NOTE_KEY_BYTES) else {
-                let reason = format!("{} is no key of a note", key.escape_ascii());
-                return Err(self.shared.at.corruption("the reading of notes", reason));
+            let Some(number) = last_number(key).filter(|_| key.len() == NUMBER_KEY_BYTES) else {
+                let reason = format!("{} is no key of its kind", key.escape_ascii());
+                return Err(self.shared.at.corruption(reading, reason));
             };
-            visit(number, Bytes::copy_from_slice(value));
+            visit(number, value);
             iter.next();
         }
         self.check(&iter)

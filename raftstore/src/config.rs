@@ -57,6 +57,10 @@ pub const MAX_REMEMBERED_IN_MEMORY: usize = 1 << 20;
 /// Peers of one worker that wait for their region's data: more are created when those have it.
 pub const MAX_EMPTY_PEERS: usize = 4 << 10;
 
+/// Messages of other stores up to this size do not count in the budget for messages. They are
+/// bounded by [`WORKER_INBOX`]. Those that keep leases and elect leaders are smaller.
+pub const SMALL_MESSAGE_BYTES: usize = 1 << 10;
+
 /// How often the flusher looks whether there is need for a flush.
 pub const FLUSH_LOOK: Duration = Duration::from_secs(1);
 /// Looks whose writes may wait for a flush: past it, the next writes count with the last of them.
@@ -84,7 +88,8 @@ pub struct StoreConfig {
     pub log_gc_max_lag: u64,
     /// Bytes of writes that are not answered yet. Past it clients are told that the store is busy.
     pub write_budget: usize,
-    /// Bytes of other stores' messages that no worker has taken yet. Past it they are dropped.
+    /// Bytes of other stores' messages that no worker has taken yet. Past it those that are not
+    /// small are dropped: see [`SMALL_MESSAGE_BYTES`].
     pub message_budget: usize,
     /// Bytes that may wait for the disk, or be on their way to it. Past it no region proposes
     /// writes, and entries of other stores are dropped, which send them again.

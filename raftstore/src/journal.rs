@@ -179,7 +179,7 @@ impl Journal {
     /// When the disk fails, or a note cannot be read.
     pub fn open(log: LogEngine) -> Result<(Journal, Vec<Note>), StoreError> {
         let mut stored = Vec::new();
-        log.notes(|number, note| stored.push((number, note)))?;
+        log.notes(|number, note| stored.push((number, Bytes::copy_from_slice(note))))?;
         let first = stored.first().map_or(0, |(number, _)| *number);
         let next = stored.last().map_or(0, |(number, _)| number + 1);
         let notes = stored

@@ -20,8 +20,9 @@ use tokio::sync::SetOnce;
 
 use self::hold::HeldRoom;
 use self::request::{Administer, Read, Status, Write};
-use crate::budget::Budget;
+use crate::budget::{Budget, Taken};
 use crate::command::Mutation;
+use crate::config::SMALL_MESSAGE_BYTES;
 use crate::door::{Arrived, Checked, Claimed, Fault, complain};
 use crate::error::RequestError;
 use crate::message::{Admin, Input, Notice, RequestContext};
@@ -195,7 +196,13 @@ impl StoreHandle {
         match Arrived::check(self.store, message) {
             Ok(arrived) => {
                 let region = arrived.region();
-                let input = self.messages.take(bytes).map(|t| Input::Raft(Box::new(arrived), t));
+                // Heartbeats and votes are bounded by the inbox alone: entries that find no room
+                // must not cost leases.
+                let taken = match bytes <= SMALL_MESSAGE_BYTES {
+                    true => Some(Taken::nothing()),
+                    false => self.messages.take(bytes),
+                };
+                let input = taken.map(|taken| Input::Raft(Box::new(arrived), taken));
                 let deliver = |input| self.deliver_to(&self.raft_inboxes, region, input);
                 if input.is_none_or(|input| deliver(input).is_err()) {
                     metrics::counter!("esker_raft_messages_dropped_total").increment(1);

@@ -1,5 +1,7 @@
 //! `esker kv`: single keys and ranges, as the raw clients see them.
 
+use std::io::Write as _;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use clap::{Args, Subcommand};
 use esker_model::limits::MAX_KEY_BYTES;
@@ -130,10 +132,12 @@ impl KvArguments {
                 if !to.0.is_empty() && from.0 > to.0 {
                     return Err(CliError::EmptyRange { from, to });
                 }
+                // One more than is printed, to know whether there are more.
+                let most = limit + 1;
                 let mut pairs = Vec::new();
                 let mut start = from.0;
-                while (pairs.len() as u64) < limit {
-                    let page = (limit - pairs.len() as u64).min(u64::from(SCAN_PAGE)) as u32;
+                while (pairs.len() as u64) < most {
+                    let page = (most - pairs.len() as u64).min(u64::from(SCAN_PAGE)) as u32;
                     let found = kv.scan(start, to.0.clone(), page).await?;
                     let full = found.len() as u64 >= u64::from(page);
                     pairs.extend(
@@ -146,18 +150,17 @@ impl KvArguments {
                         _ => break,
                     }
                 }
+                let next = if pairs.len() as u64 == most { pairs.pop() } else { None };
                 if json {
                     return print_json(&pairs);
                 }
                 print(&pair_table(&pairs))?;
-                if let Some(last) = pairs.last().filter(|_| pairs.len() as u64 == limit) {
-                    let next = successor(&last.key.0);
-                    if let [(next, _)] = &kv.scan(next, to.0, 1).await?[..] {
-                        let next = Text(next.clone());
-                        eprintln!(
-                            "there are more pairs: go on with --from '{next}', or give a larger --limit"
-                        );
-                    }
+                if let Some(Pair { key, .. }) = next {
+                    // The pairs are printed, whether anybody reads this or not.
+                    let _ = writeln!(
+                        std::io::stderr(),
+                        "there are more pairs: go on with --from '{key}', or give a larger --limit"
+                    );
                 }
                 Ok(())
             }

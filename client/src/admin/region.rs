@@ -110,8 +110,9 @@ impl AdminClient {
     ///
     /// # Errors
     /// [`ClientError::NotTransferred`] when the time is over, [`ClientError::NoReplica`] if store
-    /// `to` has no replica, [`ClientError::ReplicaDown`] if its replica is known to be silent, [`ClientError::NoSuchRegion`], [`ClientError::RegionRefused`] with the
-    /// leader's reason, and those of [`AdminClient::store`]. After [`ClientError::ChangeUnknown`] and
+    /// `to` has no replica, [`ClientError::ReplicaDown`] if its replica is known to be silent,
+    /// [`ClientError::NoSuchRegion`], [`ClientError::RegionRefused`] with the leader's reason, and
+    /// those of [`AdminClient::store`]. After [`ClientError::ChangeUnknown`] and
     /// [`ClientError::NoAnswer`] the replica may become the leader.
     pub async fn transfer_leader(
         &self,

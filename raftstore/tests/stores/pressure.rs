@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use esker_model::{NewRegion, PeerId, Region, RegionId, StoreId};
+use esker_raft::MessageBody;
+use esker_raftstore::envelope::Content;
 use esker_raftstore::{Admin, Answer, RequestError, StoreConfig, WriteResult};
 
 use crate::cluster::{Cluster, bytes, config};
@@ -107,6 +109,73 @@ fn a_follower_whose_disk_hangs_takes_no_more_than_there_is_room_for_and_gets_the
     assert!(log <= config().log_backlog + ENTRY, "{log} bytes");
     stick_disk(&mut cluster, 2, false);
     cluster.await_agreement(&[1, 2, 3]);
+}
+
+#[test]
+fn a_store_without_room_for_messages_gets_entries_one_after_another_and_keeps_its_leader() {
+    let mut cluster = Cluster::replicated_with(StoreConfig { message_budget: 1, ..config() });
+    cluster.transfer(1, 1);
+    let region = cluster.region_of(b"a");
+    let value = "v".repeat(VALUE / 16);
+    let writing: Vec<_> = (0..40)
+        .map(|n| {
+            let writing = cluster.start_put(1, &region, &format!("a{n:04}"), &value);
+            // More than one message is sent before the others take any.
+            let leader = cluster.machines.get_mut(&StoreId(1)).unwrap().store.as_mut().unwrap();
+            for worker in &mut leader.workers {
+                worker.turn(&*cluster.clock).unwrap();
+            }
+            writing
+        })
+        .collect();
+    let term = cluster.status(1, 1).unwrap().term;
+    cluster.run(Duration::from_secs(5));
+    assert_eq!(outcomes(writing), (40, 0));
+    cluster.await_agreement(&[1, 2, 3]);
+    assert_eq!(cluster.status(1, 1).unwrap().term, term, "there was an election");
+}
+
+#[test]
+fn a_heartbeat_is_taken_although_entries_have_used_up_the_room_for_messages() {
+    let mut cluster = Cluster::replicated_with(StoreConfig { message_budget: 1, ..config() });
+    cluster.transfer(1, 1);
+    cluster.carried = Some(Vec::new());
+    cluster.put("a", &"v".repeat(VALUE / 16));
+    cluster.run(Duration::from_secs(1));
+    let carried = cluster.carried.take().unwrap();
+    let to_store_2 = |is_meant: fn(&MessageBody) -> bool| {
+        let found = carried.iter().rev().find(|message| match &message.content {
+            Content::Consensus(consensus) => {
+                message.address.to.store == StoreId(2) && is_meant(&consensus.message.body)
+            }
+            Content::Gone | Content::Question => false,
+        });
+        found.expect("it was sent").clone()
+    };
+    let entries = to_store_2(
+        |body| matches!(body, MessageBody::Append { entries, .. } if !entries.is_empty()),
+    );
+    let heartbeat = to_store_2(|body| matches!(body, MessageBody::Heartbeat { .. }));
+    // They come again, before the worker has taken the first.
+    let machine = cluster.machines.get_mut(&StoreId(2)).unwrap();
+    let store = machine.store.as_mut().unwrap();
+    store.handle.raft_message(entries.clone().into_wire());
+    store.handle.raft_message(entries.into_wire());
+    store.handle.raft_message(heartbeat.into_wire());
+    for worker in &mut store.workers {
+        worker.turn(&*cluster.clock).unwrap();
+    }
+    store.log_writer.turn().unwrap();
+    let sent = machine.sent.take_messages();
+    let replies = |is_meant: fn(&MessageBody) -> bool| {
+        let meant = sent.iter().filter(|message| match &message.content {
+            Content::Consensus(consensus) => is_meant(&consensus.message.body),
+            Content::Gone | Content::Question => false,
+        });
+        meant.count()
+    };
+    assert_eq!(replies(|body| matches!(body, MessageBody::HeartbeatReply { .. })), 1);
+    assert_eq!(replies(|body| matches!(body, MessageBody::AppendReply { .. })), 1);
 }
 
 #[test]
