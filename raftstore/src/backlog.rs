@@ -15,6 +15,8 @@ use esker_mutants::broken;
 pub struct Backlog {
     bytes: AtomicUsize,
     limit: usize,
+    /// So much of the limit is kept for what cannot be held back.
+    reserve: usize,
     /// The workers that wait for room.
     waiting: Box<[AtomicBool]>,
 }
@@ -22,16 +24,30 @@ pub struct Backlog {
 impl Backlog {
     pub fn new(limit: usize, workers: usize) -> Backlog {
         let waiting = (0..workers).map(|_| AtomicBool::new(false)).collect();
-        Backlog { bytes: AtomicUsize::new(0), limit, waiting }
+        Backlog { bytes: AtomicUsize::new(0), limit, reserve: 0, waiting }
+    }
+
+    #[must_use]
+    pub fn with_reserve(self, reserve: usize) -> Backlog {
+        Backlog { reserve, ..self }
     }
 
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::SeqCst)
     }
 
-    /// Whether something may be added besides so many bytes that will be.
+    /// Whether something may be added besides so many bytes that will be, without the reserve.
     pub fn has_room_beside(&self, more: usize) -> bool {
-        self.bytes() + more < self.limit || broken!(BacklogIsBounded)
+        self.is_below(self.limit - self.reserve, more)
+    }
+
+    /// The same for what cannot be held back.
+    pub fn has_reserve_beside(&self, more: usize) -> bool {
+        self.is_below(self.limit, more)
+    }
+
+    fn is_below(&self, limit: usize, more: usize) -> bool {
+        self.bytes() + more < limit || broken!(BacklogIsBounded)
     }
 
     /// Something was handed over.
@@ -68,6 +84,17 @@ impl Backlog {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_be_held_back_finds_room_where_other_things_do_not() {
+        let backlog = Backlog::new(12, 1).with_reserve(3);
+        backlog.add(9);
+        assert!(!backlog.has_room_beside(0) && !backlog.wait(0));
+        assert!(backlog.has_reserve_beside(2) && !backlog.has_reserve_beside(3));
+        let mut woken = 0;
+        backlog.done(1, |_| woken += 1);
+        assert_eq!(woken, 1);
+    }
 
     #[test]
     fn who_waits_is_woken_once_when_there_is_room() {

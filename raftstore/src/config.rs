@@ -91,8 +91,8 @@ pub struct StoreConfig {
     /// Bytes of other stores' messages that no worker has taken yet. Past it those that are not
     /// small are dropped: see [`SMALL_MESSAGE_BYTES`].
     pub message_budget: usize,
-    /// Bytes that may wait for the disk, or be on their way to it. Past it no region proposes
-    /// writes, and entries of other stores are dropped, which send them again.
+    /// Bytes that may wait for the disk, or be on their way to it. Past it entries of other stores
+    /// are dropped, which send them again. Past three quarters of it no region proposes writes.
     pub log_backlog: usize,
     /// Bytes of one region in that, past which this region proposes no writes.
     pub region_log_backlog: usize,

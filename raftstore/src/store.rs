@@ -71,7 +71,9 @@ impl Store {
         let (log_tasks, log_queue) = unbounded();
         let (apply_tasks, apply_queues): (Vec<_>, Vec<_>) =
             (0..config.apply_workers.max(1)).map(|_| unbounded::<ApplyTask>()).unzip();
-        let log_backlog = Arc::new(Backlog::new(config.log_backlog, workers));
+        let log_backlog = Backlog::new(config.log_backlog, workers);
+        // Else writes that are held here would take all room from entries that are sent once.
+        let log_backlog = Arc::new(log_backlog.with_reserve(config.log_backlog / 4));
         let apply_backlogs: Vec<_> = apply_tasks
             .iter()
             .map(|_| Arc::new(Backlog::new(config.apply_backlog, workers)))

@@ -81,8 +81,10 @@ pub struct Worker {
     touched: BTreeSet<RegionId>,
     /// Regions that keep something until there is room for it.
     held: BTreeMap<RegionId, Held>,
-    /// The region that the next turn begins with: the first that found no room in the last.
+    /// The region that comes first when there is room: the first that found none for its writes.
     begin_with: RegionId,
+    /// Bytes of other stores' entries that were taken in this turn.
+    appended: usize,
     deadlines: BTreeSet<(Time, RegionId)>,
     scheduled: HashMap<RegionId, Time>,
     out: Outputs,
@@ -107,6 +109,7 @@ impl Worker {
             touched: BTreeSet::new(),
             held: BTreeMap::new(),
             begin_with: RegionId(0),
+            appended: 0,
             deadlines: BTreeSet::new(),
             scheduled: HashMap::new(),
             out: Outputs::default(),
@@ -182,7 +185,10 @@ impl Worker {
         // Collecting may destroy peers, and destroying touches none.
         let touched = std::mem::take(&mut self.touched);
         let first = self.begin_with;
-        self.begin_with = RegionId(0);
+        // Turns without room, which do not touch it, do not cost it its place.
+        if touched.contains(&first) || !self.held.contains_key(&first) {
+            self.begin_with = RegionId(0);
+        }
         for &region in touched.range(first..).chain(touched.range(..first)) {
             let Some(peer) = self.peers.get_mut(&region) else { continue };
             peer.collect(now, &self.shared, &mut self.out)?;
@@ -191,7 +197,7 @@ impl Worker {
                 self.held.remove(&region);
             } else {
                 self.held.insert(region, held);
-                if self.begin_with == RegionId(0) {
+                if held.for_log && self.begin_with == RegionId(0) {
                     self.begin_with = region;
                 }
             }
@@ -251,6 +257,7 @@ impl Worker {
     }
 
     fn hand_over(&mut self) {
+        self.appended = 0;
         // Messages first: followers write while this store does.
         for message in self.out.messages.drain(..) {
             self.shared.outbox.send(message);

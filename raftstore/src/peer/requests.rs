@@ -115,7 +115,11 @@ impl Peer {
         }
         // They may have waited while the region was split, or got another leader.
         let (descriptor, term) = (&self.descriptor, self.group.term());
+        let not_leader = (!self.is_leader()).then(|| self.not_leader());
         self.writes.refuse(|request| {
+            if not_leader.is_some() {
+                return not_leader.clone();
+            }
             let RequestContext { epoch, term: wanted, .. } = request.context;
             if wanted.is_some_and(|wanted| wanted != term) {
                 return Some(RequestError::StaleCommand(descriptor.id));
@@ -126,10 +130,16 @@ impl Peer {
             let fits = epoch.is_same_range(descriptor.epoch) || broken!(HeldWriteIsCheckedAgain);
             (!fits).then(|| RequestError::epoch_not_match(descriptor))
         });
+        let has_room = |peer: &Peer, handed: usize| {
+            peer.log.has_room_beside(handed, &shared.config)
+                && shared.log_backlog.has_room_beside(beside + handed)
+        };
+        if !has_room(self, 0) {
+            return;
+        }
         let mut batches = self.writes.take_batches();
         let mut handed = 0;
-        while self.log.has_room_beside(handed, &shared.config)
-            && shared.log_backlog.has_room_beside(beside + handed)
+        while has_room(self, handed)
             && let Some((write, waiters, bytes)) = batches.next()
         {
             let command = self.command(Body::Write(write));

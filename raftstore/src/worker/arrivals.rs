@@ -17,11 +17,11 @@ use crate::peer::Peer;
 use crate::snapshot::ReceivedSnapshot;
 use crate::state::{Applied, RegionState, raft_state, region_state};
 
-/// Whether it brings entries.
-fn is_append(consensus: &Consensus) -> bool {
+/// The size of the entries that it brings.
+fn appended_bytes(consensus: &Consensus) -> usize {
     match &consensus.message.body {
-        MessageBody::Append { entries, .. } => !entries.is_empty(),
-        _ => false,
+        MessageBody::Append { entries, .. } => entries.bytes(),
+        _ => 0,
     }
 }
 
@@ -101,12 +101,14 @@ impl Worker {
                         complain(self.shared.store, &address, &Fault::OutsideOfRegion);
                         return Ok(());
                     }
-                    if is_append(&consensus) && !self.shared.log_backlog.has_room_beside(0) {
+                    let bytes = appended_bytes(&consensus);
+                    if bytes > 0 && !self.shared.log_backlog.has_reserve_beside(self.appended) {
                         // The leader sends it again when it hears that it is missing. Heartbeats
                         // come by themselves.
                         metrics::counter!("esker_raft_messages_dropped_total").increment(1);
                         return Ok(());
                     }
+                    self.appended += bytes;
                     peer.step(now, &address, *consensus)?;
                     self.touched.insert(region);
                 }

@@ -76,6 +76,46 @@ fn a_leader_whose_disk_hangs_keeps_its_lease_and_hands_over_no_more_than_there_i
 }
 
 #[test]
+fn writes_that_wait_for_a_disk_that_hangs_are_refused_when_their_leader_is_deposed() {
+    let mut cluster = Cluster::replicated();
+    cluster.transfer(1, 1);
+    stick_disk(&mut cluster, 1, true);
+    let mut writing = write_large(&mut cluster, config().region_log_backlog / VALUE + 3);
+    cluster.isolate(1);
+    cluster.run(Duration::from_secs(5));
+    // Nothing is known of what was proposed. The last was not.
+    let proposed = writing.first_mut().unwrap().as_mut().unwrap();
+    assert!(proposed.try_recv().is_err(), "it may still happen");
+    let held = writing.last_mut().unwrap().as_mut().unwrap();
+    let refused = held.try_recv().expect("it is answered").expect_err("nobody leads here");
+    assert!(matches!(refused, RequestError::NotLeader { .. }), "{refused}");
+}
+
+#[test]
+fn writes_that_wait_leave_room_for_the_entries_of_other_stores() {
+    let limits = StoreConfig { log_backlog: 8 * VALUE, region_log_backlog: 64 * VALUE, ..config() };
+    let mut cluster = Cluster::replicated_with(limits);
+    let parts = cluster.split(1, &["m"]);
+    let (own, others) = (parts[0].id.0, parts[1].id.0);
+    for (region, store) in [(own, 1), (others, 2)] {
+        cluster.await_leader(region);
+        cluster.transfer(region, store);
+    }
+    cluster.run(Duration::from_secs(1));
+    stick_disk(&mut cluster, 1, true);
+    let writing = write_large(&mut cluster, 20);
+    let (log, _) = cluster.store(1).backlog_bytes();
+    assert!(log < 8 * VALUE, "there is room for others: {log} bytes");
+    let before = cluster.status(1, others).unwrap().last;
+    cluster.put("z", "of the other store's region");
+    assert_eq!(cluster.status(1, others).unwrap().last, before.next());
+    stick_disk(&mut cluster, 1, false);
+    cluster.settle();
+    assert_eq!(outcomes(writing), (20, 0));
+    cluster.await_agreement(&[1, 2, 3]);
+}
+
+#[test]
 fn a_store_takes_no_more_writes_than_its_budget_and_takes_others_when_these_are_answered() {
     let budget = 8 * VALUE;
     let mut cluster = Cluster::replicated_with(StoreConfig { write_budget: budget, ..config() });
