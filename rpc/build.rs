@@ -2,16 +2,18 @@
 
 use std::error::Error;
 
-const SCHEMAS: [&str; 11] = [
+const SCHEMAS: [&str; 13] = [
     "proto/command.proto",
     "proto/deadlock.proto",
     "proto/eraftpb.proto",
     "proto/errorpb.proto",
     "proto/esker.proto",
+    "proto/etcdserverpb.proto",
     "proto/health.proto",
     "proto/keyspacepb.proto",
     "proto/kvrpcpb.proto",
     "proto/metapb.proto",
+    "proto/mvccpb.proto",
     "proto/pdpb.proto",
     "proto/tikvpb.proto",
 ];
@@ -24,6 +26,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".")
         // It is large and rarely there, and an answer can hold a hundred thousand pairs.
         .boxed(".kvrpcpb.KvPair.error")
+        // Each is large and rarely there, and every answer of every procedure would be as large.
+        .boxed("region_error")
+        .boxed("exec_details_v2")
+        .boxed("exec_details")
         // A method that a service does not implement answers UNIMPLEMENTED.
         .generate_default_stubs(true)
         .include_file("schemas.rs")

@@ -144,12 +144,12 @@ macro_rules! types {
             /// a size. Some clients would take an error in a pair, or an empty response, for data.
             /// After a response without a command, Go clients treat the store as dead for a while.
             pub(crate) fn refusal(&self) -> fn(&str) -> Reply {
-                fn error(why: &str) -> Option<errorpb::Error> {
-                    Some(errorpb::Error {
+                fn error(why: &str) -> Option<Box<errorpb::Error>> {
+                    Some(Box::new(errorpb::Error {
                         message: why.to_owned(),
                         raft_entry_too_large: Some(errorpb::RaftEntryTooLarge::default()),
                         ..Default::default()
-                    })
+                    }))
                 }
                 match self {
                     $(Request::$batched(_) => |why| {

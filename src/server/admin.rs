@@ -61,7 +61,7 @@ impl Admin for AdminService {
                 TransferLeaderResponse { target: Some(target.into()), region_error: None }
             }
             Err(error) => {
-                TransferLeaderResponse { region_error: Some(error.to_proto()), target: None }
+                TransferLeaderResponse { region_error: Some(error.to_proto().into()), target: None }
             }
         }))
     }
@@ -78,7 +78,7 @@ impl Admin for AdminService {
                 region_error: None,
             },
             Err(error) => SplitRegionResponse {
-                region_error: Some(service.region_error(error)),
+                region_error: Some(service.region_error(error).into()),
                 regions: Vec::new(),
             },
         }))
@@ -92,7 +92,7 @@ impl Admin for AdminService {
         let service = self.open()?;
         let detail = detail(&service, &request).await;
         Ok(Response::new(detail.unwrap_or_else(|error| RegionDetailResponse {
-            region_error: Some(service.region_error(error)),
+            region_error: Some(service.region_error(error).into()),
             ..Default::default()
         })))
     }

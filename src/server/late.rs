@@ -58,7 +58,7 @@ impl StoreService for LateStore {
             (None, Request::RawScan(scan)) if caller.scans != ScanHabit::IgnoresRegionErrors => {
                 let region = RegionId(scan.context.map_or(0, |context| context.region_id));
                 let error = RequestError::NotLeader { region, leader: None };
-                let region_error = Some(error.to_proto());
+                let region_error = Some(error.to_proto().into());
                 Ok(Reply::RawScan(RawScanResponse { region_error, ..Default::default() }))
             }
             (None, _) => Err(not_open()),

@@ -123,7 +123,7 @@ macro_rules! refusable {
     (text { $($with:ident,)* } no_text { $($without:ident,)* }) => {
         $(impl Refusable for $with {
             fn set_region_error(&mut self, error: errorpb::Error) {
-                self.region_error = Some(error);
+                self.region_error = Some(error.into());
             }
 
             fn set_text(&mut self, said: Status) -> Result<(), Status> {
@@ -133,7 +133,7 @@ macro_rules! refusable {
         })*
         $(impl Refusable for $without {
             fn set_region_error(&mut self, error: errorpb::Error) {
-                self.region_error = Some(error);
+                self.region_error = Some(error.into());
             }
         })*
     };

@@ -82,7 +82,7 @@ impl AdminClient {
                     let _ = timeout(KNOWN_WITHIN, self.until_known(&parts)).await;
                     return Ok(parts);
                 }
-                Some(error) => busy = look_again_or_fail("the split", region, error).await?,
+                Some(error) => busy = look_again_or_fail("the split", region, *error).await?,
             }
         }
         Err(match busy {
@@ -151,7 +151,7 @@ impl AdminClient {
                     sleep(LOOK_AGAIN).await;
                 }
                 Some(error) => {
-                    let looked = look_again_or_fail("the transfer of leadership", region, error);
+                    let looked = look_again_or_fail("the transfer of leadership", region, *error);
                     match looked.await {
                         // The order that was accepted may still be carried out.
                         Err(ClientError::RegionRefused { .. }) if is_ordered => {

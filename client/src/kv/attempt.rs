@@ -45,13 +45,23 @@ impl KvClient {
         let mut fence = Fence::default();
         loop {
             let asked = async {
-                let lookup = async {
-                    match at {
-                        At::Key => self.route(key).await,
-                        At::Below => self.route_below(key).await,
+                let known = match at {
+                    At::Key => self.shared.cache.get(key),
+                    At::Below => self.shared.cache.get_below(key),
+                };
+                let route = match known {
+                    Some(route) => route,
+                    // Rare, and large: it would make every request's future as large.
+                    None => {
+                        let lookup = async {
+                            match at {
+                                At::Key => self.route(key).await,
+                                At::Below => self.route_below(key).await,
+                            }
+                        };
+                        Box::pin(attempts.look_up(lookup)).await?
                     }
                 };
-                let route = attempts.look_up(lookup).await?;
                 let timeout = attempts.timeout();
                 let request = make(&route);
                 let response = self.attempt(&route, key, request, timeout, &mut fence).await?;
@@ -137,7 +147,11 @@ impl KvClient {
             let key = display_key(key);
             Failure::Final(ClientError::Refused { call: R::CALL, key, region, store, message })
         };
-        let door = match tokio::time::timeout_at(until, self.door(store)).await {
+        let opened = match self.open_door(store) {
+            Some(door) => Ok(Ok(door)),
+            None => Box::pin(tokio::time::timeout_at(until, self.connect_door(store))).await,
+        };
+        let door = match opened {
             Ok(Ok(door)) => door,
             Ok(Err(SendError::Final(error))) => return Err(Failure::Final(error)),
             Ok(Err(SendError::Refused(message))) => return Err(refused(message)),
@@ -239,12 +253,17 @@ impl KvClient {
         Failure::Again(Retry { wait: Wait::Backoff, reason })
     }
 
-    /// The way to a store, in this process or in another one.
-    async fn door(&self, store: StoreId) -> Result<Door<'_>, SendError> {
+    /// The way to a store in this process, or to one that there is a connection to.
+    fn open_door(&self, store: StoreId) -> Option<Door<'_>> {
         match self.shared.local.get(&store) {
-            Some(service) => Ok(Door::Local(store, service)),
-            None => self.shared.remote.connection(store).await.map(Door::Remote),
+            Some(service) => Some(Door::Local(store, service)),
+            None => self.shared.remote.open(store).map(Door::Remote),
         }
+    }
+
+    /// The way to a store in another process.
+    async fn connect_door(&self, store: StoreId) -> Result<Door<'_>, SendError> {
+        self.shared.remote.connection(store).await.map(Door::Remote)
     }
 
     /// Corrects the cached view of a region, and returns how to go on.

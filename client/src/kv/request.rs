@@ -55,7 +55,7 @@ macro_rules! region_request {
             const EFFECT: Effect = Effect::$effect;
 
             fn region_error(response: &mut $response) -> Option<errorpb::Error> {
-                response.region_error.take()
+                response.region_error.take().map(|error| *error)
             }
 
             $(fn applied_index(response: &$response) -> u64 {

@@ -78,7 +78,8 @@ impl Connection {
                 let mut client = TikvClient::new(self.channel.clone())
                     .max_decoding_message_size(MAX_MESSAGE_BYTES)
                     .max_encoding_message_size(MAX_MESSAGE_BYTES);
-                let answered = request.send_alone(&mut client).await;
+                // Large, and only for requests that have no place in a batch.
+                let answered = Box::pin(request.send_alone(&mut client)).await;
                 answered.map_err(|status| SendError::of(&self.address, &status))
             }
         }
@@ -136,7 +137,8 @@ impl Stores {
         Ok(connection)
     }
 
-    fn open(&self, store: StoreId) -> Option<Connection> {
+    /// The connection to a store, if there is one that works.
+    pub(super) fn open(&self, store: StoreId) -> Option<Connection> {
         // The stream ends when the connection does, so its end stands for both.
         self.connections.read().get(&store).filter(|known| !known.batch.has_ended()).cloned()
     }

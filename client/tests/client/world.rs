@@ -302,7 +302,7 @@ macro_rules! served {
     ($state:ident, $store:ident, $call:literal, $request:ident, $keys:expr, $response:ident, |$region:ident| $body:expr) => {{
         match $state.check($store, $call, $request.context.as_ref(), $keys) {
             Ok($region) => $body,
-            Err(error) => $response { region_error: Some(*error), ..Default::default() },
+            Err(error) => $response { region_error: Some(error), ..Default::default() },
         }
     }};
 }

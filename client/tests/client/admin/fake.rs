@@ -219,7 +219,7 @@ impl Admin for Fake {
         let request = request.into_inner();
         let mut script = self.script.lock();
         script.changes += 1;
-        let region_error = script.refusals.pop_front();
+        let region_error = script.refusals.pop_front().map(Box::new);
         let old = script
             .find(request.region_id)
             .and_then(|known| known.region.clone())
@@ -255,7 +255,7 @@ impl Admin for Fake {
         let request = request.into_inner();
         let mut script = self.script.lock();
         script.changes += 1;
-        let region_error = script.refusals.pop_front();
+        let region_error = script.refusals.pop_front().map(Box::new);
         let happens = region_error.is_none() && !script.transfers_fail;
         if let Some(region) = script.find(request.region_id).filter(|_| happens) {
             region.leader = Some(peer(request.to_store));
@@ -269,7 +269,7 @@ impl Admin for Fake {
     ) -> Result<Response<wire::RegionDetailResponse>, Status> {
         let role = wire::Role::Leader as i32;
         let known = self.script.lock().find(request.get_ref().region_id).is_some();
-        let region_error = (!known).then(errorpb::Error::default);
+        let region_error = (!known).then(Box::default);
         Ok(Response::new(wire::RegionDetailResponse {
             region_error,
             role,
