@@ -90,6 +90,11 @@ mod switch {
         /// to.
         PromiseOutlivesRestart,
 
+        /// Broken: a leader whose disk is slow or does not answer keeps its regions.
+        SlowDiskGivesWay,
+        /// Broken: a store whose disk is slow campaigns like any other.
+        SlowStoreIsNotChosen,
+
         // What a write came to.
         /// Broken: a proposal that a snapshot skips over is said to have had no effect.
         SkippedProposalIsUnknown,

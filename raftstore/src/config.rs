@@ -61,6 +61,18 @@ pub const MAX_EMPTY_PEERS: usize = 4 << 10;
 /// bounded by [`WORKER_INBOX`]. Those that keep leases and elect leaders are smaller.
 pub const SMALL_MESSAGE_BYTES: usize = 1 << 10;
 
+/// A write of the log that takes at least so long keeps a slow disk from being well again.
+pub const DISK_WELL_BELOW: Duration = Duration::from_millis(50);
+/// How long none may have taken so long until a store that gave way seeks to lead again.
+pub const DISK_WELL_AFTER: Duration = Duration::from_secs(10);
+/// How often a store that gave way writes its log for no other reason than to see how long it takes.
+pub const DISK_PROBE: Duration = Duration::from_secs(1);
+/// Writes that are looked at before the disk is called slow.
+pub const SLOW_DISK_SAMPLES: u32 = 4;
+/// How long a store that gave way waits before it tries again to hand over regions that nobody took,
+/// at first and at most.
+pub const GIVE_WAY_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(32));
+
 /// How often the flusher looks whether there is need for a flush.
 pub const FLUSH_LOOK: Duration = Duration::from_secs(1);
 /// Looks whose writes may wait for a flush: past it, the next writes count with the last of them.
@@ -99,6 +111,11 @@ pub struct StoreConfig {
     /// Bytes of committed entries that may wait for one apply worker. Past it the regions keep them
     /// in their logs.
     pub apply_backlog: usize,
+    /// A store gives way (see `disk`) when its writes of the log follow those of the other stores so
+    /// late, on average.
+    pub slow_disk: Duration,
+    /// And when one has not followed the others' for so long.
+    pub stalled_disk: Duration,
     /// Data that was applied so long ago is flushed, so that the log need not bring it back.
     pub flush_after: Duration,
     /// The same for a snapshot that was installed, whose files stay until then.
@@ -144,6 +161,8 @@ impl Default for StoreConfig {
             log_backlog: 64 << 20,
             region_log_backlog: 16 << 20,
             apply_backlog: 64 << 20,
+            slow_disk: Duration::from_millis(100),
+            stalled_disk: Duration::from_secs(1),
             flush_after: Duration::from_secs(300),
             flush_files_after: Duration::from_secs(10),
             flush_log_bytes: 256 << 20,

@@ -32,6 +32,7 @@ mod backlog;
 mod budget;
 pub mod command;
 pub mod config;
+mod disk;
 pub mod door;
 pub mod envelope;
 mod error;

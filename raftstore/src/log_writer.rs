@@ -77,6 +77,7 @@ impl LogWriter {
                 region: done.region,
                 generation: done.generation,
                 number: done.number,
+                since: done.since,
             });
         }
         self.backlog.done(taken, |worker| {

@@ -36,7 +36,7 @@ use std::sync::Arc;
 
 use esker_model::{Peer as PeerMeta, Region, RegionId, StoreId};
 use esker_mutants::broken;
-use esker_raft::{Group, GroupId, Identity, PeerId, Restored, RoleKind, Term, Time};
+use esker_raft::{Group, GroupId, Identity, LogIndex, PeerId, Restored, RoleKind, Term, Time};
 
 use self::log::{GroupLog, StoredLog};
 use self::members::Members;
@@ -69,6 +69,8 @@ pub struct PeerSeed {
 
 /// Below every peer that is sound.
 const RETIRED_PRIORITY: i32 = i32::MIN;
+/// Of a peer whose store has a slow disk: it campaigns one election timeout later than others.
+const SLOW_PRIORITY: i32 = -1;
 
 /// What a peer is here for. It only moves on in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -102,6 +104,9 @@ pub struct Peer {
     delegate: Arc<ReadDelegate>,
     /// Whether the worker was told last that this peer leads.
     was_leader: bool,
+    /// What the followers had made durable that is not durable here, and since when: see
+    /// [`crate::disk`]. Only a leader knows.
+    behind: Option<(LogIndex, Time)>,
     life: Life,
 
     writes: Writes,
@@ -144,6 +149,7 @@ impl Peer {
             applied,
             delegate,
             was_leader: false,
+            behind: None,
             life: Life::Serving,
             writes: Writes::new(id),
             reads: Reads::new(),

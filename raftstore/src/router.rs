@@ -23,6 +23,7 @@ use self::request::{Administer, Read, Status, Write};
 use crate::budget::{Budget, Taken};
 use crate::command::Mutation;
 use crate::config::SMALL_MESSAGE_BYTES;
+use crate::disk::DiskWatch;
 use crate::door::{Arrived, Checked, Claimed, Fault, complain};
 use crate::error::RequestError;
 use crate::message::{Admin, Input, Notice, RequestContext};
@@ -59,6 +60,7 @@ pub struct StoreHandle {
     /// Bytes of writes that are not answered, and of messages that no worker has taken.
     pub(crate) writes: Arc<Budget>,
     pub(crate) messages: Arc<Budget>,
+    pub(crate) disk: Arc<DiskWatch>,
 }
 
 impl std::fmt::Debug for StoreHandle {
@@ -90,6 +92,17 @@ impl StoreHandle {
     /// Completes when something is found damaged.
     pub async fn damaged(&self) -> String {
         self.damage.wait().await.clone()
+    }
+
+    /// Whether the disk of the log is slower than those of other stores, so that this store hands its
+    /// regions over.
+    pub fn has_slow_disk(&self) -> bool {
+        self.disk.gives_way()
+    }
+
+    /// Completes when [`has_slow_disk`](Self::has_slow_disk) has changed. For one caller.
+    pub async fn disk_changed(&self) {
+        self.disk.changed().await;
     }
 
     /// How many changes the log holds durably: it only grows.

@@ -17,6 +17,7 @@ use crate::apply::Applier;
 use crate::backlog::Backlog;
 use crate::budget::Budget;
 use crate::config::{StoreConfig, WORKER_INBOX};
+use crate::disk::DiskWatch;
 use crate::error::StoreError;
 use crate::flusher::{Flusher, Points};
 use crate::journal::Journal;
@@ -89,6 +90,7 @@ impl Store {
             outbox: outbox.clone(),
             backlog: log_backlog.clone(),
         };
+        let disk = Arc::new(DiskWatch::new(config.slow_disk, config.stalled_disk));
         let shared = Arc::new(Shared {
             store,
             raft: Arc::new(config.raft()),
@@ -105,6 +107,7 @@ impl Store {
             notices: notice_senders,
             journal: journal.clone(),
             points: points.clone(),
+            disk: disk.clone(),
         });
         let appliers = apply_queues
             .into_iter()
@@ -148,6 +151,7 @@ impl Store {
             held: Default::default(),
             writes: Budget::new(shared.config.write_budget),
             messages: Budget::new(shared.config.message_budget),
+            disk,
         };
         for damage in [kv.damage(), log.damage()] {
             let (workers, found) = (shared.notices.clone(), handle.damage.clone());

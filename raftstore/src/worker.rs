@@ -7,6 +7,7 @@
 //! thread, a test from its own loop: there is no other difference.
 
 mod arrivals;
+mod giving_way;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use esker_rpc::repeat::Repeated;
 
 use crate::backlog::Backlog;
 use crate::config::{INITIAL_INDEX, StoreConfig, WORKER_TURN};
+use crate::disk::DiskWatch;
 use crate::error::{RequestError, StoreError};
 use crate::flusher::Points;
 use crate::journal::Journal;
@@ -51,6 +53,7 @@ pub(crate) struct Shared {
     pub journal: Arc<Journal>,
     /// How much of the key-value engine is durable.
     pub points: Arc<Points>,
+    pub disk: Arc<DiskWatch>,
 }
 
 impl Shared {
@@ -91,6 +94,8 @@ pub struct Worker {
     stopping: bool,
     /// The store's data is damaged: no peer of this worker serves any more.
     retired: bool,
+    /// While the store gives way to others, because its disk is slow.
+    giving_way: Option<giving_way::GivingWay>,
     /// Snapshots that other regions are in the way of: they may come again and again.
     crowded: Repeated<Time>,
     /// Room for what one turn takes, kept from turn to turn.
@@ -115,6 +120,7 @@ impl Worker {
             out: Outputs::default(),
             stopping: false,
             retired: false,
+            giving_way: None,
             crowded: Repeated::new(),
             inputs: Vec::new(),
             taken_notices: Vec::new(),
@@ -131,7 +137,9 @@ impl Worker {
 
     /// When the next turn is due even if nothing comes in.
     pub fn next_deadline(&self) -> Option<Time> {
-        self.deadlines.first().map(|(time, _)| *time)
+        let regions = self.deadlines.first().map(|(time, _)| *time);
+        let giving_way = self.giving_way.as_ref().map(|giving| giving.look_at);
+        regions.into_iter().chain(giving_way).min()
     }
 
     /// Takes what waits, and lets go of what follows; tells whether there was anything.
@@ -175,6 +183,7 @@ impl Worker {
             }
             taken += 1;
         }
+        self.watch_disk(now);
         self.collect(now)?;
         // Something is to be done at once if there is room by now for what was held.
         Ok(taken > 0 || self.wait_for_room())
@@ -276,7 +285,8 @@ impl Worker {
 
     fn on_notice(&mut self, now: Time, notice: Notice) -> Result<(), StoreError> {
         match notice {
-            Notice::Persisted { region, generation, number } => {
+            Notice::Persisted { region, generation, number, since } => {
+                self.out.disk.wrote(now - since);
                 if let Some(peer) = self.current(region, generation) {
                     peer.on_persisted(now, number);
                     self.touched.insert(region);
@@ -466,6 +476,8 @@ impl Worker {
         let mut peer = Peer::new(seed, &self.shared, now)?;
         if self.retired {
             peer.retire(now);
+        } else if self.giving_way.is_some() {
+            peer.give_way(now, true);
         }
         let region = peer.id();
         if peer.is_initialized() {

@@ -61,6 +61,10 @@ fn table(bug: Bug) -> Found {
         Bug::RetiredLogIsRemoved => {
             Stores("memory::a_voter_that_nobody_has_filled_yet_keeps_its_vote_over_a_restart")
         }
+        Bug::SlowDiskGivesWay => Stores(
+            "slow_disk::a_leader_whose_disk_does_not_answer_hands_all_its_regions_over_within_two_seconds",
+        ),
+        Bug::SlowStoreIsNotChosen => Stores("slow_disk::a_slow_store_campaigns_after_the_others"),
         // Both need two candidates, and a restart between them, within one election timeout.
         Bug::EmptyPeerKeepsItsVote => Hand(store::an_empty_peer_votes_twice),
         Bug::PromiseOutlivesRestart => Hand(store::a_promise_to_a_leader_is_forgotten),

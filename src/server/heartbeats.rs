@@ -57,6 +57,7 @@ pub async fn run(
                 damaged = true;
                 alive.reset_immediately();
             }
+            () = store.disk_changed() => alive.reset_immediately(),
             report = reports.recv(), if reporting => match report {
                 Some(Report::Region(report)) => {
                     // If the channel is full, the report is dropped, and the region is reported
@@ -133,6 +134,8 @@ fn statistics(store: &StoreHandle, space: DiskSpace, started: u64) -> StoreStats
         region_count: u32::try_from(store.delegates().count()).unwrap_or(u32::MAX),
         start_time: u32::try_from(started).unwrap_or(u32::MAX),
         esker_log_sequence: store.log_sequence(),
+        // It is to get no leaders.
+        is_busy: store.has_slow_disk(),
         esker_damage: store.damage().unwrap_or_default().to_owned(),
         interval: Some(TimeInterval {
             start_timestamp: now_s.saturating_sub(STORE_HEARTBEAT.as_secs()),

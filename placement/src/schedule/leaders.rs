@@ -100,6 +100,8 @@ fn next_transfer<'a>(
     sources.sort_unstable_by(|a, b| b.cmp(a));
     let mut targets: Vec<_> = view
         .good_stores()
+        // Its disk is slow: it would hand them over at once.
+        .filter(|store| !store.stats.is_busy)
         .map(|store| store.descriptor.id)
         .filter(|store| has_room(*store))
         .map(|store| (counts.get(store), store))

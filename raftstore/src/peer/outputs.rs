@@ -2,6 +2,7 @@
 
 use esker_model::RegionId;
 
+use crate::disk::Seen;
 use crate::envelope::Envelope;
 use crate::message::{ApplyTask, LogTask};
 
@@ -15,4 +16,6 @@ pub struct Outputs {
     pub messages: Vec<Envelope>,
     /// Where this worker's regions won or lost their leadership.
     pub leadership: Vec<RegionId>,
+    /// What was seen of the disk.
+    pub disk: Seen,
 }

@@ -3,9 +3,10 @@
 
 use bytes::Bytes;
 use esker_engine::KvEngine;
+use esker_mutants::broken;
 use esker_raft::{Ready, RoleChange, SnapshotMeta, Time};
 
-use super::{Outputs, Peer};
+use super::{Life, Outputs, Peer, SLOW_PRIORITY};
 use crate::config::StoreConfig;
 use crate::error::StoreError;
 use crate::message::{ApplyTask, Persisted};
@@ -38,8 +39,9 @@ impl Peer {
         loop {
             self.group.hold_committed(!backlog.has_room_beside(0));
             let Some(ready) = self.group.ready() else { break };
-            self.take_ready(shared, ready, out)?;
+            self.take_ready(now, shared, ready, out)?;
         }
+        self.watch_disk(now, shared, out);
         self.serve_confirmed(&shared.kv)?;
         // Before the messages of this turn leave: among them may be the one that
         // makes another peer the leader.
@@ -61,6 +63,7 @@ impl Peer {
 
     fn take_ready(
         &mut self,
+        now: Time,
         shared: &Shared,
         ready: Ready,
         out: &mut Outputs,
@@ -97,6 +100,7 @@ impl Peer {
                 region: self.id,
                 generation: self.generation,
                 number: ready.number,
+                since: now,
                 messages,
             });
         }
@@ -130,6 +134,45 @@ impl Peer {
             out.apply.push((self.id, task));
         }
         Ok(())
+    }
+
+    /// Compares the disk of this leader with those of its followers.
+    fn watch_disk(&mut self, now: Time, shared: &Shared, out: &mut Outputs) {
+        if !self.is_leader() {
+            self.behind = None;
+            return;
+        }
+        let (commit, durable) = (self.group.commit_index(), self.group.persisted_index());
+        if let Some((index, since)) = self.behind {
+            if durable < index {
+                // Below that, it is not worth the look.
+                if now >= since + shared.config.stalled_disk {
+                    out.disk.waits_for(now - since);
+                }
+                return;
+            }
+            out.disk.was_behind(now - since);
+            self.behind = None;
+        }
+        if commit > durable {
+            self.behind = Some((commit, now));
+        }
+    }
+
+    /// Gives way, or does not any more: see [`crate::disk`]. Returns whether this peer leads, and
+    /// tries to hand over.
+    pub fn give_way(&mut self, now: Time, gives_way: bool) -> bool {
+        if self.life != Life::Serving {
+            return false;
+        }
+        let yields = gives_way && !broken!(SlowStoreIsNotChosen);
+        self.group.set_priority(if yields { SLOW_PRIORITY } else { 0 });
+        if !gives_way || !self.is_leader() {
+            return false;
+        }
+        // Where there is nobody to hand over to, a slow leader is better than none.
+        let _ = self.group.transfer_leader(now, None);
+        true
     }
 
     fn take_role(&mut self, role: &RoleChange, outbox: &dyn Outbox, out: &mut Outputs) {

@@ -13,3 +13,4 @@ mod pressure;
 mod reads;
 mod reports;
 mod sent;
+mod slow_disk;

@@ -7,11 +7,17 @@ use esker_raft::MessageBody;
 use esker_raftstore::envelope::Content;
 use esker_raftstore::{Admin, Answer, RequestError, StoreConfig, WriteResult};
 
-use crate::cluster::{Cluster, bytes, config};
+use crate::cluster::{self, Cluster, bytes};
 
 /// The size of a value here, and what its entry has besides.
 const VALUE: usize = 1 << 20;
 const ENTRY: usize = VALUE + (1 << 10);
+
+/// How long a disk hangs here is not to matter: what waits for it does.
+fn config() -> StoreConfig {
+    const LONG: Duration = Duration::from_secs(3600);
+    StoreConfig { slow_disk: LONG, stalled_disk: LONG, ..cluster::config() }
+}
 
 type Writing = Result<Answer<WriteResult>, RequestError>;
 
@@ -56,7 +62,7 @@ fn outcomes(writing: Vec<Writing>) -> (usize, usize) {
 
 #[test]
 fn a_leader_whose_disk_hangs_keeps_its_lease_and_hands_over_no_more_than_there_is_room_for() {
-    let mut cluster = Cluster::replicated();
+    let mut cluster = Cluster::replicated_with(config());
     cluster.transfer(1, 1);
     cluster.put("b", "1");
     stick_disk(&mut cluster, 1, true);
@@ -77,7 +83,7 @@ fn a_leader_whose_disk_hangs_keeps_its_lease_and_hands_over_no_more_than_there_i
 
 #[test]
 fn writes_that_wait_for_a_disk_that_hangs_are_refused_when_their_leader_is_deposed() {
-    let mut cluster = Cluster::replicated();
+    let mut cluster = Cluster::replicated_with(config());
     cluster.transfer(1, 1);
     stick_disk(&mut cluster, 1, true);
     let mut writing = write_large(&mut cluster, config().region_log_backlog / VALUE + 3);
@@ -139,7 +145,7 @@ fn a_store_takes_no_more_writes_than_its_budget_and_takes_others_when_these_are_
 
 #[test]
 fn a_follower_whose_disk_hangs_takes_no_more_than_there_is_room_for_and_gets_the_rest_later() {
-    let mut cluster = Cluster::replicated();
+    let mut cluster = Cluster::replicated_with(config());
     cluster.transfer(1, 1);
     stick_disk(&mut cluster, 2, true);
     let writing = write_large(&mut cluster, 90);
@@ -220,7 +226,7 @@ fn a_heartbeat_is_taken_although_entries_have_used_up_the_room_for_messages() {
 
 #[test]
 fn what_an_apply_worker_has_no_room_for_stays_in_the_log() {
-    let mut cluster = Cluster::replicated();
+    let mut cluster = Cluster::replicated_with(config());
     cluster.transfer(1, 1);
     stick_apply(&mut cluster, 2, true);
     let writing = write_large(&mut cluster, 90);
@@ -236,7 +242,7 @@ fn what_an_apply_worker_has_no_room_for_stays_in_the_log() {
 
 #[test]
 fn a_write_that_waits_for_room_while_its_region_is_split_does_not_land_in_another_region() {
-    let mut cluster = Cluster::replicated();
+    let mut cluster = Cluster::replicated_with(config());
     cluster.transfer(1, 1);
     let before = cluster.region_of(b"z");
     stick_apply(&mut cluster, 1, true);
