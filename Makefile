@@ -9,7 +9,7 @@ export CARGO
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help prerequisites build playground test clients neighbours simulate clusters mutants bench check fmt
+.PHONY: help prerequisites build install playground test clients neighbours simulate clusters mutants bench parts check fmt
 
 # A workspace of its own: see its Cargo.toml.
 CONSENSUS_BENCH = --manifest-path benches/consensus/Cargo.toml
@@ -22,6 +22,19 @@ prerequisites:
 
 build: prerequisites ## builds everything
 	$(CARGO) build
+
+# Where `make install` puts the binary; packages set DESTDIR as well.
+PREFIX ?= /usr/local
+DESTDIR ?=
+
+# What is measured and installed: see optimised.toml. RocksDB is the one of `make build`.
+OPTIMISED = --config optimised.toml
+
+install: prerequisites ## builds an optimised `esker` and installs it; PREFIX=/usr/local
+	$(CARGO) build $(OPTIMISED) --bin esker
+	install -d "$(DESTDIR)$(PREFIX)/bin"
+	install -s -m 755 "$$($(CARGO) metadata --no-deps --offline --format-version 1 \
+	    | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/debug/esker" "$(DESTDIR)$(PREFIX)/bin/esker"
 
 # Cargo is asked where the binary is, because CARGO_TARGET_DIR or a setting may move
 # it.
@@ -53,15 +66,18 @@ mutants: prerequisites ## plants every deliberate bug in turn, and demands that 
 
 # Uses the profile of everything else: cargo's profile for benchmarks would compile
 # RocksDB again.
-bench: prerequisites ## measures one store on this machine's disk, and Raft beside other libraries
-	$(CARGO) bench --profile dev
+bench: prerequisites ## measures whole clusters, beside the machine's limit and etcd; ARGS=--help
+	$(CARGO) bench --profile dev $(OPTIMISED) --bench cluster -- $(ARGS)
+
+parts: prerequisites ## measures one store on this machine's disk, and Raft beside other libraries
+	$(CARGO) bench --profile dev $(OPTIMISED) --bench store
 	$(CARGO) bench $(CONSENSUS_BENCH)
 
 check: ## checks the formatting, clippy's warnings and those of the documentation
 	@scripts/prerequisites.sh lint
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt $(CONSENSUS_BENCH) --check
-	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) clippy --all-targets --features tikv-target -- -D warnings
 	$(CARGO) clippy --workspace --no-default-features -- -D warnings
 	$(CARGO) clippy $(CONSENSUS_BENCH) --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --quiet

@@ -232,6 +232,16 @@ impl Cluster {
         Ok(KvClient::new(placement, []))
     }
 
+    /// A client whose requests are function calls, whichever of the nodes leads the region. Requests
+    /// to a node that was taken out use the network.
+    ///
+    /// # Errors
+    /// None at present. Later versions may return errors.
+    pub async fn local_client(&self) -> Result<KvClient, Error> {
+        let stores = self.nodes.iter().filter_map(Node::local_store);
+        Ok(KvClient::new(self.placement.clone(), stores))
+    }
+
     /// Takes a node out of the cluster, so that the caller can stop it on its own. It runs on until
     /// then. `number` is its place in [`nodes`](Self::nodes), from 0, and the nodes after it move
     /// up by one.

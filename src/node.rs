@@ -203,9 +203,12 @@ impl Node {
     /// # Errors
     /// None at present. Later versions may return errors.
     pub async fn client(&self) -> Result<KvClient, Error> {
-        let local: Option<Arc<dyn StoreService>> =
-            self.store_id.map(|_| self.store_service.clone() as Arc<dyn StoreService>);
-        Ok(KvClient::new(self.placement.clone(), local))
+        Ok(KvClient::new(self.placement.clone(), self.local_store()))
+    }
+
+    /// The node's store, for clients in this process.
+    pub(crate) fn local_store(&self) -> Option<Arc<dyn StoreService>> {
+        self.store_id.map(|_| self.store_service.clone() as Arc<dyn StoreService>)
     }
 
     /// Stops the node and waits until its data is on disk and its directory is free. Calls that are

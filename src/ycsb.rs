@@ -24,9 +24,11 @@ mod record;
 mod report;
 mod workload;
 
-pub use database::{Database, DatabaseError};
+#[cfg(feature = "tikv-target")]
+pub use database::TikvClient;
+pub use database::{BareRocksDb, Database, DatabaseError, EtcdClient};
 pub use measure::Kind;
-pub use phase::{Length, Options, Progress, load, run};
-pub use record::RecordShape;
-pub use report::{Phase, PhaseReport, RequestReport};
+pub use phase::{GIVE_UP_AFTER, Length, Options, Progress, load, run};
+pub use record::{RecordShape, key as record_key};
+pub use report::{CutShort, Phase, PhaseReport, RequestReport};
 pub use workload::{Mix, Workload};

@@ -288,6 +288,7 @@ async fn every_workload_of_ycsb_runs_to_its_end() {
         ("d", &["read", "insert"]),
         ("e", &["scan", "insert"]),
         ("f", &["read", "update"]),
+        ("u", &["update"]),
     ] {
         let command = [&["ycsb", "all", "--workload", workload][..], &sizes].concat();
         let benchmark = shell.json(&command).await;
@@ -304,7 +305,49 @@ async fn every_workload_of_ycsb_runs_to_its_end() {
         }
     }
     let command = [&["ycsb", "all", "--workload", "a"][..], &sizes].concat();
+    // More than any disk has.
+    let large = ["--records", "1000000000", "--fields", "7", "--value-size", "1048576"];
+    let placement = ["--placement", shell.cluster.placement_address()];
+    let refused =
+        run(&[&["ycsb", "load", "--workload", "u"][..], &large, &placement].concat()).await;
+    let says = refused.errors.contains("on disk, and the cluster has");
+    assert!(!refused.status.success() && says, "{refused:?}");
     let text = shell.text(&command).await;
     assert!(text.contains("P99.9") && text.contains("total: 300 operations"), "{text}");
     shell.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_systems_are_measured_in_the_same_way() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let dir = folder.path().join("bare").display().to_string();
+    let sizes = ["--records", "200", "--threads", "4"];
+    let of = |phase: &str, more: &[&str]| {
+        let all = [&["ycsb", phase, "--target", "rocksdb"][..], &sizes, more].concat();
+        all.into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    for (workload, kind) in [("u", "update"), ("c", "read"), ("e", "scan")] {
+        let words =
+            of("all", &["--workload", workload, "--operations", "300", "--dir", &dir, "--json"]);
+        let words: Vec<_> = words.iter().map(String::as_str).collect();
+        let finished = run(&words).await;
+        assert!(finished.status.success(), "{finished:?}");
+        let benchmark: Value = serde_json::from_str(&finished.output).expect("it is JSON");
+        let run = &list(&benchmark["phases"])[1];
+        assert_eq!((&run["operations"], &run["errors"]), (&300.into(), &0.into()), "{run}");
+        assert!(list(&run["requests"]).iter().any(|request| request["kind"] == kind), "{run}");
+    }
+    let words = of("run", &["--workload", "c"]);
+    let words: Vec<_> = words.iter().map(String::as_str).collect();
+    let refused = run(&words).await;
+    assert!(!refused.status.success() && refused.errors.contains("--dir"), "{refused:?}");
+
+    // Nobody listens there.
+    let nowhere = common::process::free_address();
+    let refused =
+        run(&["ycsb", "run", "--workload", "c", "--target", "etcd", "--placement", &nowhere]).await;
+    let line = refused.errors.lines().count() == 1 && refused.errors.contains("cannot reach etcd");
+    assert!(!refused.status.success() && line, "{refused:?}");
+    let refused = run(&["ycsb", "run", "--workload", "c", "--target", "cassandra"]).await;
+    assert!(refused.errors.contains("esker, tikv, etcd, rocksdb"), "{refused:?}");
 }

@@ -1,6 +1,7 @@
 //! Why a command failed: one line, with what to do next.
 
 use std::io;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use esker_client::ClientError;
@@ -57,6 +58,27 @@ pub enum CliError {
          choose a smaller --batch"
     )]
     LargeRequest { size: u64, batch: u64, limit: u64 },
+    #[error(
+        "the benchmark ended early, because {reason}: what it measured until then is above; the \
+         first error: {first}"
+    )]
+    CutShort { reason: String, first: String },
+    #[error("cannot reach {system}: {reason}; name its members with --placement HOST:PORT,...")]
+    NoTarget { system: &'static str, reason: String },
+    #[error("--target rocksdb needs a directory for its data: name one with --dir")]
+    NoDirectory,
+    #[error("cannot open RocksDB in {path}: {reason}", path = .path.display())]
+    RocksDb { path: PathBuf, reason: String },
+    #[error(
+        "this program was built without TiKV's client: build one with `cargo build --features \
+         tikv-target`"
+    )]
+    WithoutTikv,
+    #[error(
+        "{records} records of {size} bytes need {needed} on disk, and {place} has {free} free: \
+         choose fewer --records or a smaller --value-size"
+    )]
+    DiskTooSmall { records: u64, size: u64, needed: String, place: String, free: String },
     #[error("there is no key `{0}`")]
     NoSuchKey(Text),
     #[error("{errors} of {operations} operations failed; the first one: {first}")]

@@ -1,7 +1,10 @@
 //! `esker ycsb`: the benchmark's options, its progress on a terminal, and its tables.
 
+mod target;
+
 use std::fmt::Write;
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,11 +12,14 @@ use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde::Serialize;
 
+use self::target::Target;
 use super::cluster::ClusterArguments;
 use super::error::CliError;
 use super::number::whole;
 use super::output::{Align, one_line, print, print_json, table};
-use crate::ycsb::{self, Database, Length, Options, PhaseReport, Progress, RecordShape, Workload};
+use crate::ycsb::{
+    self, Database, GIVE_UP_AFTER, Length, Options, PhaseReport, Progress, RecordShape, Workload,
+};
 
 /// Operations of a run for which neither a number nor a time is given.
 const DEFAULT_OPERATIONS: u64 = 100_000;
@@ -51,6 +57,10 @@ const REDRAW: Duration = Duration::from_millis(200);
 /// writeallfields=true; a read-modify-write reads the record and changes one field. The
 /// shares of the requests and the popularity of the records are those of YCSB's core
 /// workloads.
+///
+/// --target measures something else than Esker in the same way: TiKV, by its own client,
+/// whose placement driver --placement names; etcd, whose members --placement names; or
+/// RocksDB alone, in the directory --dir, with every write synced.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  esker ycsb all --workload a --records 100000 --operations 200000 --threads 64"
@@ -58,6 +68,12 @@ const REDRAW: Duration = Duration::from_millis(200);
 pub struct YcsbArguments {
     #[command(flatten)]
     cluster: ClusterArguments,
+    /// What is measured
+    #[arg(long, global = true, value_enum, default_value_t = Target::Esker, value_name = "SYSTEM")]
+    target: Target,
+    /// The directory of RocksDB's data, with --target rocksdb
+    #[arg(long, global = true, value_name = "DIR")]
+    dir: Option<PathBuf>,
     #[command(subcommand)]
     command: YcsbCommand,
 }
@@ -100,7 +116,7 @@ enum YcsbCommand {
 
 #[derive(Debug, Args)]
 struct DatasetArguments {
-    /// One of YCSB's core workloads
+    /// One of YCSB's core workloads, or u, which only updates
     #[arg(long, value_enum)]
     workload: Workload,
     /// How many records are loaded
@@ -197,6 +213,7 @@ impl YcsbCommand {
                 seed: dataset.seed,
                 warmup: run.and_then(|run| run.warmup).map(Duration::from_secs),
                 batch: load.map_or(1, |load| load.batch as usize),
+                give_up_after: GIVE_UP_AFTER,
             },
         }
     }
@@ -213,10 +230,7 @@ impl YcsbArguments {
         let plan = self.command.plan();
         plan.check()?;
         let json = self.cluster.json;
-        let database = Arc::new(self.cluster.kv().await?);
-        let phases =
-            measure(&database, &plan, |report| if json { Ok(()) } else { print(&text(report)) })
-                .await?;
+        let phases = self.target.measure(&self.cluster, self.dir.as_deref(), &plan).await?;
         let outcome = first_failure(&phases);
         if json {
             print_json(&Benchmark { phases })?;
@@ -229,17 +243,19 @@ impl YcsbArguments {
 async fn measure<D: Database>(
     database: &Arc<D>,
     plan: &Plan,
-    show: impl Fn(&PhaseReport) -> Result<(), CliError>,
+    json: bool,
 ) -> Result<Vec<PhaseReport>, CliError> {
+    let show = |report: &PhaseReport| if json { Ok(()) } else { print(&text(report)) };
     let options = &plan.options;
     let mut phases = Vec::new();
     if plan.loads {
         let progress = Arc::new(Progress::default());
         let phase = ycsb::load(database, options, &progress);
         phases.push(watch("load", Some(options.records), &progress, phase).await);
-        phases.iter().try_for_each(&show)?;
+        phases.iter().try_for_each(show)?;
     }
-    if plan.runs {
+    // Of a database that has gone away there is nothing more to measure.
+    if plan.runs && phases.iter().all(|phase| phase.cut_short.is_none()) {
         let operations = match options.length {
             Length::Operations(operations) => Some(operations),
             Length::Time(_) => None,
@@ -247,7 +263,7 @@ async fn measure<D: Database>(
         let progress = Arc::new(Progress::default());
         let phase = ycsb::run(database, options, &progress);
         phases.push(watch("run", operations, &progress, phase).await);
-        phases.last().map_or(Ok(()), &show)?;
+        phases.last().map_or(Ok(()), show)?;
     }
     Ok(phases)
 }
@@ -289,6 +305,10 @@ async fn watch(
 
 /// A benchmark with a failed operation has failed, however fast the other operations were.
 fn first_failure(phases: &[PhaseReport]) -> Result<(), CliError> {
+    if let Some(reason) = phases.iter().find_map(|phase| phase.cut_short.clone()) {
+        let first = phases.iter().find_map(|phase| phase.first_error.clone());
+        return Err(CliError::CutShort { reason, first: first.unwrap_or_default() });
+    }
     let errors = phases.iter().map(|phase| phase.errors).sum();
     if errors == 0 {
         return Ok(());
@@ -328,8 +348,12 @@ fn text(report: &PhaseReport) -> String {
         row.extend(percentiles.map(|micros| micros.to_string()));
         row
     });
+    let partial = match &report.cut_short {
+        Some(reason) => format!(" (partial: it ended early, because {reason})"),
+        None => String::new(),
+    };
     let mut text = format!(
-        "{} of workload {}: {} records, {} threads\n{}\n",
+        "{} of workload {}: {} records, {} threads{partial}\n{}\n",
         report.phase.name(),
         report.workload,
         report.records,
@@ -405,7 +429,7 @@ mod tests {
 
     async fn outcome(line: &str, database: Memory) -> Vec<PhaseReport> {
         let plan = plan(line).expect("the line is right");
-        measure(&Arc::new(database), &plan, |_| Ok(())).await.expect("nothing is written")
+        measure(&Arc::new(database), &plan, true).await.expect("nothing is written")
     }
 
     #[test]
@@ -419,6 +443,29 @@ mod tests {
     }
 
     #[test]
+    fn a_partial_table_says_so_and_the_benchmark_fails_with_the_reason() {
+        let report = PhaseReport {
+            phase: ycsb::Phase::Run,
+            workload: "u",
+            records: 9,
+            threads: 2,
+            seconds: 40.0,
+            operations: 3,
+            errors: 2,
+            throughput: 0.1,
+            first_error: Some("store 2 does not answer".into()),
+            cut_short: Some("no request succeeded for 30 s".into()),
+            requests: Vec::new(),
+        };
+        let text = text(&report);
+        let title = "run of workload u: 9 records, 2 threads (partial: it ended early, because no \
+                     request succeeded for 30 s)\n";
+        assert!(text.starts_with(title), "{text}");
+        let error = first_failure(&[report]).expect_err("it was cut short").to_string();
+        assert!(error.contains("store 2 does not answer") && error.contains("30 s"), "{error}");
+    }
+
+    #[test]
     fn a_run_has_operations_or_seconds_but_not_both() {
         let timed = plan("run --workload c --seconds 3 --warmup 1").expect("complete");
         assert!(!timed.loads);
@@ -427,6 +474,7 @@ mod tests {
         assert!(plan("run --workload c --seconds 3 --operations 9").is_err());
         assert!(plan("run").is_err(), "which workload?");
         assert!(plan("run --workload g").is_err());
+        assert!(plan("run --workload u").is_ok());
         assert!(plan("load --workload a --operations 9").is_err(), "a load inserts all records");
     }
 

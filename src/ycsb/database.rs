@@ -1,9 +1,20 @@
-//! What YCSB needs of a database, and its implementation for a cluster.
+//! What YCSB needs of a database, and its implementations: for a cluster of Esker, and for what it is
+//! measured beside.
+
+mod bare;
+mod etcd;
+#[cfg(feature = "tikv-target")]
+mod tikv;
 
 use std::future::Future;
 
 use bytes::Bytes;
 use esker_client::{ClientError, KvClient};
+
+pub use self::bare::BareRocksDb;
+pub use self::etcd::EtcdClient;
+#[cfg(feature = "tikv-target")]
+pub use self::tikv::TikvClient;
 
 /// A request that failed, or an answer that is not what the load phase stored.
 /// Records are named by their keys, which are plain text.
@@ -20,6 +31,8 @@ pub enum DatabaseError {
     ScanLimit { key: Bytes, limit: u64, found: usize },
     #[error("too many inserts are unanswered: the cluster does not keep up")]
     InsertsAhead,
+    #[error("it was not answered before the benchmark gave up")]
+    Silent,
     /// An error of the client, which names the request and the key.
     #[error("{0}")]
     Request(Box<dyn std::error::Error + Send + Sync>),

@@ -7,17 +7,25 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::database::{Database, DatabaseError};
 use super::measure::{Kind, Measurements};
 use super::record::{self, RecordShape};
-use super::report::{Phase, PhaseReport};
+use super::report::{CutShort, Phase, PhaseReport};
 use super::workload::{InsertSequence, Transaction, Transactions, Workload, stream};
 
 /// The number of the first client of the warm-up. It keeps the randomness of the warm-up apart from
 /// that of the measured clients, so that a run makes the same requests with and without a warm-up.
 const WARMUP_CLIENTS: u64 = 1 << 32;
+
+/// How long no request may succeed before a phase ends: the database is gone. It is longer than an
+/// election, and than the deadline of a single request of ours.
+pub const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
+
+/// How often it is looked whether a request has succeeded.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// When the run phase ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,12 +48,15 @@ pub struct Options {
     pub warmup: Option<Duration>,
     /// Records in one request of the load phase.
     pub batch: usize,
+    /// How long no request may succeed before a phase ends early.
+    pub give_up_after: Duration,
 }
 
 /// How many operations have ended, for a task that draws the progress.
 #[derive(Debug, Default)]
 pub struct Progress {
     ended: AtomicU64,
+    succeeded: AtomicU64,
 }
 
 impl Progress {
@@ -53,7 +64,10 @@ impl Progress {
         self.ended.load(Ordering::Relaxed)
     }
 
-    fn add(&self, operations: u64) {
+    fn add(&self, operations: u64, successful: bool) {
+        if successful {
+            self.succeeded.fetch_add(operations, Ordering::Relaxed);
+        }
         self.ended.fetch_add(operations, Ordering::Relaxed);
     }
 }
@@ -66,27 +80,29 @@ pub async fn load<D: Database>(
 ) -> PhaseReport {
     let start = Instant::now();
     let mut clients = JoinSet::new();
+    let (stop, stopped) = watch::channel(None);
     for client in 0..options.threads {
         let mut loader = Client::new(database, options, progress);
+        let mut stop = Stop(stopped.clone());
         let numbers = share(options.records, options.threads, client);
         let batch = options.batch as u64;
         let mut random = stream(options.seed, client as u64);
         clients.spawn(async move {
             let mut next = numbers.start;
-            while next < numbers.end {
+            while next < numbers.end && !stop.came() {
                 let end = numbers.end.min(next + batch);
                 let records = (next..end)
                     .map(|number| (record::key(number), loader.shape.fill(&mut random)))
                     .collect();
-                let outcome = loader.insert(records).await;
+                let outcome = stop.or(loader.insert(records)).await;
                 loader.end(end - next, outcome.is_ok());
                 next = end;
             }
             loader.measured
         });
     }
-    let measured = join(clients).await;
-    report(Phase::Load, options, start, &measured)
+    let (measured, cut_short) = join(clients, progress, options, stop).await;
+    report(Phase::Load, options, start, &measured, cut_short)
 }
 
 /// Makes the workload's requests on the records that [`load`] inserted.
@@ -106,11 +122,17 @@ pub async fn run<D: Database>(
     if let Some(warmup) = options.warmup {
         let unseen = Arc::new(Progress::default());
         let length = Length::Time(warmup);
-        clients(database, options, &unseen, &transactions, length, WARMUP_CLIENTS).await;
+        let start = Instant::now();
+        let (measured, cut_short) =
+            clients(database, options, &unseen, &transactions, length, WARMUP_CLIENTS).await;
+        if cut_short.is_some() {
+            return report(Phase::Run, options, start, &measured, cut_short);
+        }
     }
     let start = Instant::now();
-    let measured = clients(database, options, progress, &transactions, options.length, 0).await;
-    report(Phase::Run, options, start, &measured)
+    let (measured, cut_short) =
+        clients(database, options, progress, &transactions, options.length, 0).await;
+    report(Phase::Run, options, start, &measured, cut_short)
 }
 
 /// Runs all clients to their end. They have the randomness of the clients from number `first` on.
@@ -121,11 +143,13 @@ async fn clients<D: Database>(
     transactions: &Transactions,
     length: Length,
     first: u64,
-) -> Measurements {
+) -> (Measurements, Option<CutShort>) {
     let start = Instant::now();
     let mut clients = JoinSet::new();
+    let (stop, stopped) = watch::channel(None);
     for number in 0..options.threads {
         let mut client = Client::new(database, options, progress);
+        let mut stop = Stop(stopped.clone());
         let mut transactions = transactions.for_client(options.seed, first + number as u64);
         let (operations, deadline) = match length {
             Length::Operations(all) => {
@@ -136,32 +160,60 @@ async fn clients<D: Database>(
         };
         clients.spawn(async move {
             for _ in 0..operations {
-                if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                if deadline.is_some_and(|deadline| Instant::now() >= deadline) || stop.came() {
                     break;
                 }
-                let outcome = client.transact(&mut transactions).await;
+                let outcome = stop.or(client.transact(&mut transactions)).await;
                 client.end(1, outcome.is_ok());
             }
             client.measured
         });
     }
-    join(clients).await
+    join(clients, progress, options, stop).await
 }
 
-async fn join(mut clients: JoinSet<Measurements>) -> Measurements {
+/// Waits for all clients, and stops them when none has succeeded for too long.
+async fn join(
+    mut clients: JoinSet<Measurements>,
+    progress: &Progress,
+    options: &Options,
+    stop: watch::Sender<Option<CutShort>>,
+) -> (Measurements, Option<CutShort>) {
     let mut all = Measurements::default();
-    while let Some(client) = clients.join_next().await {
-        match client {
-            Ok(measured) => all.add(measured),
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    let mut look = tokio::time::interval(LOOK_AGAIN);
+    let mut last = (progress.succeeded.load(Ordering::Relaxed), Instant::now());
+    loop {
+        tokio::select! {
+            client = clients.join_next() => match client {
+                Some(Ok(measured)) => all.add(measured),
+                Some(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
+                None => break,
+            },
+            _ = look.tick() => {
+                let succeeded = progress.succeeded.load(Ordering::Relaxed);
+                if succeeded != last.0 {
+                    last = (succeeded, Instant::now());
+                } else if last.1.elapsed() >= options.give_up_after {
+                    let silent = CutShort::Silent { seconds: options.give_up_after.as_secs() };
+                    stop.send_if_modified(|stopped| stopped.replace(silent).is_none());
+                }
+            }
         }
     }
-    all
+    let cut_short = *stop.borrow();
+    (all, cut_short)
 }
 
-fn report(phase: Phase, options: &Options, start: Instant, measured: &Measurements) -> PhaseReport {
+fn report(
+    phase: Phase,
+    options: &Options,
+    start: Instant,
+    measured: &Measurements,
+    cut_short: Option<CutShort>,
+) -> PhaseReport {
     let elapsed = start.elapsed();
-    PhaseReport::new(phase, options.workload, options.records, options.threads, elapsed, measured)
+    let (records, threads) = (options.records, options.threads);
+    PhaseReport::new(phase, options.workload, records, threads, elapsed, measured, cut_short)
 }
 
 /// The part of `0..all` that client number `number` of `clients` gets. The first clients take the
@@ -171,6 +223,28 @@ fn share(all: u64, clients: usize, number: usize) -> Range<u64> {
     let (each, rest) = (all / clients, all % clients);
     let start = number * each + number.min(rest);
     start..start + each + u64::from(number < rest)
+}
+
+/// Whether the phase ends early, as each client sees it.
+struct Stop(watch::Receiver<Option<CutShort>>);
+
+impl Stop {
+    fn came(&self) -> bool {
+        self.0.borrow().is_some()
+    }
+
+    /// Waits for `request`, but no longer than until the phase is stopped.
+    async fn or(
+        &mut self,
+        request: impl Future<Output = Result<(), DatabaseError>>,
+    ) -> Result<(), DatabaseError> {
+        tokio::select! {
+            biased;
+            outcome = request => outcome,
+            // The phase holds the sender until all its clients have ended.
+            _ = self.0.wait_for(Option::is_some) => Err(DatabaseError::Silent),
+        }
+    }
 }
 
 /// One client, which has one request under way at a time.
@@ -197,7 +271,7 @@ impl<D: Database> Client<D> {
         if !successful {
             self.measured.failed_operations += operations;
         }
-        self.progress.add(operations);
+        self.progress.add(operations, successful);
     }
 
     async fn transact(&mut self, transactions: &mut Transactions) -> Result<(), DatabaseError> {

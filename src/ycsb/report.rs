@@ -24,6 +24,24 @@ impl Phase {
     }
 }
 
+/// Why a phase ended before its time. What it measured until then is in its report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CutShort {
+    /// No request succeeded for so many seconds.
+    Silent { seconds: u64 },
+}
+
+impl std::fmt::Display for CutShort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            CutShort::Silent { seconds } => {
+                write!(f, "no request succeeded for {seconds} s")
+            }
+        }
+    }
+}
+
 /// One kind of request in one phase. Latencies are in microseconds, of the requests
 /// that succeeded.
 #[derive(Debug, Serialize)]
@@ -53,6 +71,8 @@ pub struct PhaseReport {
     pub errors: u64,
     pub throughput: f64,
     pub first_error: Option<String>,
+    /// Why the phase ended before its time, if it did.
+    pub cut_short: Option<String>,
     pub requests: Vec<RequestReport>,
 }
 
@@ -64,6 +84,7 @@ impl PhaseReport {
         threads: usize,
         elapsed: Duration,
         measured: &Measurements,
+        cut_short: Option<CutShort>,
     ) -> Self {
         let seconds = elapsed.as_secs_f64();
         let requests = Kind::ALL
@@ -80,6 +101,7 @@ impl PhaseReport {
             errors: measured.failed_operations,
             throughput: rate(measured.operations - measured.failed_operations, seconds),
             first_error: measured.first_error().map(str::to_owned),
+            cut_short: cut_short.map(|reason| reason.to_string()),
             requests,
         }
     }
@@ -122,7 +144,7 @@ mod tests {
         let _ = measured.record::<_, String>(Kind::Update, Instant::now(), Ok(()));
         let _ =
             measured.record::<(), _>(Kind::Update, Instant::now(), Err("region 2 has no leader"));
-        PhaseReport::new(Phase::Run, Workload::A, 100, 4, Duration::from_secs(2), &measured)
+        PhaseReport::new(Phase::Run, Workload::A, 100, 4, Duration::from_secs(2), &measured, None)
     }
 
     #[test]

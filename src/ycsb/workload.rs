@@ -1,4 +1,5 @@
-//! The six core workloads of YCSB: which kinds of request, in which shares, for which records.
+//! The six core workloads of YCSB, and one of updates alone: which kinds of request, in which
+//! shares, for which records.
 //!
 //! [`Transactions`] turns a seed into the sequence of one client's requests. Given the seed, the
 //! client's number and the records that exist, the sequence is the same on every platform.
@@ -19,8 +20,8 @@ pub const MAX_SCAN_LENGTH: u64 = 100;
 /// How far inserts may run ahead of the oldest one that is not acknowledged.
 pub const MAX_INSERTS_AHEAD: u64 = 1 << 20;
 
-/// One of YCSB's core workloads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+/// One of YCSB's core workloads, or [`U`](Workload::U).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Workload {
     /// Update heavy: 50 % reads, 50 % updates, zipfian
     A,
@@ -34,6 +35,8 @@ pub enum Workload {
     E,
     /// Read-modify-write: 50 % reads, 50 % read-modify-writes, zipfian
     F,
+    /// Updates only, not one of YCSB's: 100 % updates, every record as likely as any other
+    U,
 }
 
 /// Shares of the kinds of request, in percent.
@@ -59,6 +62,7 @@ impl Workload {
             Workload::D => "d",
             Workload::E => "e",
             Workload::F => "f",
+            Workload::U => "u",
         }
     }
 
@@ -70,6 +74,7 @@ impl Workload {
             Workload::D => Mix { read: 95, insert: 5, ..Mix::NONE },
             Workload::E => Mix { scan: 95, insert: 5, ..Mix::NONE },
             Workload::F => Mix { read: 50, read_modify_write: 50, ..Mix::NONE },
+            Workload::U => Mix { update: 100, ..Mix::NONE },
         }
     }
 }
@@ -156,6 +161,7 @@ impl InsertSequence {
 
 #[derive(Debug, Clone)]
 enum Popularity {
+    Uniform(Uniform),
     Zipfian(ScrambledZipfian),
     Latest(SkewedLatest),
 }
@@ -184,6 +190,7 @@ impl Transactions {
         let records = inserts.records();
         let popularity = match workload {
             Workload::D => Popularity::Latest(SkewedLatest::new(records)),
+            Workload::U => Popularity::Uniform(Uniform::new(0, records.saturating_sub(1))),
             _ => {
                 // Twice what the shares give, as in YCSB, because chance may give more.
                 let new_records = operations.saturating_mul(u64::from(mix.insert)) / 100 * 2;
@@ -242,6 +249,7 @@ impl Transactions {
     fn record(&mut self) -> u64 {
         let records = self.inserts.records();
         match &mut self.popularity {
+            Popularity::Uniform(uniform) => uniform.next(&mut self.random),
             Popularity::Latest(latest) => latest.next(records, &mut self.random),
             Popularity::Zipfian(zipfian) => loop {
                 let record = zipfian.next(&mut self.random);
@@ -286,6 +294,7 @@ mod tests {
             (Workload::D, [0.95, 0.0, 0.05, 0.0, 0.0]),
             (Workload::E, [0.0, 0.0, 0.05, 0.95, 0.0]),
             (Workload::F, [0.5, 0.0, 0.0, 0.0, 0.5]),
+            (Workload::U, [0.0, 1.0, 0.0, 0.0, 0.0]),
         ];
         for (workload, shares) in expected {
             let mut counts = [0_u32; 5];
@@ -325,7 +334,7 @@ mod tests {
 
     #[test]
     fn only_records_that_exist_are_asked_for() {
-        for workload in [Workload::A, Workload::D, Workload::E, Workload::F] {
+        for workload in [Workload::A, Workload::D, Workload::E, Workload::F, Workload::U] {
             for transaction in draw(workload, 2) {
                 let record = match transaction {
                     Transaction::Insert => 0,
@@ -364,6 +373,20 @@ mod tests {
         // The ten newest of 10,000 to 15,000 have 2.95 / 9.9 of the zipfian mass.
         let share = f64::from(newest) / f64::from(reads);
         assert!((0.26..0.33).contains(&share), "{share}");
+    }
+
+    #[test]
+    fn updates_alone_are_spread_evenly() {
+        let mut counts = vec![0_u32; RECORDS as usize];
+        for transaction in draw(Workload::U, 4) {
+            let Transaction::Update { record } = transaction else {
+                panic!("workload U makes no {transaction:?}");
+            };
+            counts[record as usize] += 1;
+        }
+        // Ten each on average. A popular record would have hundreds.
+        assert!(counts.iter().all(|count| *count < 40));
+        assert!(counts.iter().filter(|count| **count > 0).count() > RECORDS as usize * 99 / 100);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 
+use clap::ValueEnum as _;
 use parking_lot::Mutex;
 
 use super::*;
@@ -60,6 +61,7 @@ fn options(workload: Workload) -> Options {
         seed: 11,
         warmup: None,
         batch: 1,
+        give_up_after: GIVE_UP_AFTER,
     }
 }
 
@@ -81,7 +83,7 @@ fn counts(report: &PhaseReport) -> Vec<(Kind, u64)> {
 
 #[tokio::test]
 async fn every_workload_loads_and_runs_to_the_end() {
-    for workload in [Workload::A, Workload::B, Workload::C, Workload::D, Workload::E, Workload::F] {
+    for workload in Workload::value_variants().iter().copied() {
         let (database, loaded, ran) = load_and_run(&options(workload), Memory::default()).await;
         assert_eq!(counts(&loaded), [(Kind::Insert, 1_000)]);
         assert_eq!((loaded.operations, loaded.errors), (1_000, 0));
@@ -169,4 +171,65 @@ fn shares_cover_everything_once() {
         }
         assert_eq!(end, all);
     }
+}
+
+/// Answers so many requests, and never another one.
+struct Silent {
+    table: Memory,
+    answers: u64,
+}
+
+impl Silent {
+    async fn answer(&self) {
+        if self.table.requests.load(Ordering::Relaxed) >= self.answers {
+            std::future::pending().await
+        }
+    }
+}
+
+impl Database for Silent {
+    async fn read(&self, key: Bytes) -> Result<Option<Bytes>, DatabaseError> {
+        self.answer().await;
+        self.table.read(key).await
+    }
+
+    async fn write(&self, key: Bytes, value: Bytes) -> Result<(), DatabaseError> {
+        self.answer().await;
+        self.table.write(key, value).await
+    }
+
+    async fn write_batch(&self, records: Vec<(Bytes, Bytes)>) -> Result<(), DatabaseError> {
+        self.answer().await;
+        self.table.write_batch(records).await
+    }
+
+    async fn scan(&self, start: Bytes, limit: u32) -> Result<Vec<(Bytes, Bytes)>, DatabaseError> {
+        self.answer().await;
+        self.table.scan(start, limit).await
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_goes_away_ends_the_phase_with_what_was_measured() {
+    let give_up_after = Duration::from_millis(100);
+    let options = Options { give_up_after, ..options(Workload::U) };
+    let progress = Arc::new(Progress::default());
+    let database = Arc::new(Silent { table: Memory::default(), answers: 500 });
+    let loaded = load(&database, &options, &progress).await;
+    assert_eq!(loaded.operations - loaded.errors, 500);
+    assert_eq!(loaded.errors, 7, "one request of each client was never answered");
+    let reason = loaded.cut_short.expect("it did not load all");
+    assert!(reason.starts_with("no request succeeded for "), "{reason}");
+
+    // A warm-up that is not answered is not followed by a measurement.
+    let options = Options { warmup: Some(Duration::from_secs(600)), ..options };
+    let ran = run(&database, &options, &progress).await;
+    assert!(ran.cut_short.is_some());
+
+    // Refusals alone do not keep it running either.
+    let length = Length::Time(Duration::from_secs(600));
+    let options = Options { warmup: None, length, ..options };
+    let database = Arc::new(Memory { fails: Some(1), ..Memory::default() });
+    let ran = run(&database, &options, &progress).await;
+    assert!(ran.cut_short.is_some() && ran.errors > 0);
 }
