@@ -69,6 +69,7 @@ pub enum CliError {
     NoDirectory,
     #[error("cannot open RocksDB in {path}: {reason}", path = .path.display())]
     RocksDb { path: PathBuf, reason: String },
+    #[cfg(not(feature = "tikv-target"))]
     #[error(
         "this program was built without TiKV's client: build one with `cargo build --features \
          tikv-target`"
