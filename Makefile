@@ -31,8 +31,9 @@ DESTDIR ?=
 OPTIMISED = --config optimised.toml
 
 install: prerequisites ## builds an optimised `esker` and installs it; PREFIX=/usr/local
-	$(CARGO) build $(OPTIMISED) --bin esker
 	install -d "$(DESTDIR)$(PREFIX)/bin"
+	@test -w "$(DESTDIR)$(PREFIX)/bin" || { echo "$(DESTDIR)$(PREFIX)/bin cannot be written to: set PREFIX"; exit 1; }
+	$(CARGO) build $(OPTIMISED) --bin esker
 	install -s -m 755 "$$($(CARGO) metadata --no-deps --offline --format-version 1 \
 	    | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/debug/esker" "$(DESTDIR)$(PREFIX)/bin/esker"
 

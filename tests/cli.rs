@@ -310,7 +310,7 @@ async fn every_workload_of_ycsb_runs_to_its_end() {
     let placement = ["--placement", shell.cluster.placement_address()];
     let refused =
         run(&[&["ycsb", "load", "--workload", "u"][..], &large, &placement].concat()).await;
-    let says = refused.errors.contains("on disk, and the cluster has");
+    let says = refused.errors.contains("on disk, and the fullest disk of the cluster has");
     assert!(!refused.status.success() && says, "{refused:?}");
     let text = shell.text(&command).await;
     assert!(text.contains("P99.9") && text.contains("total: 300 operations"), "{text}");

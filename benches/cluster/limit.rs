@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use esker_engine::{Cf, EngineOptions, KvBatch, KvEngine, LogBatch, LogEngine};
 use hdrhistogram::Histogram;
+use rand::{RngExt as _, SeedableRng as _};
 
 use crate::Outcome;
 use crate::rows::{LARGE_BATCHES, RECORDS, VALUE_BYTES};
@@ -58,6 +59,21 @@ impl Engines {
         Ok(Engines { logs, kvs, index: 0 })
     }
 
+    /// The records that are read and written over.
+    fn load(&self, value: &[u8]) -> Outcome<()> {
+        for kv in &self.kvs {
+            let mut all = KvBatch::new();
+            for record in 0..RECORDS {
+                all.put(Cf::Default, &key(record), value);
+                if all.len() >= 1_000 {
+                    kv.write(&all)?;
+                    all.clear();
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Writes batches until the time is over. Returns the records a second.
     fn writes(&mut self, batch: usize, value: &[u8], window: Duration) -> Outcome<f64> {
         let began = Instant::now();
@@ -101,14 +117,6 @@ impl Engines {
 
     fn gets(&self, value: &[u8], window: Duration) -> Outcome<f64> {
         let kv = &self.kvs[0];
-        let mut all = KvBatch::new();
-        for record in 0..RECORDS {
-            all.put(Cf::Default, &key(record), value);
-            if all.len() >= 1_000 {
-                kv.write(&all)?;
-                all.clear();
-            }
-        }
         let over = AtomicBool::new(false);
         let began = Instant::now();
         let reads = std::thread::scope(|scope| {
@@ -135,18 +143,25 @@ impl Engines {
     }
 }
 
+/// What compresses as the records of the systems do: six random bits in each byte.
+fn printable(bytes: usize) -> Vec<u8> {
+    let mut random = rand::rngs::SmallRng::seed_from_u64(7);
+    (0..bytes).map(|_| b' ' + (random.random::<u8>() & 63)).collect()
+}
+
 fn key(record: u64) -> [u8; 24] {
     let mut key = *b"user0000000000000000....";
     key[16..].copy_from_slice(&record.to_be_bytes());
     key
 }
 
-/// Measures everything in a new folder, each for a third of `window` and the reads for all of it.
+/// Measures everything in a new folder: the reads for `window`, all else for half of it.
 pub fn measure(folder: &Path, window: Duration) -> Outcome<Limits> {
     let folder = folder.join("limit");
     let mut engines = Engines::open(&folder)?;
-    let value = vec![7; VALUE_BYTES];
+    let value = printable(VALUE_BYTES);
     let part = window / 2;
+    engines.load(&value)?;
     let synced_put_us = engines.synced_put_us(&value, part)?;
     let mut writes = Vec::new();
     for batch in BATCHES {
@@ -154,7 +169,7 @@ pub fn measure(folder: &Path, window: Duration) -> Outcome<Limits> {
     }
     let mut large = Vec::new();
     for (bytes, batch) in LARGE_BATCHES {
-        large.push((bytes, engines.writes(batch, &vec![7; bytes], part)?));
+        large.push((bytes, engines.writes(batch, &printable(bytes), part)?));
     }
     let gets = engines.gets(&value, window)?;
     drop(engines);

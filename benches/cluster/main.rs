@@ -12,11 +12,13 @@ mod systems;
 mod table;
 
 use std::error::Error;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
 use esker::ycsb::{self, Database, Length, PhaseReport, Progress, RecordShape};
+use tokio::signal::unix::{SignalKind, signal};
 
 use self::options::Options;
 use self::processor::Meter;
@@ -29,7 +31,15 @@ pub type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 fn main() -> Outcome<()> {
     let options = Options::parse();
     let runtime = tokio::runtime::Runtime::new()?;
-    runtime.block_on(measure(&options))
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        tokio::select! {
+            outcome = measure(&options) => outcome,
+            // What was started ends with it, and its data goes.
+            _ = tokio::signal::ctrl_c() => Err("interrupted".into()),
+            _ = terminate.recv() => Err("told to end".into()),
+        }
+    })
 }
 
 async fn measure(options: &Options) -> Outcome<()> {
@@ -41,25 +51,42 @@ async fn measure(options: &Options) -> Outcome<()> {
         system.prepare(options).await?;
     }
     let mut rounds = Vec::new();
+    let mut outcome = Ok(());
     for number in 1..=options.rounds {
         let mut round = Round::default();
-        progress(&format!("round {number} of {}: the limits", options.rounds));
-        round.limits = limit::measure(folder.path(), options.window())?;
-        for system in &mut systems {
-            let running = system.start().await?;
-            for load in system.loads(options) {
-                progress(&format!("round {number} of {}: {system}, {load}", options.rounds));
-                let sample = run(&running, load, options).await?;
-                round.samples.insert((system.place(), system.regions(), load), sample);
-            }
-            running.stop().await;
-        }
+        outcome = measure_round(number, &mut round, &mut systems, folder.path(), options).await;
         rounds.push(round);
+        if outcome.is_err() {
+            println!("partial, because something failed in round {number}: see below");
+            break;
+        }
     }
     let table = table::Table::of(&rounds, options);
     println!("{table}");
     std::fs::write(&options.json, table.json()?)?;
     println!("as JSON: {}", options.json.display());
+    outcome
+}
+
+/// Measures everything once. What is measured when it fails stays in `round`.
+async fn measure_round(
+    number: u32,
+    round: &mut Round,
+    systems: &mut [System],
+    folder: &Path,
+    options: &Options,
+) -> Outcome<()> {
+    progress(&format!("round {number} of {}: the limits", options.rounds));
+    round.limits = limit::measure(folder, options.window())?;
+    for system in systems {
+        let running = system.start().await?;
+        for load in system.loads(options) {
+            progress(&format!("round {number} of {}: {system}, {load}", options.rounds));
+            let sample = run(&running, load, options).await?;
+            round.samples.insert((system.place(), system.regions(), load), sample);
+        }
+        running.stop().await;
+    }
     Ok(())
 }
 
@@ -85,7 +112,8 @@ async fn requests<D: Database>(
         return Err("only the records of the usual size were loaded".into());
     }
     // The warm-up is not counted, and the processor's clock starts after it.
-    let warm = ycsb::Options { length: Length::Time(options.warm_up()), ..settings.clone() };
+    let length = Length::Time(options.warm_up());
+    let warm = ycsb::Options { length, seed: settings.seed + 1, ..settings.clone() };
     check(&ycsb::run(&table, &warm, &Arc::new(Progress::default())).await)?;
     let meter = Meter::start(running.processes());
     let report = ycsb::run(&table, &settings, &Arc::new(Progress::default())).await;

@@ -17,7 +17,7 @@ pub struct Options {
     pub seconds: u64,
     /// Numbers of regions beside one
     #[arg(long, value_delimiter = ',', default_value = "30,300",
-          value_parser = clap::value_parser!(u32).range(2..=20_000))]
+          value_parser = clap::value_parser!(u32).range(2..=10_000))]
     pub regions: Vec<u32>,
     /// Only the systems whose name contains this: embedded, grpc, etcd, or `300 regions`
     #[arg(long)]
@@ -28,7 +28,7 @@ pub struct Options {
     /// The program of etcd; without one, etcd is left out
     #[arg(long, default_value = "etcd")]
     pub etcd: PathBuf,
-    /// Where the data is kept while it runs
+    /// Where the data is kept while it runs: on a disk, not in memory
     #[arg(long, default_value_os_t = std::env::temp_dir())]
     pub dir: PathBuf,
     /// The file for the JSON

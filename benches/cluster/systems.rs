@@ -58,6 +58,8 @@ pub struct System {
     folder: PathBuf,
     addresses: Vec<String>,
     etcd: PathBuf,
+    /// The regions are there, and are to be led by all stores.
+    is_split: bool,
 }
 
 /// A system that was started.
@@ -109,6 +111,7 @@ impl System {
                 folder: folder.join(format!("{place}-{regions}")),
                 addresses: (0..2 * NODES).map(|_| free_address()).collect(),
                 etcd: options.etcd.clone(),
+                is_split: false,
             })
             .collect()
     }
@@ -151,6 +154,7 @@ impl System {
             Running::Embedded { client, .. } | Running::Processes { client, .. } => {
                 if self.regions > 1 {
                     self.split(client.placement()).await?;
+                    self.is_split = true;
                 }
                 load(client, options).await?;
             }
@@ -166,6 +170,9 @@ impl System {
                 let data_dir = Some(self.folder.clone());
                 let options = ClusterOptions { data_dir, ..ClusterOptions::default() };
                 let cluster = Cluster::start(options).await?;
+                if self.is_split {
+                    self.spread(cluster.placement()).await?;
+                }
                 let client = Arc::new(cluster.local_client().await?);
                 Ok(Running::Embedded { cluster, client })
             }
@@ -187,6 +194,9 @@ impl System {
                 let members = self.addresses[..NODES].to_vec();
                 let placement = PlacementClient::connect_within(members, PATIENCE).await?;
                 self.ready(&placement).await?;
+                if self.is_split {
+                    self.spread(&placement).await?;
+                }
                 let client = Arc::new(KvClient::new(placement, []));
                 Ok(Running::Processes { children, client })
             }
@@ -221,7 +231,10 @@ impl System {
                 let client = loop {
                     let connected = EtcdClient::connect(clients).await;
                     match connected {
-                        Ok(client) if client.write("ready".into(), "".into()).await.is_ok() => {
+                        Ok(client)
+                            if client.is_at_leader()
+                                && client.write("ready".into(), "".into()).await.is_ok() =>
+                        {
                             break client;
                         }
                         _ if began.elapsed() > PATIENCE => return Err("etcd does not start".into()),
@@ -264,6 +277,11 @@ impl System {
                 placement.region_by_key(part[0].clone()).await?.ok_or("no region has the key")?;
             admin.split_region(region.region.id, &SplitAt::Keys(part.to_vec())).await?;
         }
+        self.spread(placement).await
+    }
+
+    /// Waits until every store leads its share of the regions.
+    async fn spread(&self, placement: &PlacementClient) -> Outcome<()> {
         let began = Instant::now();
         loop {
             let regions = placement.scan_regions(&esker::model::KeyRange::all(), 0).await?;

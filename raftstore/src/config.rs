@@ -61,17 +61,23 @@ pub const MAX_EMPTY_PEERS: usize = 4 << 10;
 /// bounded by [`WORKER_INBOX`]. Those that keep leases and elect leaders are smaller.
 pub const SMALL_MESSAGE_BYTES: usize = 1 << 10;
 
-/// A write of the log that takes at least so long keeps a slow disk from being well again.
+/// Writes of the log that take at least so long on average keep a slow disk from being well again.
 pub const DISK_WELL_BELOW: Duration = Duration::from_millis(50);
-/// How long none may have taken so long until a store that gave way seeks to lead again.
-pub const DISK_WELL_AFTER: Duration = Duration::from_secs(10);
+/// How long they may not have done so until a store that gave way seeks to lead again, the first time
+/// and at most.
+pub const DISK_WELL_AFTER: (Duration, Duration) =
+    (Duration::from_secs(10), Duration::from_secs(600));
+/// Over how long a disk is judged.
+pub const DISK_MEMORY: Duration = Duration::from_millis(2_500);
 /// How often a store that gave way writes its log for no other reason than to see how long it takes.
 pub const DISK_PROBE: Duration = Duration::from_secs(1);
-/// Writes that are looked at before the disk is called slow.
-pub const SLOW_DISK_SAMPLES: u32 = 4;
 /// How long a store that gave way waits before it tries again to hand over regions that nobody took,
 /// at first and at most.
 pub const GIVE_WAY_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(32));
+/// Regions that one worker hands over at once. The next follow a little later.
+pub const MAX_HANDED_OVER: usize = 1_024;
+/// See [`MAX_HANDED_OVER`].
+pub const HAND_OVER_NEXT: Duration = Duration::from_millis(50);
 
 /// How often the flusher looks whether there is need for a flush.
 pub const FLUSH_LOOK: Duration = Duration::from_secs(1);
@@ -111,10 +117,10 @@ pub struct StoreConfig {
     /// Bytes of committed entries that may wait for one apply worker. Past it the regions keep them
     /// in their logs.
     pub apply_backlog: usize,
-    /// A store gives way (see `disk`) when its writes of the log follow those of the other stores so
-    /// late, on average.
+    /// A store gives way (see `disk`) when its writes of the log take so long on average, and come
+    /// later than those of the other stores.
     pub slow_disk: Duration,
-    /// And when one has not followed the others' for so long.
+    /// And when one has not been answered for so long that the others have.
     pub stalled_disk: Duration,
     /// Data that was applied so long ago is flushed, so that the log need not bring it back.
     pub flush_after: Duration,

@@ -10,9 +10,11 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender};
 use esker_engine::LogEngine;
+use esker_model::Clock;
 use esker_mutants::broken;
 
 use crate::backlog::Backlog;
+use crate::disk::DiskWatch;
 use crate::error::StoreError;
 use crate::message::{LogTask, Notice};
 use crate::outbox::Outbox;
@@ -28,6 +30,8 @@ pub struct LogWriter {
     pub(crate) outbox: Arc<dyn Outbox>,
     /// What is in `tasks`, and what is being written.
     pub(crate) backlog: Arc<Backlog>,
+    pub(crate) disk: Arc<DiskWatch>,
+    pub(crate) clock: Arc<dyn Clock>,
 }
 
 impl LogWriter {
@@ -64,6 +68,7 @@ impl LogWriter {
             if !broken!(FailedWriteStopsStore) {
                 written?;
             }
+            self.disk.done(self.clock.now(), !self.tasks.is_empty());
             metrics::histogram!("esker_log_write_seconds").record(began.elapsed());
             metrics::histogram!("esker_log_write_bytes").record(batch.bytes() as f64);
         }
@@ -77,7 +82,6 @@ impl LogWriter {
                 region: done.region,
                 generation: done.generation,
                 number: done.number,
-                since: done.since,
             });
         }
         self.backlog.done(taken, |worker| {

@@ -9,7 +9,7 @@
 use bytes::Bytes;
 use esker_engine::LogBatch;
 use esker_model::{Epoch, KeyRange, NewRegion, Peer, PeerChange, Region, RegionId, StoreId};
-use esker_raft::{Entries, LogIndex, PeerId, ProgressState, ReadyNumber, SnapshotMeta, Term, Time};
+use esker_raft::{Entries, LogIndex, PeerId, ProgressState, ReadyNumber, SnapshotMeta, Term};
 use esker_rpc::proto::esker::command::RegionSnapshot as SnapshotData;
 use tokio::sync::oneshot;
 
@@ -196,7 +196,6 @@ pub enum Notice {
         region: RegionId,
         generation: u64,
         number: ReadyNumber,
-        since: Time,
     },
     Applied(AppliedNotice),
     SnapshotTaken {
@@ -292,8 +291,6 @@ pub struct Persisted {
     pub region: RegionId,
     pub generation: u64,
     pub number: ReadyNumber,
-    /// When it was handed to the log writer.
-    pub since: Time,
     /// Promises that only a durable log may make: votes and acknowledgements.
     pub messages: Vec<Envelope>,
 }

@@ -107,6 +107,8 @@ pub struct Peer {
     /// What the followers had made durable that is not durable here, and since when: see
     /// [`crate::disk`]. Only a leader knows.
     behind: Option<(LogIndex, Time)>,
+    /// The last index that was durable here at the last look.
+    was_durable: LogIndex,
     life: Life,
 
     writes: Writes,
@@ -150,6 +152,7 @@ impl Peer {
             delegate,
             was_leader: false,
             behind: None,
+            was_durable: LogIndex(0),
             life: Life::Serving,
             writes: Writes::new(id),
             reads: Reads::new(),

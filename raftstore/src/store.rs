@@ -83,14 +83,16 @@ impl Store {
         let journal = Arc::new(journal);
         let points = Arc::new(Points::open(&kv)?);
         let delegates = Arc::new(ReadDelegates::default());
+        let disk = Arc::new(DiskWatch::new(config.slow_disk, config.stalled_disk));
         let log_writer = LogWriter {
             log: log.clone(),
             tasks: log_queue,
             notices: notice_senders.clone(),
             outbox: outbox.clone(),
             backlog: log_backlog.clone(),
+            disk: disk.clone(),
+            clock: clock.clone(),
         };
-        let disk = Arc::new(DiskWatch::new(config.slow_disk, config.stalled_disk));
         let shared = Arc::new(Shared {
             store,
             raft: Arc::new(config.raft()),

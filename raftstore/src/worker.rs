@@ -218,7 +218,7 @@ impl Worker {
             let deadline = peer.next_deadline();
             self.schedule(region, deadline);
         }
-        self.hand_over();
+        self.hand_over(now);
         Ok(())
     }
 
@@ -265,7 +265,7 @@ impl Worker {
         }
     }
 
-    fn hand_over(&mut self) {
+    fn hand_over(&mut self, now: Time) {
         self.appended = 0;
         // Messages first: followers write while this store does.
         for message in self.out.messages.drain(..) {
@@ -273,6 +273,9 @@ impl Worker {
         }
         if !self.out.log.batch.is_empty() || !self.out.log.persisted.is_empty() {
             let task = std::mem::take(&mut self.out.log);
+            if !task.batch.is_empty() {
+                self.shared.disk.handed(now);
+            }
             self.shared.log_backlog.add(task.batch.bytes());
             // The log writer is gone only when the store ends.
             let _ = self.shared.log_tasks.send(task);
@@ -285,8 +288,7 @@ impl Worker {
 
     fn on_notice(&mut self, now: Time, notice: Notice) -> Result<(), StoreError> {
         match notice {
-            Notice::Persisted { region, generation, number, since } => {
-                self.out.disk.wrote(now - since);
+            Notice::Persisted { region, generation, number } => {
                 if let Some(peer) = self.current(region, generation) {
                     peer.on_persisted(now, number);
                     self.touched.insert(region);
@@ -477,7 +479,7 @@ impl Worker {
         if self.retired {
             peer.retire(now);
         } else if self.giving_way.is_some() {
-            peer.give_way(now, true);
+            peer.yield_elections(true);
         }
         let region = peer.id();
         if peer.is_initialized() {

@@ -307,7 +307,8 @@ async fn watch(
 fn first_failure(phases: &[PhaseReport]) -> Result<(), CliError> {
     if let Some(reason) = phases.iter().find_map(|phase| phase.cut_short.clone()) {
         let first = phases.iter().find_map(|phase| phase.first_error.clone());
-        return Err(CliError::CutShort { reason, first: first.unwrap_or_default() });
+        let first = first.unwrap_or_else(|| "none, nothing was answered".into());
+        return Err(CliError::CutShort { reason, first });
     }
     let errors = phases.iter().map(|phase| phase.errors).sum();
     if errors == 0 {

@@ -100,8 +100,6 @@ fn next_transfer<'a>(
     sources.sort_unstable_by(|a, b| b.cmp(a));
     let mut targets: Vec<_> = view
         .good_stores()
-        // Its disk is slow: it would hand them over at once.
-        .filter(|store| !store.stats.is_busy)
         .map(|store| store.descriptor.id)
         .filter(|store| has_room(*store))
         .map(|store| (counts.get(store), store))
@@ -158,7 +156,9 @@ fn can_lead(view: &View<'_>, report: &RegionReport, store: StoreId) -> Option<Pe
         && peer.id != report.leader.id
         && !report.region.in_joint()
         && report.is_caught_up(peer.id)
-        && view.health(store) == StoreHealth::Good;
+        && view.health(store) == StoreHealth::Good
+        // Its disk is slow: it would hand the region over at once.
+        && !view.stores.get(store).is_some_and(|store| store.stats.is_busy);
     is_able.then_some(peer)
 }
 

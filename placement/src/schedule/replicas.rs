@@ -118,7 +118,8 @@ impl<'a> Replicas<'a> {
             .filter(|voter| voter.peer.id != replica.peer.id)
             .min_by_key(|voter| {
                 let store = voter.peer.store;
-                (self.view.regions.leader_count(store), store)
+                let is_slow = self.view.stores.get(store).is_some_and(|store| store.stats.is_busy);
+                (is_slow, self.view.regions.leader_count(store), store)
             })
             .map(|voter| {
                 vec![Step::TransferLeader { from: replica.peer.store, to: seat(&voter.peer) }]
@@ -252,21 +253,22 @@ impl<'a> Replicas<'a> {
         };
         self.view
             .good_stores()
-            .filter(|store| !store.stats.is_busy)
             .filter(|store| {
                 let stats = &store.stats;
                 stats.capacity == 0 || stats.available >= stats.capacity / MIN_FREE_ONE_IN
             })
-            .map(|store| store.descriptor.id)
-            .filter(|store| {
+            .map(|store| (store.stats.is_busy, store.descriptor.id))
+            .filter(|(_, store)| {
                 let is_free = self.report.region.peer_on(*store).is_none();
                 if broken!(OneReplicaOnAStore) { !is_free } else { is_free }
             })
-            .filter(|store| self.view.has_room(*store, OperatorKind::Replica))
-            .min_by_key(|store| {
+            .filter(|(_, store)| self.view.has_room(*store, OperatorKind::Replica))
+            // A slow disk is better than a replica less.
+            .min_by_key(|(is_busy, store)| {
                 let count = self.view.regions.replica_count(*store) + coming(*store);
-                (count, *store)
+                (*is_busy, count, *store)
             })
+            .map(|(_, store)| store)
     }
 }
 
@@ -413,8 +415,8 @@ mod tests {
     }
 
     #[test]
-    fn a_store_without_free_disk_or_without_time_takes_no_replica() {
-        let mut map = stores(3, NOW);
+    fn a_store_without_free_disk_takes_no_replica_and_one_without_time_only_if_no_other_can() {
+        let mut map = stores(4, NOW);
         let stats = |capacity, available, is_busy| crate::map::StoreStats {
             capacity,
             available,
@@ -423,9 +425,13 @@ mod tests {
         };
         map.heartbeat(StoreId(2), stats(1_000, 10, false), NOW, 0);
         map.heartbeat(StoreId(3), stats(1_000, 900, true), NOW, 0);
-        assert_eq!(checked(&map, report(1, "", "")), "nothing");
-        map.heartbeat(StoreId(3), stats(1_000, 900, false), NOW, 0);
+        map.heartbeat(StoreId(4), stats(1_000, 10, false), NOW, 0);
         assert!(checked(&map, report(1, "", "")).contains("add learner 7777 on store 3"));
+        map.heartbeat(StoreId(4), stats(1_000, 900, false), NOW, 0);
+        assert!(checked(&map, report(1, "", "")).contains("add learner 7777 on store 4"));
+        map.heartbeat(StoreId(3), stats(1_000, 10, true), NOW, 0);
+        map.heartbeat(StoreId(4), stats(1_000, 10, false), NOW, 0);
+        assert_eq!(checked(&map, report(1, "", "")), "nothing");
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! What the group wants after a turn: for each part of it the room that sees to it, in the order
 //! that its promises need.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use esker_engine::KvEngine;
 use esker_mutants::broken;
@@ -39,9 +41,9 @@ impl Peer {
         loop {
             self.group.hold_committed(!backlog.has_room_beside(0));
             let Some(ready) = self.group.ready() else { break };
-            self.take_ready(now, shared, ready, out)?;
+            self.take_ready(shared, ready, out)?;
         }
-        self.watch_disk(now, shared, out);
+        self.watch_disk(now, out);
         self.serve_confirmed(&shared.kv)?;
         // Before the messages of this turn leave: among them may be the one that
         // makes another peer the leader.
@@ -63,7 +65,6 @@ impl Peer {
 
     fn take_ready(
         &mut self,
-        now: Time,
         shared: &Shared,
         ready: Ready,
         out: &mut Outputs,
@@ -100,7 +101,6 @@ impl Peer {
                 region: self.id,
                 generation: self.generation,
                 number: ready.number,
-                since: now,
                 messages,
             });
         }
@@ -137,42 +137,50 @@ impl Peer {
     }
 
     /// Compares the disk of this leader with those of its followers.
-    fn watch_disk(&mut self, now: Time, shared: &Shared, out: &mut Outputs) {
+    fn watch_disk(&mut self, now: Time, out: &mut Outputs) {
         if !self.is_leader() {
             self.behind = None;
             return;
         }
         let (commit, durable) = (self.group.commit_index(), self.group.persisted_index());
+        let was_durable = std::mem::replace(&mut self.was_durable, durable);
         if let Some((index, since)) = self.behind {
             if durable < index {
-                // Below that, it is not worth the look.
-                if now >= since + shared.config.stalled_disk {
-                    out.disk.waits_for(now - since);
-                }
+                out.disk.waits_for(now - since);
                 return;
             }
             out.disk.was_behind(now - since);
             self.behind = None;
+        } else if durable > was_durable {
+            // It was here no later than on the others.
+            out.disk.was_behind(Duration::ZERO);
         }
         if commit > durable {
             self.behind = Some((commit, now));
         }
     }
 
-    /// Gives way, or does not any more: see [`crate::disk`]. Returns whether this peer leads, and
-    /// tries to hand over.
-    pub fn give_way(&mut self, now: Time, gives_way: bool) -> bool {
-        if self.life != Life::Serving {
-            return false;
+    /// Whether this peer does not lead, or hands its leadership over already.
+    pub fn is_handing_over(&self) -> bool {
+        !self.is_leader() || self.group.transfer_target().is_some()
+    }
+
+    /// From now on this peer campaigns after the others, or no more than they.
+    pub fn yield_elections(&mut self, yields: bool) {
+        if self.life == Life::Serving {
+            let yields = yields && !broken!(SlowStoreIsNotChosen);
+            self.group.set_priority(if yields { SLOW_PRIORITY } else { 0 });
         }
-        let yields = gives_way && !broken!(SlowStoreIsNotChosen);
-        self.group.set_priority(if yields { SLOW_PRIORITY } else { 0 });
-        if !gives_way || !self.is_leader() {
-            return false;
-        }
+    }
+
+    /// Gives way to the peers of other stores: see [`crate::disk`]. Returns whether this peer leads,
+    /// and hands over.
+    pub fn give_way(&mut self, now: Time) -> bool {
+        self.yield_elections(true);
         // Where there is nobody to hand over to, a slow leader is better than none.
-        let _ = self.group.transfer_leader(now, None);
-        true
+        self.life == Life::Serving
+            && self.is_leader()
+            && self.group.transfer_leader(now, None).is_ok()
     }
 
     fn take_role(&mut self, role: &RoleChange, outbox: &dyn Outbox, out: &mut Outputs) {

@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use esker_raft::{ReadyNumber, Time};
+use esker_raft::Time;
 
 use super::Worker;
-use crate::config::{DISK_PROBE, GIVE_WAY_AGAIN};
+use crate::config::{DISK_PROBE, GIVE_WAY_AGAIN, HAND_OVER_NEXT, MAX_HANDED_OVER};
 use crate::disk::Change;
-use crate::message::Persisted;
 
 /// What a worker has still to do while its store gives way.
 pub(super) struct GivingWay {
@@ -37,7 +36,7 @@ impl Worker {
             Some(_) if !gives_way => {
                 self.giving_way = None;
                 for peer in self.peers.values_mut() {
-                    peer.give_way(now, false);
+                    peer.yield_elections(false);
                 }
                 return;
             }
@@ -45,7 +44,7 @@ impl Worker {
             Some(giving) => giving.look_at = now + DISK_PROBE,
         }
         self.hand_regions_over(now);
-        self.probe_disk(now);
+        self.probe_disk();
     }
 
     fn hand_regions_over(&mut self, now: Time) {
@@ -53,37 +52,42 @@ impl Worker {
         if now < giving.hand_over_at {
             return;
         }
-        let mut leads = 0_u64;
+        let mut given = 0;
         for (region, peer) in &mut self.peers {
-            if peer.give_way(now, true) {
+            if peer.is_handing_over() {
+                peer.yield_elections(true);
+            } else if given < MAX_HANDED_OVER && peer.give_way(now) {
                 self.touched.insert(*region);
-                leads += 1;
+                given += 1;
             }
         }
-        giving.hand_over_at = now + giving.again;
-        giving.again = (giving.again * 2).min(GIVE_WAY_AGAIN.1);
-        if leads > 0 {
+        if given == MAX_HANDED_OVER {
+            giving.hand_over_at = now + HAND_OVER_NEXT;
+            giving.look_at = giving.hand_over_at;
+        } else {
+            giving.hand_over_at = now + giving.again;
+            giving.again = (giving.again * 2).min(GIVE_WAY_AGAIN.1);
+        }
+        if given > 0 {
             let store = self.shared.store;
-            tracing::warn!(%store, regions = leads, "regions are handed over because of the slow disk");
-            metrics::counter!("esker_store_leaders_given_up_total").increment(leads);
+            tracing::warn!(%store, regions = given, "regions are handed over because of the slow disk");
+            metrics::counter!("esker_store_leaders_given_up_total").increment(given as u64);
         }
     }
 
-    /// Writes what is in the log already, if it is time and no other worker has done so.
-    fn probe_disk(&mut self, now: Time) {
-        let Some((region, peer)) = self.peers.iter().next() else { return };
-        if !self.shared.disk.must_probe(now) {
-            return;
+    /// Writes what is in the log already, if the log writer has nothing to do: a store that gives way
+    /// has perhaps nothing else to write, and how long its disk takes must be seen.
+    fn probe_disk(&mut self) {
+        let disk = &self.shared.disk;
+        if let Some((region, peer)) = self.peers.iter().next() {
+            if disk.is_idle() {
+                self.out.log.batch.put_state(region.0, &peer.raft_state().encode());
+            }
+        } else if self.shared.delegates.count() == 0
+            && let Some(change) = disk.leads_nothing()
+        {
+            self.tell_of_disk(change);
         }
-        self.out.log.batch.put_state(region.0, &peer.raft_state().encode());
-        // It is of no generation of this peer: only the time that it takes counts.
-        self.out.log.persisted.push(Persisted {
-            region: *region,
-            generation: 0,
-            number: ReadyNumber(0),
-            since: now,
-            messages: Vec::new(),
-        });
     }
 
     fn tell_of_disk(&self, change: Change) {
@@ -94,10 +98,10 @@ impl Worker {
                 "the disk of the log has not answered for {since:?}, and those of other stores have: \
                  this store leads no regions until its disk is well"
             ),
-            Change::Slow(behind) => tracing::warn!(
+            Change::Slow(takes) => tracing::warn!(
                 %store,
-                "the disk of the log is {behind:?} slower than those of other stores: this store \
-                 leads no regions until its disk is well"
+                "a write of the log takes {takes:?} here, and less on other stores: this store leads no \
+                 regions until its disk is well"
             ),
             Change::Well => tracing::warn!(%store, "the disk of the log is well again"),
         }

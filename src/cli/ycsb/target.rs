@@ -13,7 +13,8 @@ use super::super::error::CliError;
 use super::{Plan, measure};
 use crate::ycsb::{BareRocksDb, EtcdClient, PhaseReport};
 
-/// The most threads that RocksDB is measured with. Each client has one, up to this number.
+/// The most threads that RocksDB is measured with. Each client has one, up to this number. With more
+/// clients, the last wait for the first to end.
 const MAX_ROCKSDB_THREADS: usize = 512;
 
 /// Bytes of a record beside its value: the key, and what a store keeps of a pair.
@@ -58,6 +59,12 @@ impl Target {
                 let connected = EtcdClient::connect(&endpoints).await;
                 let client =
                     connected.map_err(|reason| CliError::NoTarget { system: "etcd", reason })?;
+                if !client.is_at_leader() {
+                    eprintln!(
+                        "note: none of the members named leads, and one that follows is slower: name \
+                         all with --placement"
+                    );
+                }
                 measure(&Arc::new(client), plan, json).await
             }
             Target::Rocksdb => {
@@ -93,7 +100,8 @@ fn rocksdb(directory: &Path, plan: &Plan, json: bool) -> Result<Vec<PhaseReport>
     tokio::task::block_in_place(|| {
         let database = Arc::new(BareRocksDb::open(directory).map_err(failed)?);
         let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(plan.options.threads.min(MAX_ROCKSDB_THREADS))
+            // One more keeps the time.
+            .worker_threads(plan.options.threads.min(MAX_ROCKSDB_THREADS) + 1)
             .enable_all()
             .build()
             .map_err(CliError::Runtime)?;
@@ -114,11 +122,18 @@ async fn check_stores(client: &KvClient, plan: &Plan) -> Result<(), CliError> {
         }
         // Stores of one host with as large a disk share it, as those of a playground do.
         let host = store.address.rsplit_once(':').map_or_else(String::new, |(host, _)| host.into());
-        disks.entry((host, stats.capacity)).or_insert(stats.available);
+        let disk = disks.entry((host, stats.capacity)).or_insert((0_u64, stats.available));
+        disk.0 += 1;
     }
-    let copies = REPLICAS.min(stores.len() as u64);
-    let free = disks.values().fold(0, |sum: u64, free| sum.saturating_add(*free));
-    plan.check_space(copies, free, "the cluster")
+    let count = stores.len() as u64;
+    if count <= REPLICAS {
+        // Every store has a copy, and the fullest disk decides.
+        let tightest = disks.values().map(|(stores, free)| (free / stores, stores, free)).min();
+        let Some((_, stores, free)) = tightest else { return Ok(()) };
+        return plan.check_space(*stores, *free, "the fullest disk of the cluster");
+    }
+    let free = disks.values().fold(0, |sum: u64, (_, free)| sum.saturating_add(*free));
+    plan.check_space(REPLICAS, free, "the cluster")
 }
 
 impl Plan {

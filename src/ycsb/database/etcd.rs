@@ -32,6 +32,7 @@ const MAX_ANSWER_BYTES: usize = 64 << 20;
 pub struct EtcdClient {
     connections: Vec<KvClient<Channel>>,
     next: AtomicUsize,
+    is_at_leader: bool,
 }
 
 impl EtcdClient {
@@ -41,12 +42,12 @@ impl EtcdClient {
     /// One line for each endpoint that was tried, if none answers.
     pub async fn connect(endpoints: &[String]) -> Result<EtcdClient, String> {
         let dialer = Dialer::default();
-        let mut first = None;
+        let (mut first, mut is_at_leader) = (None, false);
         let mut refusals = Vec::new();
         for endpoint in endpoints {
             match EtcdClient::leads(&dialer, endpoint).await {
                 Ok(true) => {
-                    first = Some(endpoint);
+                    (first, is_at_leader) = (Some(endpoint), true);
                     break;
                 }
                 Ok(false) => {
@@ -62,7 +63,13 @@ impl EtcdClient {
                 .max_decoding_message_size(MAX_ANSWER_BYTES);
             connections.push(client);
         }
-        Ok(EtcdClient { connections, next: AtomicUsize::new(0) })
+        Ok(EtcdClient { connections, next: AtomicUsize::new(0), is_at_leader })
+    }
+
+    /// Whether it is the leader that it connected to. A follower passes everything on, which is
+    /// slower.
+    pub fn is_at_leader(&self) -> bool {
+        self.is_at_leader
     }
 
     async fn leads(dialer: &Dialer, endpoint: &str) -> Result<bool, String> {
