@@ -24,6 +24,10 @@ const WARMUP_CLIENTS: u64 = 1 << 32;
 /// election, and than the deadline of a single request of ours.
 pub const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
 
+/// How long a client waits after a request that failed, so that a database which refuses everything
+/// is not asked a million times.
+const REST_AFTER_FAILURE: Duration = Duration::from_millis(5);
+
 /// How often it is looked whether a request has succeeded.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
@@ -96,6 +100,7 @@ pub async fn load<D: Database>(
                     .collect();
                 let outcome = stop.or(loader.insert(records)).await;
                 loader.end(end - next, outcome.is_ok());
+                stop.rest_after(&outcome).await;
                 next = end;
             }
             loader.measured
@@ -165,6 +170,7 @@ async fn clients<D: Database>(
                 }
                 let outcome = stop.or(client.transact(&mut transactions)).await;
                 client.end(1, outcome.is_ok());
+                stop.rest_after(&outcome).await;
             }
             client.measured
         });
@@ -231,6 +237,13 @@ struct Stop(watch::Receiver<Option<CutShort>>);
 impl Stop {
     fn came(&self) -> bool {
         self.0.borrow().is_some()
+    }
+
+    /// Waits a little after a request that failed.
+    async fn rest_after(&self, outcome: &Result<(), DatabaseError>) {
+        if outcome.is_err() && !self.came() {
+            tokio::time::sleep(REST_AFTER_FAILURE).await;
+        }
     }
 
     /// Waits for `request`, but no longer than until the phase is stopped.

@@ -217,7 +217,8 @@ async fn a_database_that_goes_away_ends_the_phase_with_what_was_measured() {
     let database = Arc::new(Silent { table: Memory::default(), answers: 500 });
     let loaded = load(&database, &options, &progress).await;
     assert_eq!(loaded.operations - loaded.errors, 500);
-    assert_eq!(loaded.errors, 7, "one request of each client was never answered");
+    // One request of each client that had not loaded its share yet.
+    assert!((1..=7).contains(&loaded.errors), "{}", loaded.errors);
     let reason = loaded.cut_short.expect("it did not load all");
     assert!(reason.starts_with("no request succeeded for "), "{reason}");
 
