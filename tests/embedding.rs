@@ -44,6 +44,8 @@ async fn a_replica_that_missed_more_than_the_log_keeps_comes_back_by_snapshot() 
         log_gc_threshold: Some(20),
         log_gc_max_lag: Some(40),
         log_gc_interval_ms: Some(100),
+        // The log keeps what a crash could take from the data.
+        flush_after_ms: Some(1_000),
         ..NodeConfig::default()
     };
     let folder = tempfile::tempdir().expect("a folder");

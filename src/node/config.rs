@@ -111,6 +111,8 @@ settings! {
         "a follower so many entries behind is not waited for; it will need a snapshot. At least the above";
     log_gc_interval_ms, "log-gc-interval-ms" = 3_000 in 10..=3_600_000,
         "how often a region looks at whether its log may be shortened";
+    flush_after_ms, "flush-after-ms" = 300_000 in 1_000..=86_400_000,
+        "data that was applied so long ago is flushed; until then the log keeps what led there";
     schedule_interval_ms, "schedule-interval-ms" = 500 in 10..=3_600_000,
         "how often the placement driver looks for something to do";
 }
@@ -298,6 +300,7 @@ impl NodeConfig {
             log_gc_threshold: all.log_gc_threshold,
             log_gc_max_lag: all.log_gc_max_lag,
             log_gc_interval: Duration::from_millis(all.log_gc_interval_ms),
+            flush_after: Duration::from_millis(all.flush_after_ms),
             ..StoreConfig::default()
         }
     }
@@ -428,6 +431,7 @@ mod tests {
         assert_eq!(ours.log_gc_threshold, theirs.log_gc_threshold);
         assert_eq!(ours.log_gc_max_lag, theirs.log_gc_max_lag);
         assert_eq!(ours.log_gc_interval, theirs.log_gc_interval);
+        assert_eq!(ours.flush_after, theirs.flush_after);
         let (ours, theirs) = (NodeConfig::default().engine(), EngineOptions::default());
         assert_eq!(ours.block_cache_bytes, theirs.block_cache_bytes);
         assert_eq!(ours.write_buffer_bytes, theirs.write_buffer_bytes);
